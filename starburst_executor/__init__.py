@@ -1,0 +1,1 @@
+"""A `concurrent.futures.Executor` that survives the laptop."""
