@@ -1,0 +1,460 @@
+"""Local modules travel with the session.
+
+Pickle names functions and classes by their module, so a worker has to import what the
+caller imported. Installed packages are the environment's business; what lies outside
+of it (the caller's own modules and packages) is packed here, one archive for each
+top-level name, so that a change re-ships only what changed.
+
+* client: `Tracker.refresh` at each submit gives the digests that its tasks need, and
+  hands over each archive once.
+* worker: `unpack` gives the directory to put on a child's `sys.path`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import site
+import sys
+import sysconfig
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import TypeAlias
+
+from starburst_executor.errors import DamagedObject
+
+__all__ = [
+    "UNPACKED_MAX",
+    "Cache",
+    "Extra",
+    "Source",
+    "Stamp",
+    "Tracker",
+    "build_archive",
+    "build_archives",
+    "local_modules",
+    "unpack",
+]
+
+UNPACKED_MAX = 64 * 1024 * 1024  # bytes; each worker fetches and unpacks all of it
+
+Extra: TypeAlias = str | os.PathLike[str] | ModuleType
+
+# sitecustomize is run at start-up, never unpickled; __mp_main__ is __main__ once more.
+_NEVER = {"__main__", "__mp_main__", "sitecustomize", "usercustomize", __package__}
+_SUFFIXES = (".py", *EXTENSION_SUFFIXES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One top-level module: a file, or the directories of a package (several: a namespace)."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Tells one state of a source on disk from another without reading it."""
+
+    paths: tuple[Path, ...]
+    newest: int  # ns since the epoch
+    size: int  # bytes
+    files: int
+
+
+Cache: TypeAlias = dict[str, tuple[Stamp, str, bytes]]
+"""By top-level name: what was packed, its digest and the archive."""
+
+
+# --- which ------------------------------------------------------------------------
+
+
+def local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
+    """The imported top-level modules that no package installer knows of, by name.
+
+    `__main__` is not among them (its functions are pickled by value), and neither is
+    what comes from a zip file or has no file at all.
+
+    Args:
+        extra: More of them, imported or not: names, modules, paths of a `.py` file or
+            of a package directory. Installed ones are taken too, if named here.
+
+    Raises:
+        ModuleNotFoundError: there is no module of a name in `extra`.
+        ValueError: something else in `extra` cannot travel.
+    """
+    found = {
+        name: source
+        for name, module in sys.modules.copy().items()
+        if "." not in name and name not in _NEVER
+        if (source := _source(name, module, _is_local)) is not None
+    }
+    for wanted in extra:
+        source = _extra(wanted)
+        found[source.name] = source
+    return [found[name] for name in sorted(found)]
+
+
+def _source(
+    name: str, module: ModuleType, accept: Callable[[Path], bool]
+) -> Source | None:
+    if not isinstance(module, ModuleType):  # anything may be put into sys.modules
+        return None
+    attributes = vars(module)  # no getattr: lazy modules import on it
+    file, folders = attributes.get("__file__"), attributes.get("__path__")
+    return _located(name, file, folders, accept)
+
+
+def _located(
+    name: str,
+    file: str | None,
+    folders: Iterable[str] | None,
+    accept: Callable[[Path], bool],
+) -> Source | None:
+    if file is not None and not Path(file).name.startswith("__init__."):
+        # A file, even with a __path__: six and others have one and are no directory.
+        place = Path(file).absolute()
+        usable = place.name.endswith(_SUFFIXES) and place.is_file()
+        paths = [place] if usable and accept(place) else []
+    else:
+        # A namespace package has no file and may have directories of both kinds.
+        places = [Path(f).absolute() for f in _strings(folders) if f]
+        paths = [place for place in places if place.is_dir() and accept(place)]
+    return Source(name=name, paths=tuple(paths)) if paths else None
+
+
+def _strings(folders: Iterable[str] | None) -> Iterable[str]:
+    return () if folders is None or isinstance(folders, str) else folders
+
+
+def _is_local(path: Path) -> bool:
+    return not (_is_installed(path) or _is_installed(path.resolve()))
+
+
+def _is_installed(path: Path) -> bool:
+    if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+        return True
+    return any(path.is_relative_to(root) for root in _installed_roots())
+
+
+@functools.cache
+def _installed_roots() -> frozenset[Path]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    roots = {sysconfig.get_path(name) for name in names}
+    roots.update(site.getsitepackages(), [site.getusersitepackages()])
+    return frozenset(Path(r) for root in roots for r in (root, os.path.realpath(root)))
+
+
+def _extra(wanted: Extra) -> Source:
+    if isinstance(wanted, ModuleType):
+        return _of_module(wanted)
+    if isinstance(wanted, str) and not _looks_like_path(wanted):
+        return _of_name(wanted)
+    return _of_path(Path(wanted))
+
+
+def _looks_like_path(text: str) -> bool:
+    return os.sep in text or text.endswith(".py") or text.startswith((".", "~"))
+
+
+def _of_module(module: ModuleType) -> Source:
+    top = module.__name__.partition(".")[0]
+    source = _source(top, sys.modules.get(top, module), lambda _: True)
+    if source is None or top in _NEVER:
+        raise _no_file(module.__name__)
+    return source
+
+
+def _of_name(name: str) -> Source:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(
+            f"cannot ship {name!r}: it is neither a module name nor a path"
+        )
+    top = name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(name)
+        spec = spec and importlib.util.find_spec(top)
+    except ModuleNotFoundError as error:
+        raise _not_found(name) from error
+    except ValueError:  # it is imported but has no spec: __main__, or made by hand
+        return _of_module(sys.modules[top])
+    if spec is None:
+        raise _not_found(name)
+    folders = spec.submodule_search_locations
+    source = _located(top, spec.origin, folders, lambda _: True)
+    if source is None or top in _NEVER:
+        raise _no_file(name)
+    return source
+
+
+def _not_found(name: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"there is no module {name!r} to ship: it cannot be imported here. Check the "
+        f"spelling and sys.path, or give the path of its file or directory",
+        name=name,
+    )
+
+
+def _no_file(name: str) -> ValueError:
+    return ValueError(
+        f"module {name!r} cannot travel: only .py files, extension modules and package "
+        f"directories can, not what is built in, in a zip file or {__package__} itself"
+    )
+
+
+def _of_path(path: Path) -> Source:
+    place = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  resolves "..", not links
+    if not place.exists():
+        raise ValueError(
+            f"cannot ship {str(path)!r}: there is no such file or directory"
+        )
+    if place.is_file() and place.suffix != ".py":
+        raise ValueError(f"cannot ship {str(path)!r}: it is no .py file")
+    name = place.stem if place.is_file() else place.name
+    if not name.isidentifier():
+        raise ValueError(f"cannot ship {str(path)!r}: nothing can import a {name!r}")
+    if place.is_dir() and not any(n.endswith(_SUFFIXES) for n in _files(place)):
+        raise ValueError(f"cannot ship {str(path)!r}: there is no module in it")
+    return Source(name=name, paths=(place,))
+
+
+# --- packing ----------------------------------------------------------------------
+
+
+def build_archives(
+    sources: Sequence[Source], cache: Cache | None = None
+) -> dict[str, tuple[str, bytes]]:
+    """Digest and zip file of each source, by name.
+
+    Equal files give equal archives. Hidden files and directories, bytecode, virtual
+    environments and `node_modules` stay behind; data files of a package travel.
+
+    Args:
+        sources: What to pack.
+        cache: Archives of an earlier call, which are used again where nothing changed
+            on disk. It is brought up to date: it holds these sources and no others.
+
+    Raises:
+        ValueError: together they are over 64 MiB.
+    """
+    old = {} if cache is None else dict(cache)
+    stamps = {source.name: _stamp(source) for source in sources}
+    _check_size(stamps)
+    new: Cache = {}
+    for source in sources:
+        stamp, kept = stamps[source.name], old.get(source.name)
+        if kept is None or kept[0] != stamp:
+            kept = (stamp, *build_archive(source))
+        new[source.name] = kept
+    if cache is not None:
+        cache.clear()
+        cache.update(new)
+    return {name: (digest, data) for name, (_, digest, data) in new.items()}
+
+
+def build_archive(source: Source) -> tuple[str, bytes]:
+    """Digest and zip file of one source."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in sorted(_members(source).items()):
+            info = zipfile.ZipInfo(
+                name
+            )  # dated 1980: only content may change the digest
+            info.external_attr = 0o644 << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, path.read_bytes())
+    data = target.getvalue()
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def _members(source: Source) -> dict[str, Path]:
+    """Name in the archive -> file. Named for the module, which its file need not be."""
+    members: dict[str, Path] = {}
+    for place in source.paths:
+        if place.is_file():
+            suffix = next(s for s in _by_length(_SUFFIXES) if place.name.endswith(s))
+            members.setdefault(source.name + suffix, place)
+        else:
+            for name, path in _files(place).items():
+                members.setdefault(f"{source.name}/{name}", path)
+    return members
+
+
+def _by_length(suffixes: Iterable[str]) -> list[str]:
+    return sorted(suffixes, key=len, reverse=True)  # ".abi3.so" before ".so"
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a package that travel, by their name below it."""
+    return dict(_walk(folder, "", frozenset()))
+
+
+def _walk(
+    folder: Path, above: str, parents: frozenset[str]
+) -> Iterator[tuple[str, Path]]:
+    real = os.path.realpath(folder)
+    if real in parents or (folder / "pyvenv.cfg").exists():
+        return  # a link to a directory above, or a virtual environment
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name in ("__pycache__", "node_modules"):
+            continue
+        if path.is_dir():
+            yield from _walk(path, f"{above}{path.name}/", parents | {real})
+        elif path.is_file() and path.suffix not in (".pyc", ".pyo"):
+            yield above + path.name, path
+
+
+def _stamp(source: Source) -> Stamp:
+    states = [path.stat() for path in _members(source).values()]
+    return Stamp(
+        paths=source.paths,
+        newest=max((state.st_mtime_ns for state in states), default=0),
+        size=sum(state.st_size for state in states),
+        files=len(states),
+    )
+
+
+def _check_size(stamps: dict[str, Stamp]) -> None:
+    total = sum(stamp.size for stamp in stamps.values())
+    if total <= UNPACKED_MAX:
+        return
+    name, biggest = max(stamps.items(), key=lambda item: item[1].size)
+    places = ", ".join(map(str, biggest.paths))
+    raise ValueError(
+        f"the local modules hold {_mib(total)}, and at most {_mib(UNPACKED_MAX)} travel "
+        f"with a session. The biggest is {name!r}: {_mib(biggest.size)} in "
+        f"{biggest.files} files ({places}). Keep data out of the package directory and "
+        f"pass it as an argument or by the store; or install the package, here (not as "
+        f"editable) and for the workers, and it need not travel"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+# --- keeping up -------------------------------------------------------------------
+
+
+class Tracker:
+    """Knows which archives the tasks submitted now will need.
+
+    Imports are noticed, edits of a file already imported are not: the caller runs the
+    old code too.
+
+    Args:
+        ship: Called as `ship(digest, archive)` once per digest. If it raises, so does
+            `refresh`, and the next one tries again.
+        extra: As for `local_modules`.
+
+    Raises:
+        ModuleNotFoundError, ValueError: something in `extra` cannot travel.
+    """
+
+    def __init__(
+        self, ship: Callable[[str, bytes], None], extra: Iterable[Extra] = ()
+    ) -> None:
+        self._ship = ship
+        self._extra = [_extra(wanted) for wanted in extra]
+        self._lock = threading.Lock()
+        self._seen: object = None
+        self._cache: Cache = {}
+        self._shipped: set[str] = set()
+        self._digests: dict[str, str] = {}
+
+    def refresh(self) -> dict[str, str]:
+        """The digest of each local module, by name; shipped before this returns.
+
+        Takes well under a microsecond while nothing new is imported. The dictionary
+        may be kept, and must not be changed.
+
+        Raises:
+            ValueError: together they have grown over 64 MiB.
+        """
+        if self._seen == _imports():
+            return self._digests
+        with self._lock:
+            seen = _imports()
+            if self._seen != seen:
+                self._digests = self._scan()
+                self._seen = seen  # last: whoever sees it takes the digests unlocked
+            return self._digests
+
+    def _scan(self) -> dict[str, str]:
+        sources = {source.name: source for source in [*local_modules(), *self._extra]}
+        archives = build_archives(list(sources.values()), self._cache)
+        for digest, data in archives.values():
+            if digest not in self._shipped:
+                self._ship(digest, data)
+                self._shipped.add(digest)
+        return {name: digest for name, (digest, _) in archives.items()}
+
+
+def _imports() -> tuple[int, str, int]:
+    """Changes with every import, at the cost of two look-ups."""
+    last = next(reversed(sys.modules))
+    return len(sys.modules), last, id(sys.modules.get(last))
+
+
+# --- on the worker ----------------------------------------------------------------
+
+
+def unpack(archive: bytes | Path, folder: Path) -> Path:
+    """Unpack an archive below `folder`, unless it is there; the directory for `sys.path`.
+
+    Any number of processes may do so at once: the directory, named by the archive's
+    digest, appears whole or not at all.
+
+    Raises:
+        DamagedObject: it is no archive of ours.
+    """
+    data = archive if isinstance(archive, bytes) else archive.read_bytes()
+    target = folder / hashlib.sha256(data).hexdigest()
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder))
+    try:
+        _extract(data, draft)
+        _publish(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _publish(draft: Path, target: Path) -> None:
+    try:
+        draft.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was first, with the same content
+            raise
+
+
+def _extract(data: bytes, draft: Path) -> None:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                _check_member(name)
+            archive.extractall(draft)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+        raise DamagedObject(f"an archive of modules is damaged: {error}") from error
+
+
+def _check_member(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise DamagedObject(
+            f"an archive of modules names a path outside of it: {name!r}"
+        )
