@@ -1,0 +1,149 @@
+"""What a worker shall be: its size and where it runs, checked where it is written down."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+__all__ = ["WorkerSpec", "memory_mib"]
+
+_MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT])i?B", re.IGNORECASE | re.ASCII)
+_MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
+_INSTANCE_TYPE = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
+
+
+class WorkerSpec(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
+    """What each worker of a session shall be; checked whenever one is made or decoded.
+
+    Attributes:
+        launcher: Where workers run: "local" (this machine) or "ecs".
+        cpu: vCPUs of a worker.
+        memory: Memory of a worker, as in "2GB" or "512MB"; read as AWS reads it, so 1 GB is 1,024 MiB.
+        launch_type: "FARGATE" or "EC2".
+        instance_type: The EC2 instance type, as in "c8a.xlarge"; with `launch_type="EC2"` and only then.
+        use_spot: Whether to take Spot capacity.
+        region: The AWS region, or None for the one that the AWS settings name.
+        slots: How many tasks a worker runs at once.
+
+    Raises:
+        TypeError, ValueError: names the argument, its value and what would be right.
+    """
+
+    launcher: Literal["local", "ecs"] = "local"
+    cpu: float = 1
+    memory: str = "2GB"
+    launch_type: Literal["FARGATE", "EC2"] = "FARGATE"
+    instance_type: str | None = None
+    use_spot: bool = False
+    region: str | None = None
+    slots: int = 1
+
+    def __post_init__(self) -> None:
+        _check_choice("launcher", self.launcher, ("local", "ecs"))
+        _check_cpu(self.cpu)
+        memory_mib(self.memory)
+        _check_choice("launch_type", self.launch_type, ("FARGATE", "EC2"))
+        _check_instance_type(self.launch_type, self.instance_type)
+        _check_type("use_spot", self.use_spot, bool, "True or False")
+        _check_region(self.region)
+        _check_slots(self.slots)
+
+
+def memory_mib(text: str) -> int:
+    """Whole MiB that hold what `text` asks for.
+
+    Args:
+        text: A number and MB, GB or TB (or MiB, GiB, TiB, which mean the same here, as with AWS).
+
+    Raises:
+        TypeError, ValueError: it is something else, or nothing.
+    """
+    _check_type("memory", text, str, 'a number with its unit, such as "2GB" or "512MB"')
+    match = _MEMORY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f'memory={text!r} is not an amount of memory; write a number and MB or GB, such as "2GB"'
+        )
+    mib = math.ceil(float(match[1]) * _MIB[match[2].upper()])
+    if mib < 1:
+        raise ValueError(
+            f'memory={text!r} is nothing; a worker needs some, such as "2GB"'
+        )
+    return mib
+
+
+def _check_type(name: str, value: object, kind: type, right: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{name}={value!r} is of type {type(value).__name__}; it must be {right}"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"{name}={value!r} is unknown; it must be one of {', '.join(map(repr, choices))}"
+        )
+
+
+def _check_cpu(cpu: float) -> None:
+    if isinstance(cpu, bool) or not isinstance(cpu, int | float):
+        raise TypeError(
+            f"cpu={cpu!r} is of type {type(cpu).__name__}; it must be a number of vCPUs, such as 1 or 0.5"
+        )
+    if not 0 < cpu < math.inf:
+        raise ValueError(
+            f"cpu={cpu!r} is no number of vCPUs; it must be above 0, such as 1 or 0.5"
+        )
+
+
+def _check_instance_type(launch_type: str, instance_type: str | None) -> None:
+    if instance_type is None:
+        if launch_type == "EC2":
+            raise ValueError(
+                'launch_type="EC2" needs an instance_type, such as instance_type="c8a.xlarge"; '
+                'for workers without instances of your own, use launch_type="FARGATE"'
+            )
+        return
+    _check_type("instance_type", instance_type, str, 'a name such as "c8a.xlarge"')
+    if launch_type != "EC2":
+        raise ValueError(
+            f"instance_type={instance_type!r} has no meaning with launch_type={launch_type!r}; "
+            'add launch_type="EC2", or leave instance_type out'
+        )
+    if not _INSTANCE_TYPE.fullmatch(instance_type):
+        raise ValueError(
+            f"instance_type={instance_type!r} is not an instance type; write family, dot and size, "
+            'such as "c8a.xlarge"'
+        )
+
+
+def _check_region(region: str | None) -> None:
+    if region is None:
+        return
+    _check_type("region", region, str, 'a name such as "eu-west-1", or None')
+    if not region or region != region.strip():
+        raise ValueError(
+            f'region={region!r} is not a region; write a name such as "eu-west-1", or leave it out'
+        )
+
+
+def _check_slots(slots: int) -> None:
+    if isinstance(slots, bool) or not isinstance(slots, int):
+        raise TypeError(
+            f"slots={slots!r} is of type {type(slots).__name__}; it must be a whole number, 1 or more"
+        )
+    if slots < 1:
+        raise ValueError(
+            f"slots={slots!r} is too few; a worker runs at least 1 task at a time"
+        )
