@@ -1,0 +1,800 @@
+"""The worker's side of its child processes: jobs in, ended jobs out, never blocking.
+
+    worker's loop                 | thread "starburst-slots"             | children
+                                  |                                      |
+    start ----> queue of jobs ----|--> feed ---- socket of each child ---|--> run
+    withdraw <--------------------|--- take back what was not read       |
+    take <----- ended jobs <------|--- collect <-------------------------|--- reply
+    signal <----------------------|--- bury: blame, replace <------------|--- death
+
+* The worker's loop hands over jobs and fetches what became of them.
+* The thread sends each child one job, and some ahead while jobs are tiny; it takes back
+  what was sent ahead when the job before turns out long, enforces time limits, and
+  replaces children that died.
+* A child (`child.py`) runs one job at a time, in a process group of its own.
+
+Who owns a job is never in doubt. A message in a child's socket is read either by the
+child or, to take it back, by this process, which keeps the receiving end open too; the
+kernel decides which. So a child that died had begun at most one job without answering
+it: that one is to blame, and all others go to another child.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import selectors
+import shutil
+import signal as signals
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import msgspec
+
+from starburst_executor.child import (
+    MESSAGE_MAX,
+    FromChild,
+    Initialized,
+    Kind,
+    Order,
+    Reply,
+    Spooled,
+    frame,
+    tail,
+    to_child,
+    unspool,
+)
+from starburst_executor.runtime import Runtime, Signal
+from starburst_executor.serialize import Failure, Outcome, encode_outcome
+
+__all__ = ["Ended", "Job", "ProcessSlots", "Slots"]
+
+log = logging.getLogger(__name__)
+
+SLOW = 0.1  # seconds; a job that runs longer keeps none waiting behind it
+STDERR_TAIL = 4096  # bytes of stderr shown in the message of a crash
+STARTS_MAX = (
+    5  # children in a row that die before they can read: then it is the machine
+)
+PATIENCE = 10.0  # seconds until a killed process that does not end is given up
+PAUSE = 0.05  # seconds before the second try to start a child, then twice that, ...
+LEAVE = 1.0  # seconds that idle children have for their own clean-up at `close`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One call to make in a child process."""
+
+    key: Hashable
+    label: str  # the task's id, for messages
+    function: Path  # file with the callable's cargo
+    function_digest: str
+    call: bytes  # cargo of (args, kwargs)
+    blobs: Path  # directory where each blob that the cargos name is a file of that name
+    path: tuple[str, ...]  # directories for sys.path
+    timeout: float | None  # seconds of run time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What became of a job.
+
+    The files of `blobs` belong to whoever took this: to be uploaded, then deleted.
+    """
+
+    key: Hashable
+    began: float  # UTC seconds by this machine's clock
+    ended: float
+    outcome: bytes  # of `encode_outcome`
+    ok: bool  # it returned a value
+    kind: Kind
+    blobs: tuple[tuple[str, Path, int], ...]  # digest, file, bytes
+    stdout: bytes  # the last 1 MiB of it
+    stderr: bytes
+
+
+class Slots(Protocol):
+    """Runs jobs, `size` at a time, first in first out. No call blocks on a job."""
+
+    size: int
+    signal: Signal
+    """Set whenever `take` has something new."""
+
+    def start(self, job: Job) -> None:
+        """Queue a job; the next free slot begins it."""
+
+    def withdraw(self, keys: Iterable[Hashable]) -> set[Hashable]:
+        """Take back those of the jobs that have not begun.
+
+        Returns:
+            The keys of the jobs that will now never run; each other one is running,
+            has ended or was never here.
+        """
+
+    def begun(self) -> dict[Hashable, float]:
+        """The jobs that run now, and since when (UTC seconds)."""
+
+    def kill(self, key: Hashable) -> None:
+        """Stop a job, running or not; `take` will not tell of it."""
+
+    def take(self) -> list[Ended]:
+        """The jobs that ended since the last call.
+
+        Raises:
+            RuntimeError: no jobs can be run on this machine any more.
+        """
+
+    def live_output(self, key: Hashable) -> tuple[bytes, bytes]:
+        """The last that a running job has written to stdout and to stderr so far."""
+
+    def close(self) -> None:
+        """Stop everything within a few seconds and delete what is left of it."""
+
+
+# --- one child --------------------------------------------------------------------
+
+_Verdict: TypeAlias = Literal["crashed", "timeout", "killed", "replaced"]
+
+
+class _Entry:
+    """A job on its way, with its number in the order of arrival."""
+
+    __slots__ = ("began", "job", "number", "since", "unwanted")
+
+    def __init__(self, number: int, job: Job) -> None:
+        self.number = number
+        self.job = job
+        self.began = 0.0  # UTC
+        self.since = math.inf  # monotonic
+        self.unwanted = False
+
+
+class _Child:
+    """A child process as seen from here. Its oldest unanswered job is the one it runs.
+
+    Args:
+        outputs: Where its stdout and stderr go.
+        arguments: For `child.main`, after those that are made here.
+    """
+
+    def __init__(self, outputs: tuple[Path, Path], arguments: list[str]) -> None:
+        self.ready = False
+        self.initialized = False
+        self.slow = False  # its job is long: send nothing ahead
+        self.verdict: _Verdict | None = None  # once set, it is dying of this
+        self.path: tuple[str, ...] = ()
+        self.sent: deque[_Entry] = deque()
+        self._paths = outputs
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        self._files = [os.open(path, flags, 0o600) for path in outputs]
+        self.channel, self._theirs = _socket_pair()
+        self.life, life = os.pipe()
+        try:
+            self._process = self._spawn(life, arguments)
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(life)
+
+    def _spawn(self, life: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+        theirs = self._theirs.fileno()
+        ends = [str(theirs), str(life), str(os.getpid())]
+        module = ["-P", "-m", "starburst_executor.child"]  # -P: not from the cwd
+        return subprocess.Popen(
+            [sys.executable, *module, *ends, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._files[0],
+            stderr=self._files[1],
+            pass_fds=(theirs, life),
+            start_new_session=True,
+        )
+
+    def window(self, most: int) -> int:
+        """How many jobs it may hold, the one that it runs included."""
+        if not self.ready or self.verdict:
+            return 0
+        return most if self.initialized and not self.slow else 1
+
+    def send(self, data: bytes) -> bool:
+        """Put a message into the socket; False if that is full."""
+        try:
+            self.channel.send(data)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOBUFS):  # the latter: macOS
+                raise
+            return False
+        return True
+
+    def receive(self) -> Iterator[bytes]:
+        """The messages that the child has sent."""
+        with suppress(BlockingIOError):
+            while data := self.channel.recv(MESSAGE_MAX):
+                yield data
+
+    def recall(self) -> list[_Entry]:
+        """Take back the jobs that it has not read; it will never run them.
+
+        These need not be the last that were sent: while one message is read here, the
+        child may read the next.
+        """
+        unread = set()
+        with suppress(BlockingIOError):
+            while data := self._theirs.recv(MESSAGE_MAX, socket.MSG_DONTWAIT):
+                unread.add(to_child.decode(data).number)
+        recalled = [entry for entry in self.sent if entry.number in unread]
+        self.sent = deque(entry for entry in self.sent if entry.number not in unread)
+        return recalled
+
+    def output(self) -> tuple[bytes, bytes]:
+        """The last of what it wrote to stdout and to stderr in the job that it runs."""
+        stdout, stderr = map(tail, self._files)
+        return stdout, stderr
+
+    def leave(self) -> None:
+        """Ask it to end by itself."""
+        self.send(b"")
+
+    def kill(self) -> None:
+        """Kill its process group; only before `reap`, for then the number may be another's."""
+        if self._process.returncode is None:
+            # ESRCH: all gone. EPERM: macOS, if only zombies are left.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signals.SIGKILL)
+
+    def reap(self) -> int:
+        """Wait for the end of a child that was killed; returns Popen's return code."""
+        try:
+            return self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            log.warning(
+                "child %d was killed but did not end within %g s; it may hang in a"
+                " file system that does not answer",
+                self._process.pid,
+                PATIENCE,
+            )
+            return -signals.SIGKILL
+
+    def close(self) -> None:
+        self.channel.close()
+        self._theirs.close()
+        os.close(self.life)
+        for file in self._files:
+            os.close(file)
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+
+_MESSAGES = (
+    socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
+)  # macOS has no other; a child is then told to leave, since it sees no end of file
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep messages apart: ours, never blocking, and the child's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
+    for end in (ours, theirs):
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, buffer, 4 * MESSAGE_MAX)
+    # Being non-blocking belongs to a socket's open file, which the child shares with
+    # our copy of its end: that one is only ever read with MSG_DONTWAIT.
+    ours.setblocking(False)
+    return ours, theirs
+
+
+# --- all of them ------------------------------------------------------------------
+
+_from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
+_replies = msgspec.msgpack.Decoder(Reply)
+
+
+class ProcessSlots:
+    """Slots that are child processes of this one. Implements `Slots`.
+
+    A child that died is replaced by a fresh one. Functions and imports stay warm in a
+    child; so does whatever else a task leaves in it, its threads and background
+    processes included, until the child ends.
+
+    Args:
+        size: How many jobs run at once.
+        folder: A directory for this object alone; made here, removed by `close`.
+        initializer: File with the cargo of (initializer, initargs), which each child
+            runs before its first job. It may take as long as it likes.
+        runtime: The clock.
+        signal: Set whenever `take` has something.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        folder: Path,
+        initializer: Path | None = None,
+        runtime: Runtime,
+        signal: Signal,
+    ) -> None:
+        self.size = size
+        self.signal = signal
+        self._folder = folder.absolute()  # tasks may change the directory
+        self._initializer = initializer
+        self._runtime = runtime
+        self._lock = threading.Lock()  # over all that follows
+        self._queue: deque[_Entry] = deque()
+        self._children: list[_Child] = []
+        self._done: list[Ended] = []
+        self._arrived = 0  # jobs, in all
+        self._spawned = 0  # children, in all
+        self._mean: float | None = None  # recent run time, seconds
+        self._due = math.inf  # when to look for jobs that are slow or over their limit
+        self._stillborn = 0  # children in a row that died before they were ready
+        self._spawn_at = -math.inf  # not before
+        self._woken = False
+        self._closing = False
+        self._broken: Exception | None = None
+        folder.mkdir(parents=True)
+        self._bell, self._rope = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell, selectors.EVENT_READ, self._hear)
+        # One thread for all, which lives as long as they do: Linux kills a child when
+        # the thread that started it ends.
+        self._thread = threading.Thread(
+            target=self._pump, name="starburst-slots", daemon=True
+        )
+        self._thread.start()
+
+    # The worker's loop
+
+    def start(self, job: Job) -> None:
+        """Queue a job; the next free child begins it."""
+        with self._lock:
+            if self._closing:
+                raise RuntimeError(
+                    f"{job.label}: the slots are closed"
+                ) from self._broken
+            if not self._queue:  # else the thread knows, or has no child to spare
+                self._wake()
+            self._arrived += 1
+            self._queue.append(_Entry(self._arrived, job))
+
+    def withdraw(self, keys: Iterable[Hashable]) -> set[Hashable]:
+        """Take back those of the jobs that no child has begun."""
+        with self._lock:
+            return self._withdraw(set(keys))
+
+    def _withdraw(self, wanted: set[Hashable]) -> set[Hashable]:
+        for child in self._children:
+            if any(entry.job.key in wanted for entry in child.sent):
+                self._recall(child)
+        withdrawn = {e.job.key for e in self._queue if e.job.key in wanted}
+        self._queue = deque(e for e in self._queue if e.job.key not in wanted)
+        self._wake()  # to send again what was not meant
+        return withdrawn
+
+    def begun(self) -> dict[Hashable, float]:
+        """The jobs that children are running, and since when."""
+        with self._lock:
+            heads = [child.sent[0] for child in self._children if child.sent]
+            return {head.job.key: head.began for head in heads if not head.unwanted}
+
+    def kill(self, key: Hashable) -> None:
+        """Stop a job, with the child that runs it and the processes it started."""
+        with self._lock:
+            self._withdraw({key})
+            for child in self._children:
+                self._collect(child)
+                # What it was sent besides is taken back, so it kills no other job.
+                if child.sent and child.sent[0].job.key == key:
+                    child.sent[0].unwanted = True
+                    self._condemn(child, "killed")
+            for ended in self._done:
+                if ended.key == key:
+                    _unlink(ended)
+            self._done = [ended for ended in self._done if ended.key != key]
+
+    def take(self) -> list[Ended]:
+        """The jobs that ended since the last call."""
+        with self._lock:
+            done, self._done = self._done, []
+            if self._broken is not None and not done:
+                raise RuntimeError(
+                    f"no jobs can be run here any more: {self._broken}"
+                ) from self._broken
+            return done
+
+    def live_output(self, key: Hashable) -> tuple[bytes, bytes]:
+        """The last 1 MiB that a running job has written to stdout and to stderr so far."""
+        with self._lock:
+            for child in self._children:
+                if child.sent and child.sent[0].job.key == key:
+                    return child.output()
+        return b"", b""
+
+    def close(self) -> None:
+        """Kill running jobs, let idle children go, delete every file; twice is fine."""
+        with self._lock:
+            self._wake()
+            self._closing = True
+        self._thread.join()
+
+    def _wake(self) -> None:
+        if not self._woken and not self._closing:
+            self._woken = True
+            os.write(self._rope, b"!")
+
+    # The thread
+
+    def _pump(self) -> None:
+        try:
+            while not self._closing:
+                self._turn()
+        except Exception as error:
+            log.exception("the children are stopped, because of an error around them")
+            with self._lock:
+                self._broken = error
+        finally:
+            self._end()
+            self.signal.set()
+
+    def _turn(self) -> None:
+        self._spawn_missing()
+        with self._lock:
+            self._feed()
+            patience = self._patience()
+        events = self._selector.select(patience)
+        with self._lock:
+            for key, _ in events:
+                key.data()
+            if self._runtime.monotonic() >= self._due:
+                self._check_times()
+            dying = [child for child in self._children if child.verdict]
+        for child in dying:
+            self._bury(child)
+        if self._done:
+            self.signal.set()
+
+    def _patience(self) -> float | None:
+        until = self._due
+        if len(self._children) < self.size:
+            until = min(until, self._spawn_at)
+        return (
+            None if until == math.inf else max(0.0, until - self._runtime.monotonic())
+        )
+
+    def _hear(self) -> None:
+        os.read(self._bell, 16)
+        self._woken = False
+
+    # Children come
+
+    def _spawn_missing(self) -> None:
+        """Start what is missing, without the lock: it takes milliseconds for each."""
+        while len(self._children) < self.size and not self._closing:
+            if self._runtime.monotonic() < self._spawn_at:
+                return
+            try:
+                child = self._spawn()
+            except OSError as error:  # out of processes, memory or descriptors
+                self._count_stillborn(str(error))
+                return
+            with self._lock:
+                self._children.append(child)
+            heed, kinds = self._selector.register, selectors.EVENT_READ
+            heed(child.channel, kinds, partial(self._collect, child))
+            heed(child.life, kinds, partial(self._condemn, child, "crashed"))
+
+    def _spawn(self) -> _Child:
+        self._spawned += 1
+        stem = self._folder / f"child-{self._spawned}"
+        outputs = (stem.with_suffix(".stdout"), stem.with_suffix(".stderr"))
+        child = _Child(outputs, [str(self._folder), str(self._initializer or "")])
+        child.initialized = self._initializer is None
+        return child
+
+    def _count_stillborn(self, reason: str) -> None:
+        self._stillborn += 1
+        if self._stillborn == STARTS_MAX:
+            raise RuntimeError(
+                f"{STARTS_MAX} child processes in a row could not start; is"
+                f" {sys.executable} complete, and is there memory left?\n{reason}"
+            )
+        pause = PAUSE * 2 ** (self._stillborn - 1)
+        self._spawn_at = self._runtime.monotonic() + pause
+
+    # Jobs go out
+
+    def _feed(self) -> None:
+        """Send queued jobs to the least loaded children, in the order of their arrival."""
+        window = _window(self._mean)
+        free = [c for c in self._children if len(c.sent) < c.window(window)]
+        for load in range(window):
+            for child in list(free):
+                if not self._queue:
+                    return
+                if len(child.sent) <= load and not self._offer(child, window):
+                    free.remove(child)
+
+    def _offer(self, child: _Child, window: int) -> bool:
+        """Send a child the next job; False if it cannot take it, or nothing after it."""
+        entry = self._queue[0]
+        if not _adds_to(child.path, entry.job.path):
+            if not child.sent:
+                self._replace(child)
+            return False
+        spooled = self._folder / f"{entry.number}.order"
+        if not child.send(frame(_order(entry), spooled)):
+            spooled.unlink(missing_ok=True)
+            return False
+        self._queue.popleft()
+        child.path = entry.job.path
+        child.sent.append(entry)
+        if len(child.sent) == 1:
+            self._begin(entry)
+        return len(child.sent) < child.window(window)
+
+    def _replace(self, child: _Child) -> None:
+        """End a child that was shown other modules than the next job needs."""
+        used = [c for c in self._children if not c.verdict and (c.path or c.sent)]
+        fresh = self.size - len(used)  # now or soon
+        if fresh < len(self._queue):
+            self._condemn(child, "replaced")
+
+    def _begin(self, entry: _Entry) -> None:
+        entry.began = self._runtime.time()
+        entry.since = self._runtime.monotonic()
+        self._due = min(self._due, entry.since + min(SLOW, entry.job.timeout or SLOW))
+
+    def _recall(self, child: _Child) -> None:
+        """Put back into the queue what a child was sent and has not read."""
+        recalled = child.recall()
+        for entry in recalled:
+            (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
+        if recalled:
+            everything = [*recalled, *self._queue]
+            self._queue = deque(sorted(everything, key=lambda entry: entry.number))
+
+    # Replies come in
+
+    def _collect(self, child: _Child) -> None:
+        try:
+            for data in child.receive():
+                message = _from_child.decode(data)
+                if isinstance(message, Spooled):
+                    message = _replies.decode(unspool(message))
+                self._hear_from(child, message)
+        except (msgspec.DecodeError, OSError, LookupError) as error:
+            # The job wrote into our socket or deleted our files: no telling what else.
+            log.warning("a child is replaced, for it sent nonsense: %r", error)
+            self._condemn(child, "crashed")
+
+    def _hear_from(self, child: _Child, message: FromChild) -> None:
+        if isinstance(message, Reply):
+            self._finish(child, message)
+        elif isinstance(message, Initialized):
+            child.initialized = True
+            self._begin(child.sent[0])
+        else:
+            child.ready = True
+            self._stillborn = 0
+
+    def _finish(self, child: _Child, reply: Reply) -> None:
+        if child.sent[0].number != reply.number:
+            raise LookupError(f"a reply to order {reply.number}")
+        entry = child.sent.popleft()
+        child.slow = False
+        mean = reply.seconds if self._mean is None else self._mean
+        self._mean = mean + 0.2 * (reply.seconds - mean)
+        if child.sent:
+            self._begin(child.sent[0])
+        ended = _ended(entry.job, reply, self._runtime.time())
+        if entry.unwanted:
+            _unlink(ended)
+        else:
+            self._done.append(ended)
+
+    # Time passes
+
+    def _check_times(self) -> None:
+        """Take back what waits behind a slow job, and stop what is over its limit."""
+        now = self._runtime.monotonic()
+        self._due = math.inf
+        for child in self._children:
+            if not child.sent or child.verdict:
+                continue
+            slow_at = child.sent[0].since + SLOW
+            if not child.slow and now >= slow_at:
+                child.slow = True
+                self._recall(child)
+            limit = _limit(child)
+            if now >= limit:
+                self._stop_late(child)
+            self._due = min([self._due, *(t for t in (slow_at, limit) if t > now)])
+
+    def _stop_late(self, child: _Child) -> None:
+        late = child.sent[0]
+        self._recall(child)
+        self._collect(child)
+        # What it was sent besides is taken back, so it cannot have gone on to that.
+        if child.sent and child.sent[0] is late:
+            self._condemn(child, "timeout")
+
+    # Children go
+
+    def _condemn(self, child: _Child, verdict: _Verdict) -> None:
+        if child.verdict is None:
+            child.verdict = verdict
+            child.kill()
+            self._wake()
+
+    def _bury(self, child: _Child) -> None:
+        """Settle the jobs of a child that is dead or was killed, and forget it."""
+        code = child.reap()
+        with self._lock:
+            self._collect(child)
+            self._recall(child)
+            if child.sent:
+                self._blame(child, child.sent.popleft(), code)
+            self._selector.unregister(child.channel)
+            self._selector.unregister(child.life)
+            self._children.remove(child)
+            stderr = child.output()[1]
+            child.close()
+        if not child.ready and child.verdict == "crashed":
+            self._count_stillborn(f"code {code}: {_last_lines(stderr)}")
+
+    def _blame(self, child: _Child, entry: _Entry, code: int) -> None:
+        """Report the job that a child was running when it died."""
+        for file in self._folder.glob(f"{entry.number}.*"):
+            file.unlink(missing_ok=True)
+        if entry.unwanted:
+            return
+        seconds = self._runtime.monotonic() - entry.since
+        kind = _kind(child)
+        stdout, stderr = child.output()
+        log.info("%s: %s after %.3g s, code %d", entry.job.label, kind, seconds, code)
+        failure = _failure(kind, entry.job, seconds, code, stderr)
+        now = self._runtime.time()
+        ended = Ended(
+            key=entry.job.key,
+            began=now - seconds,
+            ended=now,
+            outcome=encode_outcome(Outcome(failure=failure)),
+            ok=False,
+            kind=kind,
+            blobs=(),
+            stdout=stdout,
+            stderr=stderr,
+        )
+        self._done.append(ended)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._closing = True
+            for child in self._children:
+                if child.ready and not child.sent:
+                    child.leave()
+                else:
+                    child.kill()
+        self._wait_for_ends()
+        for child in self._children:
+            child.kill()  # those that did not leave, and what others left running
+            child.reap()
+        with self._lock:
+            for child in self._children:
+                child.close()
+            self._children.clear()
+            self._selector.close()
+            os.close(self._bell)
+            os.close(self._rope)
+        # A process that a task has hidden from us may still write there.
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait_for_ends(self) -> None:
+        until = self._runtime.monotonic() + LEAVE
+        with selectors.DefaultSelector() as lives:
+            for child in self._children:
+                lives.register(child.life, selectors.EVENT_READ)
+            while lives.get_map():
+                patience = until - self._runtime.monotonic()
+                if patience <= 0:
+                    return
+                for key, _ in lives.select(patience):
+                    lives.unregister(key.fileobj)
+
+
+# --- decisions --------------------------------------------------------------------
+
+
+def _window(mean: float | None) -> int:
+    """How many jobs to give to one child at once, by the recent mean run time.
+
+    About 40 ms of work, so that a child never waits for its next tiny job; and fewer
+    messages than a socket holds (10 on Linux, unless the machine is set up otherwise).
+    """
+    if mean is None or mean > 0.2:
+        return 1
+    return 9 if mean < 0.005 else 2
+
+
+def _adds_to(shown: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    """Whether a child that was shown some directories may run a job with this path."""
+    return path == shown or set(path).issuperset(shown)
+
+
+def _limit(child: _Child) -> float:
+    """When the job of a child has run for too long; the initializer's time is free."""
+    timeout = child.sent[0].job.timeout if child.initialized and child.sent else None
+    return math.inf if timeout is None else child.sent[0].since + timeout
+
+
+def _kind(child: _Child) -> Literal["timeout", "initializer", "crashed"]:
+    if child.verdict == "timeout":
+        return "timeout"
+    return "crashed" if child.initialized else "initializer"
+
+
+def _order(entry: _Entry) -> Order:
+    job = entry.job
+    return Order(
+        entry.number,
+        str(job.function),
+        job.function_digest,
+        job.call,
+        str(job.blobs),
+        job.path,
+    )
+
+
+def _ended(job: Job, reply: Reply, now: float) -> Ended:
+    return Ended(
+        key=job.key,
+        began=now - reply.seconds,
+        ended=now,
+        outcome=reply.outcome,
+        ok=reply.kind == "returned",
+        kind=reply.kind,
+        blobs=tuple((digest, Path(file), size) for digest, file, size in reply.blobs),
+        stdout=reply.stdout,
+        stderr=reply.stderr,
+    )
+
+
+def _unlink(ended: Ended) -> None:
+    for _, file, _ in ended.blobs:
+        file.unlink(missing_ok=True)
+
+
+def _failure(
+    kind: Literal["timeout", "initializer", "crashed"],
+    job: Job,
+    seconds: float,
+    code: int,
+    stderr: bytes,
+) -> Failure:
+    text = _last_lines(stderr)
+    if kind == "timeout":
+        message = (
+            f"it ran for {seconds:.3g} s, over its limit of {job.timeout:g} s,"
+            " and was killed with the processes that it had started"
+        )
+        return Failure(kind=kind, message=message, stderr=text)
+    return Failure(
+        kind=kind,
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        stderr=text,
+    )
+
+
+def _last_lines(stderr: bytes) -> str:
+    return stderr[-STDERR_TAIL:].decode(errors="replace")
