@@ -1,0 +1,850 @@
+"""The store: named, immutable-or-swapped byte strings, with S3's guarantees.
+
+What the protocol rests on, and what every store must give:
+
+* a read sees every write that was answered before it began; one object is never seen half-written;
+* `create` succeeds for one writer only; `replace` only if nobody wrote since the version was read;
+* a listing is ordered by key (as UTF-8 bytes), begins after any key given, and sees every answered write;
+* one clock: `modified` and `now` are the store's own time and may be compared with each other.
+
+A key is one or more names joined by `/`; a name is not empty and does not begin with a dot
+(directories keep such names for themselves: `..`, `.nfs0001`, `.DS_Store`).
+"""
+
+# Listings are taken 20 times a second: plain calls on strings, not Path objects.
+# ruff: noqa: PTH100, PTH102, PTH103, PTH106, PTH108, PTH111, PTH112, PTH113, PTH116, PTH120
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
+from urllib.parse import unquote
+
+from starburst_executor.errors import (
+    Conflict,
+    ObjectNotFound,
+    StoreDenied,
+    StoreError,
+    StoreNotConditional,
+    StoreUnavailable,
+)
+
+__all__ = [
+    "Bytes",
+    "DirectoryStore",
+    "Entry",
+    "Got",
+    "Page",
+    "Store",
+    "appearing",
+    "check_key",
+    "check_listing",
+    "join_url",
+    "open_store",
+    "probe_conditional",
+    "read_range",
+    "split_session_url",
+]
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+T = TypeVar("T")
+
+_CHUNK = 1 << 20  # bytes copied at a time
+_LOCKS = 64  # so that two keys seldom wait for one lock
+_PLACE_TRIES = 100  # only the delete of a folder's last object gets in the way
+_STALE_TRIES = 10
+_ABANDONED_AFTER = 86_400.0  # seconds since the last byte: nobody is at work on it
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PASSING = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+_BAD_KEY = re.compile(r"(?:\A|/)(?:[./]|\Z)|\0")
+_BAD_PREFIX = re.compile(r"(?:\A|/)[./]|\0")
+_URL_FORMS = (
+    "s3://bucket/prefix (optionally with ?region=eu-west-1&sse=aws:kms&kms_key_id=...), "
+    "file:///a/directory, or the path of a directory"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int  # bytes
+    version: str
+    modified: float  # UTC seconds, by the store's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of a listing."""
+
+    entries: list[Entry]
+    prefixes: list[str]  # with a delimiter: what lies below, each ending in it
+    now: float  # the store's clock when it answered
+    truncated: bool  # more follows after the last key or prefix of this page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Got:
+    """One object, or the part of it that was asked for."""
+
+    data: bytes
+    size: int  # of the whole object
+    version: str
+    modified: float
+    now: float
+
+
+class Store(Protocol):
+    """A place for objects. Keys are relative to the store's own root, without a leading slash."""
+
+    url: str
+
+    def get(
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        unless: str | None = None,
+    ) -> Got | None:
+        """Read an object, or its bytes `start` to `stop` (exclusive; past the end is no error).
+
+        Returns:
+            The object, or None if its version still is `unless`.
+
+        Raises:
+            ObjectNotFound: there is none.
+            StoreUnavailable: no plain answer.
+        """
+
+    def put(self, key: str, data: Bytes) -> None:
+        """Write an object whatever was there."""
+
+    def create(self, key: str, data: Bytes) -> str:
+        """Write an object that must not exist yet; returns its version.
+
+        Raises:
+            Conflict: it exists (perhaps by an earlier try of this very call).
+            StoreUnavailable: it may or may not have been written.
+        """
+
+    def replace(self, key: str, data: Bytes, version: str) -> str:
+        """Write an object that must still have `version`; returns the new version.
+
+        Raises:
+            Conflict: it has another version (perhaps by an earlier try of this very call).
+            ObjectNotFound: it is gone. Some servers say Conflict for this too.
+            StoreUnavailable: it may or may not have been written.
+        """
+
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> Page:
+        """One page of the objects below `prefix` (a plain string prefix), in key order.
+
+        Args:
+            prefix: What the keys begin with.
+            after: Begin with the first key, or folded prefix, greater than this. A whole key:
+                some servers take a key's folder, without its slash, for all that is in it.
+            limit: At most so many entries and prefixes, 1 to 1,000.
+            delimiter: If `/`, keys that hold one after `prefix` are folded into `Page.prefixes`.
+        """
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+
+    def upload(self, key: str, source: Path | Bytes) -> None:
+        """Write an object of any size, named after its content, unless it is there already.
+
+        Streams: memory does not grow with the size. The object is seen whole or not at all.
+        """
+
+    def download(self, key: str, target: Path) -> None:
+        """Write an object into a file, streaming; the file appears whole or not at all."""
+
+    def close(self) -> None:
+        """Let go of connections and files; the store cannot be used afterwards."""
+
+
+def open_store(url: str | Path) -> Store:
+    """Open the store that a URL or path names; nothing is read or written yet.
+
+    Args:
+        url: `s3://bucket/prefix`, optionally with `?region=..&sse=AES256|aws:kms&kms_key_id=..`
+            (the endpoint comes from the usual AWS settings, such as `AWS_ENDPOINT_URL`);
+            `file:///a/directory`; or the path of a directory, relative or with `~` too.
+
+    Raises:
+        ValueError: the URL is none of these.
+    """
+    text = str(url)
+    scheme, colon, rest = text.partition("://")
+    if colon and scheme == "s3":
+        from starburst_executor.aws.s3 import S3Store
+
+        return S3Store.from_url(text)
+    if colon and scheme == "file" and rest.startswith("/"):
+        return DirectoryStore(unquote(rest))
+    # A single slash is a slip of the pen, or a URL that went through `Path`.
+    if colon or not text or text.startswith(("s3:", "file:")):
+        raise ValueError(f"{text!r} names no store; expected {_URL_FORMS}")
+    return DirectoryStore(text)
+
+
+def join_url(store_url: str, path: str) -> str:
+    """The URL of something below a store: `s3://b/p?region=x` and `a/b` give `s3://b/p/a/b?region=x`."""
+    base, mark, query = _split_query(store_url)
+    return f"{base.rstrip('/')}/{path}{mark}{query}"
+
+
+def split_session_url(url: str) -> tuple[str, str]:
+    """Take a session's URL (`<store>/sessions/<id>`) apart into the store's URL and the session's id.
+
+    Raises:
+        ValueError: it does not end in `sessions/<id>`.
+    """
+    path, mark, query = _split_query(url)
+    base, middle, session_id = path.rstrip("/").rpartition("/sessions/")
+    if not middle or not session_id or "/" in session_id:
+        raise ValueError(
+            f"{url!r} is not the URL of a session; expected <store>/sessions/<session id>"
+        )
+    return f"{base or '/'}{mark}{query}", session_id
+
+
+def _split_query(url: str) -> tuple[str, str, str]:
+    # A `?` is a query only in S3's URLs: in the path of a directory it is a letter like any other.
+    return url.partition("?") if url.startswith("s3://") else (url, "", "")
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that some store could not hold, or that would lead out of the store.
+
+    Raises:
+        ValueError: a name in it is empty or begins with a dot, or it holds a NUL.
+    """
+    if _BAD_KEY.search(key):
+        raise ValueError(
+            f"{key!r} is no key: its names, joined by '/', must not be empty nor begin with '.'"
+        )
+
+
+def check_listing(prefix: str, limit: int, delimiter: str) -> None:
+    """Refuse a listing that some store could not give.
+
+    Raises:
+        ValueError: `prefix` begins no key, `limit` is not 1 to 1,000, or `delimiter` is not `/` or empty.
+    """
+    if _BAD_PREFIX.search(prefix):
+        raise ValueError(
+            f"no key begins with {prefix!r}: names in keys are not empty nor begin with '.'"
+        )
+    if not 1 <= limit <= 1000:
+        raise ValueError(f"limit={limit}: a page has 1 to 1000 entries")
+    if delimiter not in ("", "/"):
+        raise ValueError(f"delimiter={delimiter!r}: only '/' can be one")
+
+
+def probe_conditional(
+    store: Store, key_prefix: str, new_id: Callable[[int], str]
+) -> None:
+    """Make sure that a store honours conditions on writes; leaves nothing behind.
+
+    Four writes and a delete.
+
+    Args:
+        store: The store to probe.
+        key_prefix: Where the probe object may be written for a moment; a `/` at the end is not added.
+        new_id: `Runtime.new_id`.
+
+    Raises:
+        StoreNotConditional: it overwrote what it must not, or refused what it must write.
+    """
+    key = f"{key_prefix}probe-{new_id(16)}"
+    try:
+        first = _probe_create(store, key)
+        _probe_replace(store, key, first)
+        if not _refuses(lambda: store.replace(key, b"stale", first)):
+            raise _not_conditional(
+                store, "overwrote an object although its version was another (If-Match)"
+            )
+        if not _refuses(lambda: store.create(key, b"again")):
+            raise _not_conditional(
+                store, "overwrote an object that was to be created (If-None-Match)"
+            )
+    finally:
+        store.delete([key])
+
+
+def _probe_create(store: Store, key: str) -> str:
+    try:
+        return store.create(key, b"first")
+    except (
+        Conflict
+    ):  # the name is fresh, so only a repeated try of this very write can be in the way
+        return _probe_read(store, key, b"first")
+
+
+def _probe_replace(store: Store, key: str, version: str) -> None:
+    try:
+        store.replace(key, b"second", version)
+    except (Conflict, ObjectNotFound):
+        _probe_read(store, key, b"second")
+
+
+def _probe_read(store: Store, key: str, data: bytes) -> str:
+    got = store.get(key)
+    if got is None or got.data != data:
+        raise _not_conditional(
+            store, "refused a conditional write that it had no reason to refuse"
+        )
+    return got.version
+
+
+def _refuses(write: Callable[[], str]) -> bool:
+    try:
+        write()
+    except (Conflict, ObjectNotFound):
+        return True
+    return False
+
+
+def _not_conditional(store: Store, what: str) -> StoreNotConditional:
+    return StoreNotConditional(
+        f"{store.url} {what}. Without such conditions tasks could be lost or run twice. "
+        "Use Amazon S3, a server that supports conditional writes, or a directory."
+    )
+
+
+@contextlib.contextmanager
+def appearing(target: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place at `target` when the block ends well and is removed when not."""
+    temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+    try:
+        with temporary.open("xb", buffering=0) as file:
+            yield file
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class _Staged(NamedTuple):
+    """A written file that waits in `.tmp` for its place."""
+
+    path: str
+    stamp: int  # its modification time, in ns
+
+
+class DirectoryStore:
+    """A store in a directory, which many processes and, over a network file system, many machines may share.
+
+    An object is a file at its key. It is written beside (in `.tmp`) and then linked or renamed into
+    place, so it is never seen half-written, and a killed process leaves nothing but a temporary file,
+    which is swept away a day later. What must not interleave (`replace`, `put`, `delete` of one key)
+    takes `flock` on one of 64 files in `.locks`; `create` needs no lock, for `link` has one winner.
+
+    An object's version is its file's modification time in nanoseconds, which goes up with each write of
+    the key, however coarse the file system's clock is. Times are the file system's own, got by touching
+    a file: on a network file system, the server's.
+
+    Nothing is fsynced: a killed process loses nothing that was answered, a power cut may.
+    Keys cannot be both object and folder (`a` beside `a/b`), unlike in S3.
+
+    Args:
+        root: The directory; made by the first write if missing.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = os.path.abspath(os.path.expanduser(root))
+        self.url = self._root
+        self._token = os.urandom(6).hex()
+
+    def get(
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        unless: str | None = None,
+    ) -> Got | None:
+        """Read an object or a range of it; None if its version is `unless`."""
+        return _until_fresh(lambda: self._get(key, start, stop, unless))
+
+    def put(self, key: str, data: Bytes) -> None:
+        """Write an object whatever was there."""
+        with self._writing(key, [data]) as (staged, path), self._locked(key):
+            self._supersede(staged, path, _stamp_of(path) or 0)
+
+    def create(self, key: str, data: Bytes) -> str:
+        """Write an object that must not exist yet; returns its version."""
+        with self._writing(key, [data]) as (staged, _):
+            if not self._claim(staged, key):
+                raise Conflict(f"{key} exists already in {self.url}")
+        return _version(staged.stamp)
+
+    def replace(self, key: str, data: Bytes, version: str) -> str:
+        """Write an object that must still have `version`; returns the new version."""
+        with self._writing(key, [data]) as (staged, path), self._locked(key):
+            previous = _stamp_of(path)
+            if previous is None:
+                raise ObjectNotFound(f"{key} is not in {self.url} (any more)")
+            if _version(previous) != version:
+                raise Conflict(
+                    f"{key} in {self.url} has version {_version(previous)}, not {version}"
+                )
+            return _version(self._supersede(staged, path, previous))
+
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> Page:
+        """One page of the objects below `prefix`, in key order; only what is returned is stat'ed."""
+        check_listing(prefix, limit, delimiter)
+        entries: list[Entry] = []
+        prefixes: list[str] = []
+        truncated = False
+        with self._translating("list", prefix):
+            for key, item in self._walk(prefix, after, fold=bool(delimiter)):
+                if truncated := len(entries) + len(prefixes) == limit:
+                    break
+                if item is None:
+                    prefixes.append(key)
+                elif entry := _entry(key, item):
+                    entries.append(entry)
+        return Page(
+            entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, and the folders that become empty."""
+        paths = {key: self._path(key) for key in keys}
+        if not os.path.isdir(self._root):
+            return
+        for key, path in paths.items():
+            with self._translating("delete", key), self._locked(key):
+                _unlink(path)
+        for folder in {os.path.dirname(path) for path in paths.values()}:
+            self._prune(folder)
+
+    def upload(self, key: str, source: Path | Bytes) -> None:
+        """Copy a file or buffer in, unless the key is there already.
+
+        Never a hard link to `source`: whoever owns that file may write on.
+        """
+        if os.path.isfile(self._path(key)):
+            return
+        if not isinstance(source, Path):
+            self._upload(key, [source])
+            return
+        with source.open("rb", buffering=0) as file:
+            self._upload(key, iter(lambda: file.read(_CHUNK), b""))
+
+    def download(self, key: str, target: Path) -> None:
+        """Copy an object out to `target`, which appears whole or not at all."""
+        with self._reading(key) as file, appearing(target) as out:
+            size, offset = os.fstat(file).st_size, 0
+            while offset < size:
+                offset += out.write(
+                    read_range(file, offset, min(offset + _CHUNK, size))
+                )
+
+    def close(self) -> None:
+        """Remove the file that this object reads the time from."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._clock())
+
+    # Paths and errors
+
+    def _path(self, key: str) -> str:
+        check_key(key)
+        return f"{self._root}/{key}"
+
+    @contextlib.contextmanager
+    def _translating(self, doing: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise  # StoreDenied is an OSError too
+        except OSError as error:
+            raise _translate(error, doing, f"{self._root}/{key}") from error
+
+    # Reading
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[int]:
+        """The object, opened: on NFS only an open is sure to see the last write."""
+        path = self._path(key)
+        with self._translating("read", key):
+            try:
+                file = os.open(path, os.O_RDONLY)
+            except (FileNotFoundError, NotADirectoryError):
+                raise ObjectNotFound(f"{key} is not in {self.url}") from None
+            try:
+                if stat.S_ISDIR(os.fstat(file).st_mode):
+                    raise ObjectNotFound(
+                        f"{key} is a folder, not an object, in {self.url}"
+                    )
+                yield file
+            finally:
+                os.close(file)
+
+    def _get(
+        self, key: str, start: int, stop: int | None, unless: str | None
+    ) -> Got | None:
+        with self._reading(key) as file:
+            status = os.fstat(file)
+            version = _version(status.st_mtime_ns)
+            if version == unless:
+                return None
+            end = status.st_size if stop is None else min(stop, status.st_size)
+            data = read_range(file, start, end)
+        modified = status.st_mtime_ns / 1e9
+        return Got(
+            data=data,
+            size=status.st_size,
+            version=version,
+            modified=modified,
+            now=self._now(),
+        )
+
+    def _walk(
+        self, prefix: str, after: str, *, fold: bool
+    ) -> Iterator[tuple[str, os.DirEntry[str] | None]]:
+        """Keys with their files, in key order; with `fold`, folders (as `name/`) in place of what is in them."""
+        base = prefix[: prefix.rfind("/") + 1]
+        found = _scan(f"{self._root}/{base}", base, prefix, after, fold)
+        for key in sorted(found):
+            if not key.endswith("/"):
+                yield key, found[key]
+            elif not fold:
+                yield from self._walk(key, after, fold=False)
+            elif _holds_object(found[key].path):
+                yield key, None
+
+    # Writing
+
+    @contextlib.contextmanager
+    def _writing(
+        self, key: str, chunks: Iterable[Bytes]
+    ) -> Iterator[tuple[_Staged, str]]:
+        """Stage the bytes, and clean up whatever was not moved into place."""
+        path = self._path(key)
+        with self._translating("write", key):
+            staged = self._stage(chunks)
+            try:
+                yield staged, path
+            except BaseException:
+                _unlink(staged.path)
+                raise
+
+    def _stage(self, chunks: Iterable[Bytes]) -> _Staged:
+        noise = os.urandom(12)
+        path = f"{self._root}/.tmp/{noise.hex()}"
+        file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            try:
+                for chunk in chunks:
+                    _write(file, chunk)
+                return _Staged(path, _stamp(file, noise))
+            finally:
+                os.close(file)  # a network file system may report a full disk only here
+        except BaseException:
+            _unlink(path)
+            raise
+
+    def _upload(self, key: str, chunks: Iterable[Bytes]) -> None:
+        with self._writing(key, chunks) as (staged, _):
+            if not self._claim(staged, key):
+                _unlink(staged.path)  # someone else was faster, with the same content
+
+    def _claim(self, staged: _Staged, key: str) -> bool:
+        """Give the file its name unless that is taken; whether it was free.
+
+        By `link`, not by a look and a rename: an NFS client may remember for half a minute
+        that there was no such file, but `link` is decided by the server.
+        """
+        path = self._path(key)
+        try:
+            self._place(os.link, staged.path, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return self._claim_without_link(staged, key)
+        os.unlink(staged.path)
+        return True
+
+    def _claim_without_link(self, staged: _Staged, key: str) -> bool:
+        """For file systems without hard links, or with none between folders (AFS, exFAT)."""
+        path = self._path(key)
+        with self._locked(key):
+            if _stamp_of(path) is not None:
+                return False
+            self._place(os.rename, staged.path, path)
+            return True
+
+    def _supersede(self, staged: _Staged, path: str, previous: int) -> int:
+        """Move the file over an older one, with a later stamp; under the key's lock."""
+        stamp = (
+            staged.stamp if staged.stamp > previous else _advance(staged.path, previous)
+        )
+        self._place(os.rename, staged.path, path)
+        return stamp
+
+    def _place(self, move: Callable[[str, str], None], source: str, path: str) -> None:
+        for _ in range(_PLACE_TRIES):
+            try:
+                return move(source, path)
+            except FileNotFoundError:
+                # The folder was never made, or became empty and was removed. It may be removed
+                # again while it is being made, so neither error of that is an answer.
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+        raise StoreUnavailable(
+            f"{path} could not be written: its folder, or {source}, is removed again and again"
+        )
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        # Not by hash(), which differs between processes.
+        number = zlib.crc32(key.encode()) % _LOCKS
+        file = _open(f"{self._root}/.locks/{number:02d}", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                # Closing is not enough: a child forked meanwhile has the file open, and so the lock.
+                fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
+            os.close(file)
+
+    def _prune(self, folder: str) -> None:
+        while len(folder) > len(self._root):
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass  # someone else did; its parent may be empty now
+            except OSError:
+                return  # not empty: the usual case
+            folder = os.path.dirname(folder)
+
+    # Time
+
+    def _clock(self) -> str:
+        return f"{self._root}/.tmp/clock-{self._token}-{os.getpid()}"
+
+    def _now(self) -> float:
+        path = self._clock()
+        try:
+            os.utime(path)
+            return os.stat(path).st_mtime_ns / 1e9
+        except OSError:
+            return self._start_clock(path)
+
+    def _start_clock(self, path: str) -> float:
+        folder = os.path.dirname(path)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)  # without parents: a look does not make a store
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+            now = os.stat(path).st_mtime_ns / 1e9
+            _sweep(folder, now - _ABANDONED_AFTER)
+            return now
+        except OSError:
+            # The root is missing, or may only be read: then nothing that this process does hangs on
+            # the time, and that of this machine's own temporary files will do.
+            with tempfile.TemporaryFile() as file:
+                return os.fstat(file.fileno()).st_mtime_ns / 1e9
+
+
+def _until_fresh(read: Callable[[], T]) -> T:
+    """Read again while NFS says that the file, replaced by another machine since it was opened, is stale."""
+    for _ in range(_STALE_TRIES):
+        try:
+            return read()
+        except StoreUnavailable as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.ESTALE:
+                raise
+    return read()
+
+
+def _scan(
+    folder: str, base: str, prefix: str, after: str, fold: bool
+) -> dict[str, os.DirEntry[str]]:
+    """What a folder has in range, by key, with folders as `name/`.
+
+    A dict, for some file systems list a file twice while it is being replaced.
+    """
+    found = {}
+    try:
+        with os.scandir(folder) as items:
+            for item in items:
+                key = base + item.name
+                if key < after and not after.startswith(key):
+                    continue  # first, for most names of a long folder end here
+                if _is_own(item):
+                    continue
+                if item.is_dir():
+                    key += "/"
+                if key.startswith(prefix) and _reaches(key, after, fold):
+                    found[key] = item
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return found
+
+
+def _is_own(item: os.DirEntry[str]) -> bool:
+    """Whether a file is the store's, or the file system's, own and no object."""
+    return item.name.startswith(".")
+
+
+def _entry(key: str, item: os.DirEntry[str]) -> Entry | None:
+    try:
+        status = item.stat()
+    except FileNotFoundError:  # deleted since the folder was read
+        return None
+    stamp = status.st_mtime_ns
+    return Entry(
+        key=key, size=status.st_size, version=_version(stamp), modified=stamp / 1e9
+    )
+
+
+def _version(stamp: int) -> str:
+    return f"{stamp:x}"
+
+
+def _stamp(file: int, noise: bytes) -> int:
+    """Set and return a file's modification time: now, less up to a millisecond of noise.
+
+    The noise keeps a key that is deleted and created again within one tick of the clock from
+    getting the same version again. It is taken off, so that no object is younger than now.
+    """
+    stamp = os.fstat(file).st_mtime_ns - int.from_bytes(noise[-3:]) % 1_000_000
+    os.utime(file, ns=(stamp, stamp))
+    return os.fstat(file).st_mtime_ns  # as the file system rounds it
+
+
+def _stamp_of(path: str) -> int | None:
+    """A file's modification time, or None; by opening it, for NFS answers a plain stat from memory."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return os.fstat(file).st_mtime_ns
+    finally:
+        os.close(file)
+
+
+def _advance(path: str, previous: int) -> int:
+    """Set a file's modification time to just after `previous`, by the smallest step the file system has."""
+    for step in (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000):
+        os.utime(path, ns=(previous + step, previous + step))
+        if (stamp := os.stat(path).st_mtime_ns) > previous:
+            return stamp
+    raise StoreError(
+        f"the file system of {path} does not keep the modification times it is given"
+    )
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file of the store's own, making the folder for it if need be."""
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, flags, 0o666)
+
+
+def _write(file: int, data: Bytes) -> None:
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def read_range(file: int, start: int, end: int) -> bytes:
+    """The bytes from `start` to `end`; the system may give fewer than asked for at once."""
+    data = os.pread(file, max(end - start, 0), start)
+    if len(data) >= end - start:
+        return data
+    parts = [data]
+    while data:
+        start += len(data)
+        data = os.pread(file, end - start, start)
+        parts.append(data)
+    return b"".join(parts)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        os.unlink(path)
+
+
+def _reaches(key: str, after: str, fold: bool) -> bool:
+    """Whether a key, or for a folder something in it, comes after `after`."""
+    return key > after or (not fold and key.endswith("/") and after.startswith(key))
+
+
+def _holds_object(folder: str) -> bool:
+    """Whether anything but empty folders, left by a delete that was killed, is in a folder."""
+    try:
+        with os.scandir(folder) as items:
+            shown = (item for item in items if not _is_own(item))
+            return any(not item.is_dir() or _holds_object(item.path) for item in shown)
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(folder: str, before: float) -> None:
+    """Remove what killed processes left half-written."""
+    with os.scandir(folder) as items:
+        for item in items:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                if item.stat().st_mtime < before:
+                    os.unlink(item.path)
+
+
+def _translate(error: OSError, doing: str, path: str) -> StoreError:
+    what = f"could not {doing} {path}: {error.strerror}"
+    if error.filename not in (None, path):
+        what += f" ({error.filename})"
+    if error.errno in _DENIED:
+        return StoreDenied(
+            f"{what}. Check the owner and mode of the folders, or name another store."
+        )
+    if error.errno in _FULL:
+        return StoreUnavailable(
+            f"{what}. Make room on that file system; the write may then be repeated."
+        )
+    if error.errno in _PASSING:
+        return StoreUnavailable(f"{what}. The file system may be away for a moment.")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return StoreError(
+            f"{what}. A directory cannot hold an object and a folder of one name."
+        )
+    return StoreError(what)

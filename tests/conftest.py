@@ -1,0 +1,139 @@
+"""Fixtures: a clean environment, stores and S3 servers to test on, and a look for leaks."""
+
+from __future__ import annotations
+
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.servers import S3Server
+
+_LEAK_GRACE = 5.0  # seconds for what is already ending to end
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """No test sees the user's AWS account or settings, nor writes to the user's folders."""
+    for name in list(os.environ):
+        if name.startswith("STARBURST_"):
+            monkeypatch.delenv(name)
+    if request.node.get_closest_marker("aws"):
+        return
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(clean_environment: None) -> Iterator[None]:
+    """A test that leaves a thread or a child process behind fails."""
+    threads, children = set(threading.enumerate()), _children()
+    yield
+    left_threads = [t for t in threading.enumerate() if t not in threads]
+    left_threads = [t for t in left_threads if not t.daemon and not _ends(t)]
+    left_children = [pid for pid in _children() - children if not _gone(pid)]
+    assert not left_threads, f"the test left threads running: {left_threads}"
+    assert not left_children, f"the test left child processes: {left_children}"
+
+
+@pytest.fixture
+def directory_url(tmp_path: Path) -> str:
+    """The URL of a store in a directory that does not exist yet."""
+    return str(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with servers.ministack(tmp_path_factory.mktemp("ministack")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that points the AWS settings at a server, perhaps through a proxy's endpoint."""
+
+    def use(server: S3Server, endpoint: str | None = None) -> None:
+        for name, value in server.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.fixture(params=["directory", "ministack", "seaweedfs"])
+def store_url(request: pytest.FixtureRequest, s3_env: Callable[..., None]) -> str:
+    """The URL of an empty store of each kind that processes can share."""
+    if request.param == "directory":
+        url: str = request.getfixturevalue("directory_url")
+        return url
+    server: S3Server = request.getfixturevalue(request.param)
+    s3_env(server)
+    return server.fresh_url()
+
+
+def _ends(thread: threading.Thread) -> bool:
+    thread.join(_LEAK_GRACE)
+    return not thread.is_alive()
+
+
+def _children() -> set[int]:
+    """Process ids of this process's children, without what whole runs share."""
+    shared = servers.running | {
+        multiprocessing.resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
+        multiprocessing.forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]
+    }
+    lists = Path("/proc/self/task").glob("*/children")
+    found = {int(pid) for file in lists for pid in _text(file).split()}
+    if not Path("/proc/self/task").exists():  # macOS
+        found = _children_by_ps()
+    return found - shared
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # a thread that has ended
+        return ""
+
+
+def _children_by_ps() -> set[int]:
+    command = ["ps", "-axo", "pid=,ppid="]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ps:
+        table = ps.communicate()[0]
+    rows = [[int(word) for word in line.split()] for line in table.splitlines()]
+    return {pid for pid, parent in rows if parent == os.getpid()} - {ps.pid}
+
+
+def _gone(pid: int) -> bool:
+    """Whether a child ends, and is waited for, by itself; it is killed if not."""
+    deadline = threading.Event()
+    for _ in range(int(_LEAK_GRACE / 0.05)):
+        if pid not in _children():
+            return True
+        deadline.wait(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
