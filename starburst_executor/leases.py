@@ -1,0 +1,195 @@
+"""Who is alive, and what is to be done about what the dead held.
+
+A worker is lost when two looks half a lease apart, on the looker's own clock, found its
+heartbeat missing, or the same and over half a lease old by the store's clock. One look is never
+enough: a laptop that wakes up finds every heartbeat stale, of live workers too. Or it is lost
+because its launcher says that it ended.
+
+Repair follows from what is stored, never from what a heartbeat says: every unfinished record is
+judged, what names a lost worker is sent back, missing markers are written, and only then are dead
+heartbeats buried. So it may stop anywhere and be done twice, by anyone who looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from msgspec.structs import replace
+
+from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound
+from starburst_executor.queue import Sight
+from starburst_executor.records import Batch, Heartbeat, Intervals
+from starburst_executor.session import Beats, Known, Session
+
+__all__ = ["MARKER_GRACE", "Leases", "Repair"]
+
+log = logging.getLogger(__name__)
+
+# A record is written first and its marker a round trip later: within that gap every looker would
+# write the marker too.
+MARKER_GRACE = 2.0
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A stale heartbeat, or none (version None), and since when on the looker's own clock."""
+
+    version: str | None
+    since: float
+
+
+class Leases:
+    """What one looker knows of the workers of a session.
+
+    Args:
+        intervals: Lease and heartbeat.
+    """
+
+    def __init__(self, intervals: Intervals) -> None:
+        self._half = intervals.lease / 2
+        self._watched: dict[str, _Watched] = {}
+        self._last_look = -math.inf
+        self.live: list[str] = []  # by id, those not known to be lost
+        self.suspects = False  # somebody may turn out lost at a second look
+
+    def look(
+        self, beats: Beats, named: Iterable[str], ended: Iterable[str], now: float
+    ) -> dict[str, str]:
+        """Take in one listing of heartbeats.
+
+        Args:
+            beats: The listing.
+            named: Workers that unfinished records name.
+            ended: Workers that their launcher knows to have ended.
+            now: Seconds on the looker's own monotonic clock.
+
+        Returns:
+            Who is lost, with the reason in words.
+        """
+        if now - self._last_look > 4 * self._half:
+            self._watched.clear()  # the looker itself slept: what it saw before proves nothing
+        self._last_look = now
+        lost = {
+            worker: "its process ended"
+            for worker in ended
+            if worker in {*named, *beats.entries}
+        }
+        for worker in {*named, *beats.entries} - lost.keys():
+            self._judge(worker, beats, now, lost)
+        self._watched = {
+            w: s for w, s in self._watched.items() if w in {*named, *beats.entries}
+        }
+        self.suspects = bool(self._watched.keys() - lost.keys())
+        self.live = sorted(beats.entries.keys() - lost.keys())
+        return lost
+
+    def _judge(
+        self, worker: str, beats: Beats, now: float, lost: dict[str, str]
+    ) -> None:
+        entry = beats.entries.get(worker)
+        version = entry.version if entry else None
+        age = beats.now - entry.modified if entry else math.inf
+        seen = self._watched.get(worker)
+        if age <= self._half:
+            self._watched.pop(worker, None)
+        elif seen is None or seen.version != version:
+            self._watched[worker] = _Watched(version, now)
+        elif now - seen.since >= self._half:
+            lost[worker] = (
+                f"no heartbeat for {age:.0f} s" if entry else "it has no heartbeat"
+            )
+
+
+class Repair:
+    """Judges unfinished records, remembering by version those that it has read.
+
+    Args:
+        session: The session.
+        intervals: Lease and heartbeat.
+        max_attempts: Fail a task after so many losses while running.
+    """
+
+    def __init__(
+        self, session: Session, intervals: Intervals, max_attempts: int
+    ) -> None:
+        self._session = session
+        self._max_attempts = max_attempts
+        self._known: dict[Batch, Known] = {}
+        self.leases = Leases(intervals)
+
+    def look(
+        self, unfinished: list[Sight], ended: Iterable[str] = ()
+    ) -> dict[str, str]:
+        """Look once at records and heartbeats, and mend what is wrong; returns who is lost."""
+        beats = self._session.beats()
+        self._read_changed(unfinished)
+        named = {worker for known in self._known.values() for worker in _holders(known)}
+        now = self._session.runtime.monotonic()
+        lost = self.leases.look(beats, named, ended, now)
+        for sight in unfinished:
+            self._mend(sight, lost, beats.now)
+        self._bury(lost, beats)
+        return lost
+
+    def _read_changed(self, unfinished: list[Sight]) -> None:
+        listed = {sight.batch: sight for sight in unfinished}
+        self._known = {b: known for b, known in self._known.items() if b in listed}
+        changed = [
+            sight.batch
+            for sight in unfinished
+            if sight.record is not None
+            and (
+                sight.batch not in self._known
+                or self._known[sight.batch].version != sight.record.version
+            )
+        ]
+        reads = self._session.runtime.gather(
+            [partial(self._read, batch) for batch in changed]
+        )
+        self._known.update(
+            {b: k for b, k in zip(changed, reads, strict=True) if k is not None}
+        )
+
+    def _read(self, batch: Batch) -> Known | None:
+        try:
+            known = self._known.get(batch)
+            if known is None:
+                known = Known(self._session.tasks(batch).header.fresh_record(), None)
+            return self._session.read(batch, known)
+        except (DamagedObject, ObjectNotFound) as error:
+            log.warning("cannot judge batch %s: %s", batch, error)
+            return None
+
+    def _mend(self, sight: Sight, lost: dict[str, str], now: float) -> None:
+        known = self._known.get(sight.batch)
+        if known is None:
+            return
+        if _holders(known) & lost.keys():
+            log.warning(
+                "batch %s: sending back what lost workers held: %s", sight.batch, lost
+            )
+            known = self._session.requeue(sight.batch, known, lost, self._max_attempts)
+            self._known[sight.batch] = known
+            self._session.mark(sight.batch, known.record)
+        elif sight.record is not None and now - sight.record.modified >= MARKER_GRACE:
+            self._session.mark(sight.batch, known.record, sight.markers)
+
+    def _bury(self, lost: dict[str, str], beats: Beats) -> None:
+        for worker in lost.keys() & beats.entries.keys():
+            try:
+                last = self._session.heartbeat(worker) or Heartbeat(worker=worker)
+            except NewerSchema:
+                raise
+            except DamagedObject:
+                last = Heartbeat(worker=worker)
+            self._session.bury(
+                replace(last, state="lost", reason=lost[worker], ended=last.written)
+            )
+
+
+def _holders(known: Known) -> set[str]:
+    return {task.worker for task in known.record.tasks if task.state.held}

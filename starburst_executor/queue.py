@@ -1,0 +1,261 @@
+"""What listings of a session's queue tell, and from where the next one must begin.
+
+One LIST shows which batches exist, which have work, which changed (by the version of their
+record) and how finished ones ended, because every such fact is in a key:
+
+    queue/0000-00000000.64/done.63.1.0      final counts
+    queue/0000-00000000.64/drained.0        nothing to claim in round 0
+    queue/0000-00000000.64/record           its version tells whether anything changed
+    queue/0000-00000000.64/requeued.1       look here again
+    queue/0000-00000000.64/tasks            sorts last: without it the batch is not there
+
+A batch is *open* unless its highest `drained` is at or above its highest `requeued`. The
+*finished prefix* of a lane ends at the first number that is missing or not done: PUTs land in
+any order, and a batch that appeared behind a cursor would never be seen again.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from starburst_executor.records import Batch, Lane, before, lane_prefix
+from starburst_executor.store import Entry, Page, Store
+
+__all__ = ["Queue", "Sight", "Totals"]
+
+PAGE = 1000
+
+
+@dataclass(slots=True)
+class Sight:
+    """One batch as a listing showed it; markers may be late or missing, never wrong."""
+
+    batch: Batch
+    record: Entry | None = None
+    drained: int = -1
+    requeued: int = 0
+    done: tuple[int, int, int] | None = None
+    modified: float = 0
+    markers: set[str] = field(default_factory=set)
+    complete: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether there may be something to claim."""
+        drained = (
+            max(self.drained, 0)
+            if self.record and self.batch.size == 1
+            else self.drained
+        )
+        return self.done is None and drained < self.requeued
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Take in one object of the batch."""
+        kind, _, rest = name.partition(".")
+        self.modified = max(self.modified, entry.modified)
+        if name == "record":
+            self.record = entry
+        elif name == "tasks":
+            self.complete = True
+        elif kind == "done":
+            completed, failed, cancelled = map(int, rest.split("."))
+            self.done = completed, failed, cancelled
+        elif kind == "drained":
+            self.drained = max(self.drained, int(rest))
+        elif kind == "requeued":
+            self.requeued = max(self.requeued, int(rest))
+        self.markers.add(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of final tasks."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.completed + other.completed,
+            self.failed + other.failed,
+            self.cancelled + other.cancelled,
+        )
+
+    @property
+    def all(self) -> int:
+        """All of them together."""
+        return self.completed + self.failed + self.cancelled
+
+
+class _Progress:
+    """Which numbers of one lane are known to be done, as disjoint ranges in order."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self.totals = Totals()
+        self.seen = 0  # the number after the last one that exists
+
+    @property
+    def prefix(self) -> int:
+        """Every number below is done."""
+        return self._ends[0] if self._starts and self._starts[0] == 0 else 0
+
+    def end_of_run(self, number: int) -> int:
+        """The end of the run of done numbers that `number` is in; itself if it is in none."""
+        i = bisect.bisect_right(self._starts, number) - 1
+        return max(number, self._ends[i]) if i >= 0 else number
+
+    def add(self, start: int, end: int, totals: Totals) -> None:
+        """Numbers `start` to `end` are done; what is known already is not counted again."""
+        self.seen = max(self.seen, end)
+        if start >= end or self.end_of_run(start) >= end:
+            return
+        self.totals += totals
+        i = bisect.bisect_left(self._ends, start)
+        j = bisect.bisect_right(self._starts, end)
+        if i < j:
+            start, end = min(start, self._starts[i]), max(end, self._ends[j - 1])
+        self._starts[i:j], self._ends[i:j] = [start], [end]
+
+
+class Queue:
+    """The queue of one session as one reader knows it: what is finished need not be listed again.
+
+    Args:
+        store: Where the session is.
+        prefix: The session's own prefix, with its slash.
+    """
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._lanes: dict[int, _Progress] = {0: _Progress()}
+        self.now = 0.0  # the store's clock at the last page
+
+    def learn(self, lanes: Iterable[Lane]) -> None:
+        """Take over what the manifest says about finished prefixes."""
+        for number, lane in enumerate(lanes):
+            progress = self._lane(number)
+            if lane.finished > progress.prefix == 0 and not progress.totals.all:
+                totals = Totals(lane.completed, lane.failed, lane.cancelled)
+                progress.add(0, lane.finished, totals)
+
+    def finished(self, lane: int) -> tuple[int, Totals] | None:
+        """Finished prefix and its counts, where nothing done lies beyond it; else None."""
+        progress = self._lanes.get(lane)
+        if progress is None or progress.prefix != progress.totals.all:
+            return None
+        return progress.prefix, progress.totals
+
+    @property
+    def totals(self) -> Totals:
+        """Final tasks in all batches that were seen done."""
+        return sum((p.totals for p in self._lanes.values()), Totals())
+
+    def done(self, batch: Batch) -> bool:
+        """Whether the batch was seen done, so that listings may leave it out."""
+        progress = self._lanes.get(batch.lane)
+        return progress is not None and progress.end_of_run(batch.number) >= batch.end
+
+    def look(self) -> list[Sight]:
+        """All batches that were not known to be done before this look, in order."""
+        return list(self._scan_all(PAGE))
+
+    def look_for_open(
+        self, enough: int, start: float = 0.0
+    ) -> tuple[list[Sight], bool]:
+        """At least `enough` open batches if there are, else all of them; and whether anything is unfinished.
+
+        Args:
+            enough: Stop at the end of the page on which so many were found.
+            start: Begin so far between the finished prefix and the end (0 to 1), then go round.
+        """
+        page = max(100, min(PAGE, 8 * enough))
+        found: list[Sight] = []
+        unfinished = False
+        offsets = [start, 0.0] if start else [0.0]
+        for offset in offsets:
+            for sight in self._scan_all(page, offset):
+                unfinished = unfinished or sight.done is None
+                if sight.open:
+                    found.append(sight)
+                if len(found) >= enough:
+                    return found, unfinished
+        return found, unfinished
+
+    def _scan_all(self, page: int, offset: float = 0.0) -> Iterator[Sight]:
+        lanes = sorted(self._lanes)
+        for lane in lanes:
+            # The last lane's listing runs on into lanes that were not known yet.
+            prefix = "queue/" if lane == lanes[-1] else lane_prefix(lane)
+            yield from self._scan(lane, prefix, page, offset)
+
+    def _scan(
+        self, lane: int, prefix: str, limit: int, offset: float
+    ) -> Iterator[Sight]:
+        progress = self._lanes[lane]
+        first = progress.prefix + int((progress.seen - progress.prefix) * offset)
+        after = before(lane, first)
+        cut: Sight | None = None  # a batch whose keys go on on the next page
+        while True:
+            page = self._store.list(
+                self._prefix + prefix, after=self._prefix + after, limit=limit
+            )
+            self.now = page.now
+            last: Sight | None = None
+            for sight in self._batches(page, cut):
+                last = sight
+                if sight.complete:
+                    self._note(sight)
+                    yield sight
+            if not page.truncated or not page.entries:
+                return
+            after = page.entries[-1].key[len(self._prefix) :]
+            cut = last if last and not last.complete else None
+            if last is not None:
+                after, cut = self._skip_finished(last, cut, after)
+
+    def _batches(self, page: Page, cut: Sight | None) -> Iterator[Sight]:
+        """The page's batches; `cut` is the unfinished last one of the page before."""
+        sight = cut
+        name = str(cut.batch) if cut else ""
+        skip = len(self._prefix) + len("queue/")
+        for entry in page.entries:
+            folder, _, rest = entry.key[skip:].partition("/")
+            if folder != name or sight is None:
+                if sight is not None:
+                    yield sight
+                batch = Batch.parse(folder)
+                name, sight = folder, Sight(batch) if batch else None
+            if sight is not None and rest:
+                sight.add(rest, entry)
+        if sight is not None:
+            yield sight
+
+    def _note(self, sight: Sight) -> None:
+        batch = sight.batch
+        progress = self._lane(batch.lane)
+        progress.seen = max(progress.seen, batch.end)
+        if sight.done is not None:
+            progress.add(batch.number, batch.end, Totals(*sight.done))
+
+    def _lane(self, number: int) -> _Progress:
+        """What is known of a lane; those below it exist too, though nothing of them was seen yet."""
+        for lane in range(len(self._lanes), number + 1):
+            self._lanes[lane] = _Progress()
+        return self._lanes[number]
+
+    def _skip_finished(
+        self, last: Sight, cut: Sight | None, after: str
+    ) -> tuple[str, Sight | None]:
+        """Where the next page begins: not inside a run of batches that are known to be done."""
+        batch = last.batch
+        number = batch.number if cut else batch.end
+        end = self._lane(batch.lane).end_of_run(number)
+        if end <= number:
+            return after, cut
+        return max(after, before(batch.lane, end)), None

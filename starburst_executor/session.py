@@ -1,0 +1,598 @@
+"""The protocol: every hand-over between clients and workers, both halves on one page.
+
+    client                        the session's objects                      worker
+    ------                        ---------------------                      ------
+    create, amend  ------------>  session.json  <--------------------------  load
+    put_batch      ------------>  queue/<batch>/tasks  <-------------------  header, arguments
+    cancel         ------------>  queue/<batch>/record  <----------------->  change
+    read           <------------                                             (claim, start, finish, hand back)
+    mark           ------------>  queue/<batch>/drained, requeued, done  <-  mark
+    heartbeats     <------------  workers/<id>  <--------------------------  beat, leave
+
+* The record is the truth; markers are facts that only grow. Whoever reads a record that deserves
+  a marker which is not listed writes it, so any writer may die between the two.
+* Every change is a pure, repeatable function of the record, applied by compare-and-swap. On a
+  conflict, and on no plain answer, the record is read again and the function applied to what is
+  there: a change that had taken effect unnoticed then changes nothing.
+* Each write carries a fresh nonce: equal bytes have equal versions on S3, so without it
+  A -> B -> A would go unseen.
+* Nothing rests on a conditional delete.
+
+Nothing here unpickles: bytes come and go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+from msgspec.structs import replace
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+)
+
+from starburst_executor import records
+from starburst_executor.errors import (
+    Conflict,
+    DamagedObject,
+    NewerSchema,
+    ObjectNotFound,
+    SessionNotFound,
+    SessionTerminated,
+    StoreUnavailable,
+)
+from starburst_executor.queue import Queue
+from starburst_executor.records import (
+    Batch,
+    Header,
+    Heartbeat,
+    LiveLog,
+    Manifest,
+    Record,
+    SessionState,
+)
+from starburst_executor.runtime import Runtime
+from starburst_executor.serialize import Failure, Outcome, digest_of, encode_outcome
+from starburst_executor.store import Entry, Store, join_url
+
+__all__ = ["Beats", "Known", "Session", "Tasks"]
+
+T = TypeVar("T")
+
+# A header of 256 tasks takes some 8 KB; with small arguments the whole object is here in one read.
+_FIRST_READ = 256 << 10
+
+# The store may be away for a while, and hours of work wait for it: 70 tries, up to 10 s apart
+# at random, are some five minutes.
+_PATIENCE = 70
+_LONGEST_PAUSE = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """A record as it was last read or written; version None: there is none yet."""
+
+    record: Record
+    version: str | None
+    size: int = 0  # bytes as stored
+
+
+class Tasks(NamedTuple):
+    """What the tasks object of a batch says, with as much of its arguments as came along."""
+
+    header: Header
+    body: int  # offset of the arguments in the object
+    data: bytes  # the first bytes of the object
+
+
+class Beats(NamedTuple):
+    """Heartbeats as one listing showed them."""
+
+    entries: dict[str, Entry]
+    now: float
+
+
+class Session:
+    """One session in one store, for whoever may read and write it.
+
+    Args:
+        store: Where it is.
+        session_id: Its id.
+        runtime: Time, waiting and randomness.
+    """
+
+    def __init__(self, store: Store, session_id: str, runtime: Runtime) -> None:
+        self.store = store
+        self.id = session_id
+        self.runtime = runtime
+        self.prefix = f"sessions/{session_id}/"
+        self.url = join_url(store.url, self.prefix.rstrip("/"))
+
+    # --- the session as a whole -----------------------------------------------------
+
+    @classmethod
+    def create(cls, store: Store, manifest: Manifest, runtime: Runtime) -> Self:
+        """Write the manifest of a new session.
+
+        Raises:
+            Conflict: there is a session of that id, and it is not this one.
+        """
+        session = cls(store, manifest.session_id, runtime)
+        data = records.encode(manifest)
+
+        def once() -> None:
+            try:
+                store.create(session.key("session.json"), data)
+            except Conflict:
+                if session._get("session.json") != data:
+                    raise
+
+        session._patiently(once)
+        return session
+
+    def load(self) -> Manifest:
+        """The manifest.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
+        return self._load()[0]
+
+    def amend(self, edit: Callable[[Manifest], Manifest]) -> Manifest:
+        """Apply a repeatable edit to the manifest by compare-and-swap; returns what is stored then."""
+
+        def once() -> Manifest:
+            manifest, version = self._load()
+            edited = edit(manifest)
+            if edited == manifest:
+                return manifest
+            edited = replace(edited, nonce=self.runtime.new_id(8))
+            self.store.replace(
+                self.key("session.json"), records.encode(edited), version
+            )
+            return edited
+
+        try:
+            return self._through_conflicts(once)
+        except ObjectNotFound as error:
+            raise self._not_found() from error
+
+    def _load(self) -> tuple[Manifest, str]:
+        key = "session.json"
+        try:
+            got = self.store.get(self.key(key))
+        except ObjectNotFound as error:
+            raise self._not_found() from error
+        assert got is not None
+        return records.decode(got.data, Manifest, key), got.version
+
+    def _not_found(self) -> SessionNotFound:
+        return SessionNotFound(
+            f"there is no session {self.id!r} in {self.store.url}. It may have been cleaned up, or be "
+            "in another store or region: `starburst-executor list --store URL` shows what a store has."
+        )
+
+    def check_open(self) -> Manifest:
+        """The manifest of a session that goes on.
+
+        Raises:
+            SessionTerminated: it was terminated, or is gone.
+        """
+        try:
+            manifest = self.load()
+        except SessionNotFound as error:
+            raise SessionTerminated(f"session {self.id} was deleted") from error
+        if manifest.state is SessionState.TERMINATED:
+            raise SessionTerminated(f"session {self.id} was terminated")
+        return manifest
+
+    # --- batches --------------------------------------------------------------------
+
+    def put_batch(self, batch: Batch, data: bytes) -> None:
+        """Store the tasks of a batch; repeated, same key and same bytes, until the answer is plain.
+
+        The lane is this client's alone, so that a conflict is an earlier try of its own.
+        """
+
+        def once() -> None:
+            try:
+                self.store.create(self.key(batch.tasks_key), data)
+            except Conflict:
+                return
+
+        self.patiently(once)
+
+    def tasks(self, batch: Batch) -> Tasks:
+        """Header of a batch, and the arguments too where they are small.
+
+        Raises:
+            DamagedObject: it cannot be read.
+            ObjectNotFound: it is gone: the session is being deleted.
+        """
+        key = batch.tasks_key
+        data = self._get(key, 0, _FIRST_READ)
+        head = records.read_header(data, key)
+        if isinstance(head, int):
+            data = self._get(key, 0, head)
+            head = records.read_header(data, key)
+            if isinstance(head, int):
+                raise DamagedObject(
+                    f"{key} is truncated: {len(data)} of {head} bytes of its header"
+                )
+        header, body = head
+        if len(header.calls) != batch.size:
+            raise DamagedObject(
+                f"{key} holds {len(header.calls)} tasks, not {batch.size}"
+            )
+        return Tasks(header, body, data)
+
+    def arguments(self, batch: Batch, tasks: Tasks, position: int) -> bytes:
+        """The pickled arguments of one task.
+
+        Raises:
+            DamagedObject: the object ends before them.
+        """
+        call = tasks.header.calls[position]
+        start = tasks.body + call.start
+        stop = start + call.size
+        if stop <= len(tasks.data):
+            return tasks.data[start:stop]
+        data = self._get(batch.tasks_key, start, stop)
+        if len(data) < call.size:
+            raise DamagedObject(
+                f"{batch.tasks_key} is truncated: the arguments of task {position} end at byte {stop}"
+            )
+        return data
+
+    def read(self, batch: Batch, known: Known) -> Known:
+        """The record as it is now; `known` again if it has not changed.
+
+        A record that is damaged beyond reading is replaced by one in which every task failed, so
+        that the rest of the session goes on.
+
+        Raises:
+            NewerSchema: a newer version of this package wrote it; it is left alone.
+            SessionTerminated: it was there and is gone.
+        """
+        try:
+            got = self.store.get(self.key(batch.record_key), unless=known.version)
+        except ObjectNotFound as error:
+            if known.version is None:
+                return known
+            raise SessionTerminated(f"session {self.id} is being deleted") from error
+        if got is None:
+            return known
+        try:
+            return Known(
+                self._decode_record(batch, got.data), got.version, len(got.data)
+            )
+        except NewerSchema:
+            raise
+        except DamagedObject as error:
+            return self._replace_damaged(batch, got.version, error)
+
+    def _decode_record(self, batch: Batch, data: bytes) -> Record:
+        record = records.decode(data, Record, batch.record_key)
+        if len(record.tasks) != batch.size:
+            raise DamagedObject(
+                f"{batch.record_key} has {len(record.tasks)} tasks, not {batch.size}"
+            )
+        return record
+
+    def _replace_damaged(
+        self, batch: Batch, version: str, error: DamagedObject
+    ) -> Known:
+        record = records.fail_all(
+            Record.fresh(batch.size), self.runtime.time(), damage(error)
+        )
+        record = replace(record, nonce=self.runtime.new_id(8))
+        try:
+            return Known(
+                record,
+                self.store.replace(
+                    self.key(batch.record_key), records.encode(record), version
+                ),
+            )
+        except (Conflict, ObjectNotFound):
+            raise StoreUnavailable(
+                f"{batch.record_key} changed while it was read"
+            ) from error
+
+    def change(
+        self, batch: Batch, known: Known, edit: Callable[[Record], Record]
+    ) -> Known:
+        """Apply a repeatable edit to the record by compare-and-swap; returns what is stored then.
+
+        Raises:
+            SessionTerminated: the batch is being deleted.
+            StoreUnavailable: no plain answer for some five minutes. The write may still land:
+                read again before deciding anything.
+        """
+        fresh = True
+
+        def once() -> Known:
+            nonlocal known, fresh
+            if not fresh:
+                known = self.read(batch, known)
+            fresh = False
+            edited = edit(known.record)
+            if edited == known.record:
+                return known
+            return self._write(batch, edited, known.version)
+
+        return self._through_conflicts(once)
+
+    def change_once(
+        self, batch: Batch, known: Known, edit: Callable[[Record], Record]
+    ) -> Known:
+        """Like `change`, but a conflict or no plain answer is raised: a claim is better made elsewhere."""
+        edited = edit(known.record)
+        if edited == known.record:
+            return known
+        return self._write(batch, edited, known.version)
+
+    def _write(self, batch: Batch, record: Record, version: str | None) -> Known:
+        record = replace(record, nonce=self.runtime.new_id(8))
+        key, data = self.key(batch.record_key), records.encode(record)
+        if version is None:
+            return Known(record, self.store.create(key, data), len(data))
+        try:
+            return Known(record, self.store.replace(key, data, version), len(data))
+        except ObjectNotFound as error:
+            # Never to be created anew: somebody is deleting the session.
+            raise SessionTerminated(f"session {self.id} is being deleted") from error
+
+    def mark(
+        self, batch: Batch, record: Record, listed: Iterable[str] = ()
+    ) -> tuple[str, ...]:
+        """Write the markers that the record deserves and that are not `listed`; returns those written."""
+        due = tuple(m for m in records.due_markers(record) if m not in set(listed))
+        for marker in due:
+            key = self.key(batch.marker_key(marker))
+            self.patiently(partial(self.store.put, key, b""))
+        return due
+
+    def withdraw(self, batch: Batch, positions: Collection[int]) -> None:
+        """Note tasks that were cancelled before their batch was stored; its header says so too."""
+        record = Record.fresh(batch.size, positions)
+
+        def once() -> None:
+            try:
+                self._write(batch, record, None)
+            except Conflict:
+                return  # a worker was faster, and began with the header
+
+        self.patiently(once)
+        self.mark(batch, record)
+
+    def cancel(self, batch: Batch, positions: Iterable[int], *, running: bool) -> Known:
+        """Cancel tasks of one batch, with one compare-and-swap; returns the record as it is then."""
+        wanted = tuple(positions)
+        known = Known(self.tasks(batch).header.fresh_record(), None)
+        known = self.read(batch, known)
+        known = self.change(
+            batch,
+            known,
+            lambda record: records.cancel(
+                record, wanted, self.runtime.time(), running=running
+            ),
+        )
+        self.mark(batch, known.record)
+        return known
+
+    def requeue(
+        self, batch: Batch, known: Known, lost: Mapping[str, str], max_attempts: int
+    ) -> Known:
+        """Send back what lost workers hold.
+
+        Args:
+            batch: Which batch.
+            known: Its record.
+            lost: Worker -> why it is believed lost.
+            max_attempts: Fail a task after so many losses while running.
+        """
+
+        def outcome(position: int, task: records.Task) -> bytes:
+            return self._lost_outcome(batch, position, task, lost[task.worker])
+
+        return self.change(
+            batch,
+            known,
+            lambda record: records.requeue_lost(
+                record, lost, self.runtime.time(), max_attempts, outcome
+            ),
+        )
+
+    def _lost_outcome(
+        self, batch: Batch, position: int, task: records.Task, why: str
+    ) -> bytes:
+        tried = [f"attempt {p.attempt} on {p.worker} ({p.how})" for p in task.past]
+        tried.append(f"attempt {task.attempt} on {task.worker} ({why})")
+        failure = Failure(
+            kind="lost",
+            type="WorkerLost",
+            message=f"it was running when its worker was lost: {'; '.join(tried)}",
+            stderr=self.live_log(batch, position, task.attempt)[1][-2000:],
+        )
+        return encode_outcome(Outcome(failure=failure))
+
+    def live_log(self, batch: Batch, position: int, attempt: int) -> tuple[str, str]:
+        """What a task has printed by its worker's last heartbeat: stdout and stderr."""
+        try:
+            data = self._get(batch.live_log_key(position, attempt))
+        except ObjectNotFound:
+            return "", ""
+        log = records.decode(data, LiveLog, batch.live_log_key(position, attempt))
+        return log.stdout, log.stderr
+
+    # --- workers --------------------------------------------------------------------
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Write a worker's heartbeat."""
+        self.store.put(
+            self.key(f"workers/{heartbeat.worker}"), records.encode(heartbeat)
+        )
+
+    def beats(self) -> Beats:
+        """All heartbeats, by worker id, without their content."""
+        prefix = self.key("workers/")
+        entries, now = self.list_all(prefix)
+        return Beats({e.key[len(prefix) :]: e for e in entries}, now)
+
+    def heartbeat(self, worker: str, folder: str = "workers") -> Heartbeat | None:
+        """What a worker last said of itself; None if it left. `folder` "ended" has those that left."""
+        key = f"{folder}/{worker}"
+        try:
+            return records.decode(self._get(key), Heartbeat, key)
+        except ObjectNotFound:
+            return None
+
+    def bury(self, heartbeat: Heartbeat) -> None:
+        """Keep a worker's last heartbeat for the record, then delete it from the living."""
+        self.store.put(self.key(f"ended/{heartbeat.worker}"), records.encode(heartbeat))
+        self.store.delete([self.key(f"workers/{heartbeat.worker}")])
+
+    def forget(self, worker: str) -> None:
+        """Delete a worker's heartbeat and keep nothing: the session is being deleted."""
+        self.store.delete([self.key(f"workers/{worker}")])
+
+    # --- bytes ----------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        """The store's key of an object of this session."""
+        return self.prefix + name
+
+    def put_content(self, folder: str, data: bytes) -> str:
+        """Store bytes under their digest in `functions` or `modules`; returns the digest."""
+        digest = digest_of(data)
+
+        def once() -> None:
+            try:
+                self.store.create(self.key(f"{folder}/{digest}"), data)
+            except Conflict:
+                return  # the same content is there
+
+        self.patiently(once)
+        return digest
+
+    def put_blob(self, digest: str, source: Path | memoryview) -> None:
+        """Store a blob under its digest, streaming, unless it is there already."""
+        self.patiently(lambda: self.store.upload(self.key(f"blobs/{digest}"), source))
+
+    def get_blob(self, digest: str, target: Path) -> None:
+        """Bring a blob into a file, streaming."""
+        self.store.download(self.key(f"blobs/{digest}"), target)
+
+    def put_pack(self, batch: Batch, nonce: str, data: bytes) -> None:
+        """Store what one write finishes and is too large for the record, under a fresh name."""
+
+        def once() -> None:
+            try:
+                self.store.create(self.key(batch.pack_key(nonce)), data)
+            except Conflict:
+                return  # an earlier try of this very call: nobody else knows the nonce
+
+        self.patiently(once)
+
+    def put_live_log(
+        self, batch: Batch, position: int, attempt: int, text: LiveLog
+    ) -> None:
+        """Store what a running task has printed so far."""
+        self.store.put(
+            self.key(batch.live_log_key(position, attempt)), records.encode(text)
+        )
+
+    def get_piece(self, batch: Batch, piece: records.Piece) -> bytes:
+        """The bytes of a piece, from the record or from its pack.
+
+        Raises:
+            DamagedObject: the pack is gone or too short.
+        """
+        if not piece.pack:
+            return piece.inline
+        key = batch.pack_key(piece.pack)
+        try:
+            data = self._get(key, piece.start, piece.start + piece.size)
+        except ObjectNotFound as error:
+            raise DamagedObject(f"{key} is gone, and a result with it") from error
+        if len(data) < piece.size:
+            raise DamagedObject(
+                f"{key} is truncated: it ends before byte {piece.start + piece.size}"
+            )
+        return data
+
+    def list_all(self, prefix: str) -> tuple[list[Entry], float]:
+        """Every object below a prefix of the store, and the store's time."""
+        entries: list[Entry] = []
+        after = ""
+        while True:
+            page = self.store.list(prefix, after=after)
+            entries += page.entries
+            if not page.truncated:
+                return entries, page.now
+            after = page.entries[-1].key
+
+    def queue(self) -> Queue:
+        """A reader of the queue that knows nothing yet."""
+        return Queue(self.store, self.prefix)
+
+    def _get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        got = self.store.get(self.key(key), start=start, stop=stop)
+        assert got is not None
+        return got.data
+
+    # --- patience -------------------------------------------------------------------
+
+    def patiently(self, once: Callable[[], T]) -> T:
+        """Make a call that may be repeated until the store gives a plain answer, for some five minutes."""
+        try:
+            return once()
+        except StoreUnavailable:
+            return self._retrying(StoreUnavailable)(once)
+
+    def _through_conflicts(self, once: Callable[[], T]) -> T:
+        """Repeat on conflicts too, with full jitter that grows with their number."""
+        try:
+            return once()
+        except (Conflict, StoreUnavailable):
+            return self._retrying(Conflict, StoreUnavailable)(once)
+
+    def _retrying(self, *kinds: type[Exception]) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(kinds),
+            wait=self._full_jitter,
+            stop=stop_after_attempt(_PATIENCE),
+            sleep=self._pause,
+            before_sleep=_note_retry,
+            reraise=True,
+        )
+
+    def _full_jitter(self, state: RetryCallState) -> float:
+        ceiling = min(_LONGEST_PAUSE, 0.02 * 2.0 ** min(state.attempt_number, 20))
+        return self.runtime.random.uniform(0, ceiling)
+
+    def _pause(self, seconds: float) -> None:
+        self.runtime.signal().wait(seconds)
+
+
+def _note_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.debug("try %d: %s", state.attempt_number, error)
+
+
+def damage(error: Exception) -> bytes:
+    """The outcome of a task that cannot be run because of a damaged object."""
+    return encode_outcome(
+        Outcome(
+            failure=Failure(
+                kind="damaged", type=type(error).__name__, message=str(error)
+            )
+        )
+    )
