@@ -1,0 +1,119 @@
+"""The worker as a process: what `python -m starburst_executor worker SESSION_URL` runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from starburst_executor.errors import VersionMismatch
+from starburst_executor.launch import hold_lock
+from starburst_executor.library import DiskLibrary
+from starburst_executor.records import Heartbeat, Manifest
+from starburst_executor.runtime import SystemRuntime
+from starburst_executor.session import Session
+from starburst_executor.slots import ProcessSlots
+from starburst_executor.store import open_store, split_session_url
+from starburst_executor.worker import Worker
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+
+def serve(session_url: str, worker_id: str | None = None) -> str:
+    """Work for a session until there is no reason to stay; returns why it left.
+
+    SIGTERM and SIGINT make it hand back what it holds and leave, within two seconds.
+
+    Args:
+        session_url: `<store>/sessions/<session id>`.
+        worker_id: This worker's id; default a new one.
+
+    Raises:
+        SessionNotFound: no such session.
+        VersionMismatch: the session's pickles are of another Python.
+    """
+    hold_lock()
+    store_url, session_id = split_session_url(session_url)
+    runtime = SystemRuntime(width=4)
+    session = Session(open_store(store_url), session_id, runtime)
+    manifest = session.check_open()
+    _check_python(manifest)
+    with tempfile.TemporaryDirectory(prefix="starburst-") as folder:
+        try:
+            return _serve(
+                session, manifest, worker_id or f"w-{runtime.new_id(10)}", Path(folder)
+            )
+        finally:
+            runtime.close()
+            session.store.close()
+
+
+def _serve(session: Session, manifest: Manifest, worker_id: str, folder: Path) -> str:
+    library = DiskLibrary(session, folder / "library")
+    aside = ThreadPoolExecutor(2, "starburst-transfer")
+    slots = ProcessSlots(
+        manifest.spec.slots,
+        folder=folder / "slots",
+        initializer=_initializer(library, manifest),
+        runtime=session.runtime,
+        signal=session.runtime.signal(),
+    )
+    try:
+        describe = _describe(worker_id, manifest, session.runtime.time())
+        worker = Worker(
+            session, worker_id, slots, library, aside.submit, manifest, describe
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(
+                number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}")
+            )
+        worker.beater.beat()
+        beating = threading.Thread(
+            target=worker.beater.run, name="starburst-beat", daemon=True
+        )
+        beating.start()
+        log.info("worker %s is at session %s", worker_id, session.id)
+        reason = worker.run()
+        worker.beater.close()
+        return reason
+    finally:
+        slots.close()
+        aside.shutdown(wait=False, cancel_futures=True)
+
+
+def _initializer(library: DiskLibrary, manifest: Manifest) -> Path | None:
+    if manifest.initializer is None:
+        return None
+    library.fetch(library.missing(manifest.initializer))
+    return library.function(manifest.initializer)
+
+
+def _check_python(manifest: Manifest) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if manifest.python != here:
+        raise VersionMismatch(
+            f"session {manifest.session_id} was made with Python {manifest.python} and this worker runs "
+            f"Python {here}: pickles of one cannot be used in the other. Start workers with Python "
+            f"{manifest.python}."
+        )
+
+
+def _describe(worker_id: str, manifest: Manifest, now: float) -> Heartbeat:
+    return Heartbeat(
+        worker=worker_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        python=".".join(map(str, sys.version_info[:3])),
+        package=version("starburst-executor"),
+        started=now,
+        slots=manifest.spec.slots,
+    )
