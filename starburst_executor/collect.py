@@ -1,0 +1,121 @@
+"""Outcomes of a session's finished tasks, downloaded once, whatever became of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starburst_executor.errors import StoreError
+from starburst_executor.packing import Packer
+from starburst_executor.records import Batch, Record, State, Task, task_id
+from starburst_executor.serialize import Failure, decode_outcome
+from starburst_executor.session import Known, Session
+
+__all__ = ["Collector", "TaskOutcome"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOutcome:
+    """How one task ended, with what is needed to act on it.
+
+    Attributes:
+        index: Place of the task in submission order.
+        task_id: Id of the task within the session.
+        state: "completed", "failed" or "cancelled".
+        value: What it returned; None unless completed.
+        error: The exception, as it was raised; None unless failed.
+        type: Qualified name of the exception's class; "" unless failed.
+        message: Text of the exception.
+        traceback: The remote traceback.
+        worker: Who ran it.
+        attempt: Which attempt this was, from 1.
+        seconds: How long it ran.
+    """
+
+    index: int
+    task_id: str
+    state: str
+    value: Any = None
+    error: BaseException | None = None
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+    worker: str = ""
+    attempt: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a value."""
+        return self.state == State.COMPLETED
+
+
+class Collector:
+    """Reads outcomes and remembers them.
+
+    Args:
+        session: Where from.
+        packer: Opens them.
+    """
+
+    def __init__(self, session: Session, packer: Packer) -> None:
+        self._session = session
+        self._packer = packer
+        self._known: dict[Batch, Known] = {}
+        self._outcomes: dict[tuple[Batch, int], TaskOutcome] = {}
+
+    def collect(self, batch: Batch, first_index: int) -> list[TaskOutcome]:
+        """The outcomes of the finished tasks of one batch, in order."""
+        record = self._record(batch)
+        return [
+            self._outcome(batch, position, task, first_index)
+            for position, task in enumerate(record.tasks)
+            if task.state.final
+        ]
+
+    def _record(self, batch: Batch) -> Record:
+        known = self._known.get(batch)
+        if known is None:
+            known = Known(self._session.tasks(batch).header.fresh_record(), None)
+        if not known.record.finished or known.version is None:
+            known = self._known[batch] = self._session.read(batch, known)
+        return known.record
+
+    def _outcome(
+        self, batch: Batch, position: int, task: Task, first: int
+    ) -> TaskOutcome:
+        outcome = self._outcomes.get((batch, position))
+        if outcome is None:
+            outcome = self._read(batch, position, task, first + position)
+            self._outcomes[batch, position] = outcome
+        return outcome
+
+    def _read(self, batch: Batch, position: int, task: Task, index: int) -> TaskOutcome:
+        value: Any = None
+        error: BaseException | None = None
+        failure: Failure | None = None
+        if task.outcome is not None:
+            try:
+                data = self._session.get_piece(batch, task.outcome)
+                failure = decode_outcome(data).failure
+                good, opened = self._packer.open_outcome(batch, position, task, data)
+            except StoreError as damage:
+                good, opened = False, damage
+            value, error = (opened, None) if good else (None, opened)
+        if error is not None and failure is None:
+            failure = Failure(
+                kind="damaged", type=type(error).__qualname__, message=str(error)
+            )
+        return TaskOutcome(
+            index=index,
+            task_id=task_id(batch.lane, batch.number + position),
+            state=str(State.FAILED if error is not None else task.state),
+            value=value,
+            error=error,
+            type=failure.type if failure else "",
+            message=failure.message if failure else "",
+            traceback=failure.traceback if failure else "",
+            worker=task.worker,
+            attempt=task.attempt,
+            seconds=max(0.0, task.ended - task.started) if task.started else 0.0,
+        )

@@ -1,0 +1,145 @@
+"""The client's pickles: calls on their way out, outcomes on their way back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import ModuleType
+from typing import Any
+
+from msgspec.structs import replace
+
+from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMismatch
+from starburst_executor.future import Settled
+from starburst_executor.modules import Tracker
+from starburst_executor.records import Batch, Task, task_id
+from starburst_executor.serialize import (
+    Failure,
+    decode_outcome,
+    digest_of,
+    dumps,
+    loads,
+    pack_call,
+    rebuild,
+)
+from starburst_executor.session import Session
+
+__all__ = ["Packer", "python_version"]
+
+
+def python_version() -> str:
+    """The minor version whose pickles this process can read, such as "3.11"."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+class Packer:
+    """Pickles calls for one session and opens its outcomes.
+
+    Args:
+        session: The session.
+        python: Minor version of the Python whose pickles the session holds.
+        modules: Modules to ship besides those found.
+    """
+
+    def __init__(
+        self, session: Session, python: str, modules: Iterable[str | Path | ModuleType]
+    ) -> None:
+        self._session = session
+        self._python = python
+        self._stored: set[str] = set()
+        self._tracker = Tracker(self._ship, modules)
+
+    def check_python(self) -> None:
+        """Refuse to pickle or unpickle in another minor version.
+
+        Raises:
+            VersionMismatch: names both.
+        """
+        if self._python != python_version():
+            raise VersionMismatch(
+                f"session {self._session.id} was made with Python {self._python} and this is Python "
+                f"{python_version()}: pickles of one cannot be used in the other. Attach with Python "
+                f"{self._python}; status, logs, extend and cleanup work with any."
+            )
+
+    def function(self, function: object, what: str = "callable") -> tuple[str, bytes]:
+        """Digest and cargo of a callable, pickled anew each time: it may have changed."""
+        cargo = dumps(function, self._keep, what)
+        return digest_of(cargo), cargo
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bool]:
+        """Cargo of a call's arguments, and whether it names no blob."""
+        kept: list[str] = []
+
+        def keep(digest: str, data: memoryview) -> None:
+            kept.append(digest)
+            self._keep(digest, data)
+
+        return pack_call(args, kwargs, keep), not kept
+
+    def modules(self) -> Mapping[str, str]:
+        """Archives of local modules that a worker needs, shipped before this returns."""
+        return self._tracker.refresh()
+
+    def open_outcome(
+        self, batch: Batch, position: int, task: Task, data: bytes
+    ) -> Settled:
+        """The value of a task, or its exception."""
+        outcome = decode_outcome(data)
+        if outcome.failure is not None:
+            return False, self.error(outcome.failure, batch, position, task)
+        assert outcome.value is not None
+        try:
+            self.check_python()
+            return True, loads(outcome.value, self._fetch, "result")
+        except Exception as error:  # the user's own unpickling code runs here
+            error.add_note(_where(batch, position, task))
+            return False, error
+
+    def error(
+        self, failure: Failure, batch: Batch, position: int, task: Task
+    ) -> BaseException:
+        """The exception that a failure stands for."""
+        if self._python != python_version():
+            failure = _without_pickle(failure)
+        return rebuild(failure, self._fetch, _where(batch, position, task))
+
+    def _ship(self, digest: str, data: bytes) -> None:
+        self._session.put_content("modules", data)
+
+    def _keep(self, digest: str, data: memoryview) -> None:
+        """Store a large buffer now: the caller may change it after `submit`."""
+        if digest not in self._stored:
+            self._session.put_blob(digest, data)
+            self._stored.add(digest)
+
+    def _fetch(self, digest: str, size: int) -> bytearray:
+        with NamedTemporaryFile() as file:
+            try:
+                self._session.get_blob(digest, Path(file.name))
+            except ObjectNotFound as error:
+                raise DamagedObject(
+                    f"blob {digest} of a result is gone from the store"
+                ) from error
+            buffer = bytearray(size)
+            with Path(file.name).open("rb") as part:
+                if part.readinto(buffer) != size or part.read(1):
+                    raise DamagedObject(
+                        f"blob {digest} of a result does not have {size} bytes"
+                    )
+        return buffer
+
+
+def _where(batch: Batch, position: int, task: Task) -> str:
+    name = task_id(batch.lane, batch.number + position)
+    return (
+        f"task {name}, attempt {task.attempt} on worker {task.worker}"
+        if task.worker
+        else f"task {name}"
+    )
+
+
+def _without_pickle(failure: Failure) -> Failure:
+    return replace(failure, cargo=None)

@@ -1,0 +1,132 @@
+"""The futures of a session as one client knows them.
+
+A future that nobody holds is not kept: what is finished costs no memory until it is asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from starburst_executor.future import TaskFuture
+from starburst_executor.records import Batch, State
+from starburst_executor.session import Session
+from starburst_executor.watch import Outcomes, Watcher
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """Makes futures, and finds those that were made.
+
+    Args:
+        session: The session.
+        outcomes: Brings the outcomes of finished tasks.
+        watcher: Settles the futures of unfinished ones.
+        cancel: What a future's `cancel` does.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        outcomes: Outcomes,
+        watcher: Watcher,
+        cancel: Callable[[TaskFuture[Any]], bool],
+    ) -> None:
+        self._session = session
+        self._outcomes = outcomes
+        self._watcher = watcher
+        self._cancel = cancel
+        self._queue = session.queue()
+        self._lock = threading.RLock()
+        self._next_index = 0
+        self._first: dict[Batch, int] = {}  # index of a batch's first task
+        self._done: dict[
+            Batch, int
+        ] = {}  # finished batches: how many tasks were cancelled
+        self._futures: weakref.WeakValueDictionary[tuple[int, int], TaskFuture[Any]] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def new(self, lane: int, number: int) -> TaskFuture[Any]:
+        """The future of a task that is being submitted."""
+        with self._lock:
+            future = self._make(lane, number, self._next_index)
+            self._next_index += 1
+            return future
+
+    def stored(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
+        """Take in a batch of this client's own, which is stored now."""
+        with self._lock:
+            for position, future in futures.items():
+                self._first.setdefault(batch, future.index - position)
+        self._watcher.add(batch, futures)
+
+    def take_in_others(self) -> None:
+        """Take in what is stored and was not known, and have the unfinished watched."""
+        with self._lock:
+            for sight in self._queue.look():
+                batch = sight.batch
+                known = batch in self._first
+                if not known:
+                    self._first[batch] = self._next_index
+                    self._next_index += batch.size
+                if sight.done is not None:
+                    self._done[batch] = sight.done[2]
+                elif not known:
+                    self._of(batch)
+
+    def all(self) -> list[TaskFuture[Any]]:
+        """The futures of every task that is stored, in submission order."""
+        with self._lock:
+            self.take_in_others()
+            return [future for batch in self.batches() for future in self._of(batch)]
+
+    def batches(self) -> list[Batch]:
+        """What is known to be stored, in submission order."""
+        with self._lock:
+            return sorted(self._first, key=lambda batch: self._first[batch])
+
+    def first_index(self, batch: Batch) -> int:
+        """Index of the first task of a known batch."""
+        return self._first[batch]
+
+    def living(self) -> list[TaskFuture[Any]]:
+        """The futures that somebody holds."""
+        with self._lock:
+            return sorted(self._futures.values(), key=lambda future: future.index)
+
+    def _of(self, batch: Batch) -> list[TaskFuture[Any]]:
+        futures: list[TaskFuture[Any]] = []
+        lost: dict[int, TaskFuture[Any]] = {}
+        for position in range(batch.size):
+            number = batch.number + position
+            future = self._futures.get((batch.lane, number))
+            if future is None:
+                future = self._make(batch.lane, number, self._first[batch] + position)
+                future.batch = batch
+                lost[position] = future
+            futures.append(future)
+        if batch in self._done:
+            self._settle_later(batch, lost)
+        elif lost:
+            self._watcher.add(batch, lost)
+        return futures
+
+    def _settle_later(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
+        record = self._outcomes.record(batch) if self._done[batch] else None
+        for position, future in futures.items():
+            if record is not None and record.tasks[position].state is State.CANCELLED:
+                future.settle_cancelled()
+            else:
+                future.settle_later(partial(self._outcomes.later, batch, position))
+
+    def _make(self, lane: int, number: int, index: int) -> TaskFuture[Any]:
+        future: TaskFuture[Any] = TaskFuture(
+            self._session.id, lane, number, index, self._cancel
+        )
+        self._futures[lane, number] = future
+        return future

@@ -1,0 +1,253 @@
+"""The submitting half of a client: what was queued is packed into batches and stored.
+
+`submit` queues and returns. One thread packs what has gathered meanwhile and writes the batches
+side by side, so that the number of requests follows the time that a request takes, not the number
+of tasks. The first task of a quiet session leaves at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starburst_executor.errors import StoreError
+from starburst_executor.future import TaskFuture
+from starburst_executor.records import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_TASKS,
+    Batch,
+    Queued,
+    encode_tasks,
+)
+from starburst_executor.session import Session
+
+__all__ = ["Item", "Submitter"]
+
+log = logging.getLogger(__name__)
+
+_SIDE_BY_SIDE = 8  # batches written at once
+
+
+@dataclass(slots=True)
+class Item:
+    """A task that is queued here and not stored yet."""
+
+    future: TaskFuture[Any]
+    function: str
+    arguments: bytes | None  # None once it was cancelled
+    light: bool  # the arguments name no blob
+    modules: Mapping[str, str]
+
+
+class Submitter:
+    """Stores what one client submits, in its own lane.
+
+    Args:
+        session: Where to.
+        width: How many tasks can run at once when all workers are there.
+        backlog: How many stored tasks have not begun.
+        stored: Called with a batch and its futures, by position, once it is stored.
+        failed: Called with the error when storing was given up.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        width: Callable[[], int],
+        backlog: Callable[[], int],
+        stored: Callable[[Batch, dict[int, TaskFuture[Any]]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._session = session
+        self._width = width
+        self._backlog = backlog
+        self._stored = stored
+        self._failed = failed
+        self._lock = threading.Lock()
+        self._queue: deque[Item] = deque()
+        self._functions: dict[str, bytes] = {}  # not stored yet
+        self._known: set[str] = (
+            set()
+        )  # digests of callables that are stored, or about to be
+        self._announced = 0  # tasks of a map that are still to come
+        self._next = 0  # number of the next task to be packed
+        self._wake = session.runtime.signal()
+        self._idle = session.runtime.signal()
+        self._idle.set()
+        self._closed = False
+        self._error: Exception | None = None
+        self.lane = -1
+
+    def begin(self, lane: int, number: int) -> None:
+        """Submit into this lane, from this number on."""
+        self.lane = lane
+        self._next = number
+
+    @property
+    def number(self) -> int:
+        """The number after the last one packed."""
+        return self._next
+
+    def announce(self, count: int) -> None:
+        """So many more tasks are about to be added (or, negative, are not)."""
+        with self._lock:
+            self._announced += count
+        self._wake.set()
+
+    def add_function(self, digest: str, cargo: bytes) -> None:
+        """Store a callable before the tasks that are added from now on."""
+        with self._lock:
+            if digest not in self._known:
+                self._known.add(digest)
+                self._functions[digest] = cargo
+
+    def add(self, item: Item, *, announced: bool = False) -> None:
+        """Queue a task."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._queue.append(item)
+            self._announced -= announced
+            self._idle.clear()
+        self._wake.set()
+
+    def withdraw(self, future: TaskFuture[Any]) -> bool:
+        """Cancel a task that is still queued here; False if it no longer is."""
+        with self._lock:
+            for item in self._queue:
+                if item.future is future:
+                    item.arguments = None
+                    break
+            else:
+                return False
+        future.settle_cancelled()
+        return True
+
+    def withdraw_all(self) -> None:
+        """Cancel everything that is still queued here."""
+        with self._lock:
+            for item in self._queue:
+                item.arguments = None
+            futures = [item.future for item in self._queue]
+        for future in futures:
+            future.settle_cancelled()
+
+    def flush(self) -> None:
+        """Return when everything that was added is stored.
+
+        Raises:
+            StoreError: it could not be.
+        """
+        self._wake.set()
+        self._idle.wait()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was added is stored, or was given up."""
+        return self._idle.is_set()
+
+    def wait_until_idle(self) -> None:
+        """Return when `idle`."""
+        self._wake.set()
+        self._idle.wait()
+
+    def abandon(self, error: Exception) -> None:
+        """End everything that is still queued here with an error, and refuse more."""
+        with self._lock:
+            self._error = self._error or error
+            items = list(self._queue)
+            self._queue.clear()
+        for item in items:
+            item.future.settle((False, error))
+        self._wake.set()
+
+    def close(self) -> None:
+        """Have `run` return once everything is stored."""
+        self._closed = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Store what is queued until `close`."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while group := self._pack_group():
+                self._store_group(group)
+            with self._lock:
+                if self._queue:
+                    continue
+                self._idle.set()
+            if self._closed:
+                return
+
+    def _pack_group(self) -> list[tuple[Batch, list[Item]]]:
+        with self._lock:
+            size = self._batch_size()
+            group: list[tuple[Batch, list[Item]]] = []
+            while self._queue and len(group) < _SIDE_BY_SIDE and self._error is None:
+                if len(self._queue) < min(size, self._announced):
+                    break  # the rest of a map is on its way
+                items = self._take(size)
+                group.append((Batch(self.lane, self._next, len(items)), items))
+                self._next += len(items)
+            return group
+
+    def _batch_size(self) -> int:
+        """A quarter of each slot's share of all that has not begun, stored or not."""
+        backlog = len(self._queue) + self._announced + self._backlog()
+        return min(MAX_BATCH_TASKS, -(-backlog // (4 * max(1, self._width()))) or 1)
+
+    def _take(self, size: int) -> list[Item]:
+        items: list[Item] = []
+        weight = 0
+        while self._queue and len(items) < size:
+            item = self._queue[0]
+            weight += len(item.arguments or b"")
+            if items and (
+                weight > MAX_BATCH_BYTES or item.modules is not items[0].modules
+            ):
+                break
+            items.append(self._queue.popleft())
+        return items
+
+    def _store_group(self, group: list[tuple[Batch, list[Item]]]) -> None:
+        try:
+            self._store_functions()
+            self._session.runtime.gather([partial(self._store, *one) for one in group])
+        except StoreError as error:
+            self._give_up(error, [item for _, items in group for item in items])
+
+    def _store(self, batch: Batch, items: list[Item]) -> None:
+        calls = [Queued(item.function, item.arguments) for item in items]
+        light = all(item.light for item in items)
+        data = encode_tasks(calls, items[0].modules, light=light)
+        self._session.put_batch(batch, data)
+        withdrawn = {i for i, call in enumerate(calls) if call.arguments is None}
+        if withdrawn:
+            self._session.withdraw(batch, withdrawn)
+        for item in items:
+            item.future.batch = batch
+        live = {i: item.future for i, item in enumerate(items) if i not in withdrawn}
+        self._stored(batch, live)
+
+    def _store_functions(self) -> None:
+        """What tasks name is stored before them."""
+        with self._lock:
+            new, self._functions = self._functions, {}
+        put = partial(self._session.put_content, "functions")
+        self._session.runtime.gather([partial(put, cargo) for cargo in new.values()])
+
+    def _give_up(self, error: StoreError, items: list[Item]) -> None:
+        """The lane ends here: its next number may or may not appear, so nothing follows it."""
+        log.error("session %s: tasks could not be stored: %s", self._session.id, error)
+        for item in items:
+            item.future.settle((False, error))
+        self.abandon(error)
+        self._failed(error)

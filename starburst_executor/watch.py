@@ -1,0 +1,448 @@
+"""The watching half of a client: looks at the queue, settles futures, keeps workers there.
+
+One thread for each executor. A look is one LIST, 50 ms apart while results stream in, backing
+off to 5 s; and never so often that parsing listings takes more than a tenth of a core.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from starburst_executor import records
+from starburst_executor.errors import (
+    DamagedObject,
+    InitializerFailed,
+    NewerSchema,
+    ObjectNotFound,
+    SessionNotFound,
+    SessionTerminated,
+    StoreError,
+)
+from starburst_executor.future import Settled, TaskFuture
+from starburst_executor.leases import Repair
+from starburst_executor.queue import Queue, Sight
+from starburst_executor.records import (
+    Batch,
+    Manifest,
+    Piece,
+    Record,
+    SessionState,
+    State,
+    Task,
+)
+from starburst_executor.session import Known, Session
+
+__all__ = ["Outcomes", "Watcher"]
+
+log = logging.getLogger(__name__)
+
+# Seconds until a record that was not there before is read, unless its batch is done: its first
+# version says only who claimed it, and is followed by another when a short task ends.
+_CLAIM_GRACE = 2.0
+# Where tasks take long, the look after an end need not follow within 50 ms: it may be late by so
+# much of a task's run time.
+_LATE = 0.05
+
+
+@dataclass(slots=True)
+class _Waited:
+    """A stored batch with futures that have not ended."""
+
+    futures: dict[int, TaskFuture[Any]]
+    known: Known
+    sight: Sight | None = None
+    fetching: set[int] = field(default_factory=set)
+
+
+class Outcomes:
+    """Brings outcomes from the store and opens them.
+
+    Args:
+        session: Where from.
+        open_outcome: Batch, position, task and the outcome's bytes -> how the task ended.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        open_outcome: Callable[[Batch, int, Task, bytes], Settled],
+    ) -> None:
+        self._session = session
+        self._open = open_outcome
+        self._records: OrderedDict[Batch, Record] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def settled(self, batch: Batch, position: int, task: Task) -> Settled:
+        """How a final task ended; an outcome that cannot be read is an error of its own."""
+        assert task.outcome is not None
+        try:
+            data = self._session.get_piece(batch, task.outcome)
+            return self._open(batch, position, task, data)
+        except StoreError as error:
+            return False, error
+
+    def later(self, batch: Batch, position: int) -> Settled:
+        """How a task of a finished batch ended, with the record read now if it is not at hand."""
+        task = self.record(batch).tasks[position]
+        return self.settled(batch, position, task)
+
+    def record(self, batch: Batch) -> Record:
+        """The record of a finished batch; the last few are kept."""
+        with self._lock:
+            record = self._records.get(batch)
+        if record is None:
+            fresh = self._session.tasks(batch).header.fresh_record()
+            record = self._session.read(batch, Known(fresh, None)).record
+            with self._lock:
+                self._records[batch] = record
+                while len(self._records) > 16:
+                    self._records.popitem(last=False)
+        return record
+
+
+class Watcher:
+    """Watches one session for one client.
+
+    Args:
+        session: The session.
+        manifest: Its manifest.
+        queue: What is known of its queue already.
+        outcomes: Opens outcomes.
+        staff: Keeps workers there; called with how many tasks are unfinished.
+        ended_workers: Ids of workers that the launcher knows to have ended.
+        broken: Called with an error after which nothing can go on: an initializer failed, or the
+            session was ended by somebody else.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        manifest: Manifest,
+        queue: Queue,
+        outcomes: Outcomes,
+        staff: Callable[[int], None],
+        ended_workers: Callable[[], set[str]],
+        broken: Callable[[Exception], None],
+    ) -> None:
+        self.session = session
+        self.manifest = manifest
+        self.queue = queue
+        self._outcomes = outcomes
+        self._staff = staff
+        self._ended_workers = ended_workers
+        self._broken = broken
+        self._runtime = session.runtime
+        self._intervals = manifest.intervals
+        self._grace = min(_CLAIM_GRACE, 0.4 * manifest.intervals.look_last)
+        self._repair = Repair(session, manifest.intervals, manifest.limits.max_attempts)
+        self._lock = threading.Lock()
+        self._waited: dict[Batch, _Waited] = {}
+        self._unfinished = 0
+        self._idle = self._runtime.signal()
+        self._idle.set()
+        self._wake = self._runtime.signal()
+        self._nap = self._runtime.signal()  # set once closed
+        self._closed = False
+        self._pause = self._intervals.look_first
+        now = self._runtime.monotonic()
+        self._checked_at = now
+        self._staffed_at = -1.0
+        self._next_repair = now + self._repair_interval()
+        self._ended: set[str] = set()
+        self._run_time: float | None = None
+        self._warned: set[str] = set()
+
+    # --- called by others ---------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> int:
+        """How many stored tasks have futures that have not ended."""
+        return self._unfinished
+
+    def add(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
+        """Watch the futures of a batch that is stored."""
+        if not futures:
+            return
+        fresh = Known(Record.fresh(batch.size), None)
+        with self._lock:
+            waited = self._waited.setdefault(batch, _Waited({}, fresh))
+            self._unfinished += len(futures.keys() - waited.futures.keys())
+            self._idle.clear()
+            waited.futures.update(futures)
+            waited.known = fresh  # read again: it may tell of these futures already
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Look soon."""
+        self._pause = self._intervals.look_first
+        self._wake.set()
+
+    def stored_pending(self) -> dict[Batch, list[int]]:
+        """Positions, by batch, of the watched futures that are not known to run."""
+        with self._lock:
+            return {
+                batch: [p for p, f in waited.futures.items() if not f.running()]
+                for batch, waited in self._waited.items()
+            }
+
+    def learn(self, batch: Batch, known: Known) -> None:
+        """Take over a record that was read or written elsewhere in this client."""
+        with self._lock:
+            waited = self._waited.get(batch)
+        if waited is not None:
+            self._take_in(batch, waited, known)
+
+    def abandon(self, error: BaseException) -> None:
+        """End every watched future with an error."""
+        with self._lock:
+            waited, self._waited = self._waited, {}
+            self._unfinished = 0
+        for one in waited.values():
+            for future in one.futures.values():
+                future.settle((False, error))
+        self._idle.set()
+
+    def wait_until_idle(self) -> None:
+        """Return when every watched future has ended."""
+        self._idle.wait()
+
+    def close(self) -> None:
+        """Have `run` return."""
+        self._closed = True
+        self._nap.set()
+        self._wake.set()
+
+    # --- the loop -------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Look until `close`."""
+        while not self._closed:
+            if not self._wait():
+                return
+            began = self._runtime.thread_time()
+            try:
+                progress = self._turn()
+            except (SessionTerminated, NewerSchema) as error:
+                self._broken(error)
+                return
+            except StoreError as error:
+                log.warning("session %s: %s", self.session.id, error)
+                progress = False
+            cost = self._runtime.thread_time() - began
+            self._pace(progress, cost)
+
+    def _wait(self) -> bool:
+        """Wait for the next look, or for something to look for; False once closed."""
+        if self._wake.wait(self._pause if self._unfinished else None):
+            self._wake.clear()
+            if self._unfinished and not self._closed:
+                self._staff(self._unfinished)
+                self._nap.wait(self._intervals.look_first)
+        return not self._closed
+
+    def _pace(self, progress: bool, cost: float) -> None:
+        """Look again soon after something ended, at most a twentieth of a run time later."""
+        if progress:
+            late = _LATE * (self._run_time or 0.0)
+            self._pause = min(
+                max(self._intervals.look_first, late), self._intervals.look_last
+            )
+        else:
+            self._pause = min(2 * self._pause, self._intervals.look_last)
+        self._pause = max(self._pause, 10 * cost)
+
+    def _turn(self) -> bool:
+        """One look and what follows from it; whether any future ended."""
+        if not self.unfinished:
+            return False
+        self._check_session()
+        sights = {sight.batch: sight for sight in self.queue.look()}
+        progress = self._read_changed(sights)
+        self._keep_workers(sights.values())
+        return progress
+
+    def _check_session(self) -> None:
+        now = self._runtime.monotonic()
+        if now - self._checked_at < self._intervals.session_check:
+            return
+        self._checked_at = now
+        try:
+            self.manifest = self.session.load()
+        except SessionNotFound as error:
+            raise SessionTerminated(
+                f"session {self.session.id} was deleted while tasks were unfinished"
+            ) from error
+        if self.manifest.state is SessionState.TERMINATED:
+            raise SessionTerminated(
+                f"session {self.session.id} was terminated while tasks were unfinished; "
+                "cleanup() in another client or on the command line does that"
+            )
+        self.queue.learn(self.manifest.lanes)
+        self._warn_of_deadline()
+
+    def _warn_of_deadline(self) -> None:
+        left = self.manifest.deadline - self.queue.now
+        if left <= 0:
+            self._warn_once(
+                "past",
+                f"session {self.session.id} is past its absolute time limit: workers have left and "
+                "none are started. Nothing is lost; extend(seconds) goes on.",
+            )
+        elif self._run_time:
+            slots = max(1, self.manifest.workers * self.manifest.spec.slots)
+            need = self.unfinished * self._run_time / slots
+            if need > left:
+                self._warn_once(
+                    "late",
+                    f"session {self.session.id} has {left / 3600:.1f} h until its absolute time "
+                    f"limit, and some {need / 3600:.1f} h of work: call extend(seconds) in time.",
+                )
+
+    def _warn_once(self, what: str, text: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            log.warning("%s", text)
+
+    # --- results --------------------------------------------------------------------
+
+    def _read_changed(self, sights: dict[Batch, Sight]) -> bool:
+        with self._lock:
+            changed = []
+            for batch, waited in self._waited.items():
+                sight = sights.get(batch) or waited.sight
+                waited.sight = sight
+                if sight and self._worth_reading(sight, waited.known):
+                    changed.append((batch, waited))
+        calls = [partial(self._read, batch, waited.known) for batch, waited in changed]
+        reads = self._runtime.gather(calls)
+        progress = False
+        for (batch, waited), known in zip(changed, reads, strict=True):
+            if known is not None:
+                progress = self._take_in(batch, waited, known) or progress
+        return progress
+
+    def _worth_reading(self, sight: Sight, known: Known) -> bool:
+        """Whether its record is new; not yet if it says, most likely, that it was just claimed."""
+        if sight.record is None or sight.record.version == known.version:
+            return False
+        age = self.queue.now - sight.record.modified
+        return known.version is not None or sight.done is not None or age >= self._grace
+
+    def _read(self, batch: Batch, known: Known) -> Known | None:
+        try:
+            return self.session.read(batch, known)
+        except (NewerSchema, SessionTerminated):
+            raise
+        except (ObjectNotFound, StoreError) as error:
+            log.warning("batch %s: %s", batch, error)
+            return None
+
+    def _take_in(self, batch: Batch, waited: _Waited, known: Known) -> bool:
+        """Settle what has ended; whether anything had."""
+        with self._lock:
+            futures = dict(waited.futures)
+        waited.known = known
+        ended: dict[int, TaskFuture[Any]] = {}
+        for position, future in futures.items():
+            task = known.record.tasks[position]
+            if task.state.final:
+                ended[position] = future
+            elif task.state is State.RUNNING:
+                future.note_running()
+        pieces = self._in_few_reads(batch, known.record, ended)
+        for position, future in ended.items():
+            self._settle(batch, position, pieces[position], future)
+        with self._lock:
+            for position in ended:
+                if waited.futures.pop(position, None) and batch in self._waited:
+                    self._unfinished -= 1
+            if not waited.futures:
+                self._waited.pop(batch, None)
+            if not self._unfinished:
+                self._idle.set()
+        return bool(ended)
+
+    def _in_few_reads(
+        self, batch: Batch, record: Record, ended: Iterable[int]
+    ) -> dict[int, Task]:
+        """The tasks with packed outcomes made inline: one read for each pack, not for each task."""
+        tasks = {position: record.tasks[position] for position in ended}
+        packs: dict[str, list[int]] = {}
+        for position, task in tasks.items():
+            if task.outcome is not None and task.outcome.pack:
+                packs.setdefault(task.outcome.pack, []).append(position)
+        for pack, positions in packs.items():
+            if len(positions) > 1:
+                tasks |= self._read_pack(batch, pack, {p: tasks[p] for p in positions})
+        return tasks
+
+    def _read_pack(
+        self, batch: Batch, pack: str, tasks: dict[int, Task]
+    ) -> dict[int, Task]:
+        places = {
+            p: task.outcome for p, task in tasks.items() if task.outcome is not None
+        }
+        start = min(piece.start for piece in places.values())
+        stop = max(piece.start + piece.size for piece in places.values())
+        try:
+            data = self.session.get_piece(
+                batch, Piece(pack=pack, start=start, size=stop - start)
+            )
+        except DamagedObject:
+            return {}  # each task's own read tells which of them can still be had
+        return {
+            p: records.inlined(
+                tasks[p], data[piece.start - start : piece.start + piece.size - start]
+            )
+            for p, piece in places.items()
+        }
+
+    def _settle(
+        self, batch: Batch, position: int, task: Task, future: TaskFuture[Any]
+    ) -> None:
+        if task.state is State.CANCELLED:
+            future.settle_cancelled()
+            return
+        if task.started:
+            seconds = task.ended - task.started
+            self._run_time = (
+                seconds
+                if self._run_time is None
+                else 0.9 * self._run_time + 0.1 * seconds
+            )
+        settled = self._outcomes.settled(batch, position, task)
+        future.settle(settled)
+        if isinstance(settled[1], InitializerFailed):
+            self._broken(settled[1])
+
+    # --- workers --------------------------------------------------------------------
+
+    def _repair_interval(self) -> float:
+        return self._intervals.lease * self._runtime.random.uniform(0.75, 1.0)
+
+    def _keep_workers(self, sights: Iterable[Sight]) -> None:
+        now = self._runtime.monotonic()
+        if now - self._staffed_at >= min(1.0, self._intervals.heartbeat / 4):
+            self._staffed_at = now
+            fresh = self._ended_workers() - self._ended
+            self._ended |= fresh
+            self._staff(self.unfinished)
+            if fresh:
+                self._next_repair = now
+        if now >= self._next_repair:
+            unfinished = [sight for sight in sights if sight.done is None]
+            self._repair.look(unfinished, self._ended)
+            suspects = self._repair.leases.suspects
+            wait = self._intervals.lease / 2 if suspects else self._repair_interval()
+            self._next_repair = self._runtime.monotonic() + wait
+
+    @property
+    def live_workers(self) -> list[str]:
+        """Workers with a heartbeat, as of the last repair look."""
+        return self._repair.leases.live
