@@ -1,1 +1,100 @@
-"""A `concurrent.futures.Executor` that survives the laptop."""
+"""A `concurrent.futures.Executor` that survives the laptop.
+
+Names are loaded when they are first asked for: the processes that run tasks import this package
+too, and need none of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starburst_executor.catalog import SessionStatus, SessionSummary
+    from starburst_executor.collect import TaskOutcome
+    from starburst_executor.errors import (
+        DamagedObject,
+        ExecutorBroken,
+        InitializerFailed,
+        NewerSchema,
+        RemoteError,
+        RemoteTraceback,
+        SerializationError,
+        SessionDetached,
+        SessionError,
+        SessionNotFound,
+        SessionTerminated,
+        StarburstError,
+        StoreDenied,
+        StoreError,
+        StoreMissing,
+        StoreNotConditional,
+        StoreUnavailable,
+        TaskCrashed,
+        TaskTimeout,
+        VersionMismatch,
+        WorkerLost,
+    )
+    from starburst_executor.executor import StarburstExecutor, list_sessions
+    from starburst_executor.future import TaskFuture
+    from starburst_executor.records import Intervals
+
+    __version__: str
+
+__all__ = [
+    "DamagedObject",
+    "ExecutorBroken",
+    "InitializerFailed",
+    "Intervals",
+    "NewerSchema",
+    "RemoteError",
+    "RemoteTraceback",
+    "SerializationError",
+    "SessionDetached",
+    "SessionError",
+    "SessionNotFound",
+    "SessionStatus",
+    "SessionSummary",
+    "SessionTerminated",
+    "StarburstError",
+    "StarburstExecutor",
+    "StoreDenied",
+    "StoreError",
+    "StoreMissing",
+    "StoreNotConditional",
+    "StoreUnavailable",
+    "TaskCrashed",
+    "TaskFuture",
+    "TaskOutcome",
+    "TaskTimeout",
+    "VersionMismatch",
+    "WorkerLost",
+    "__version__",
+    "list_sessions",
+]
+
+_HOME = {
+    "Intervals": "records",
+    "SessionStatus": "catalog",
+    "SessionSummary": "catalog",
+    "StarburstExecutor": "executor",
+    "TaskFuture": "future",
+    "TaskOutcome": "collect",
+    "list_sessions": "executor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import, and seldom asked for
+
+        return version("starburst-executor")
+    home = import_module(f"{__name__}.{_HOME.get(name, 'errors')}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

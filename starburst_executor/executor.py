@@ -1,0 +1,1087 @@
+"""`StarburstExecutor`: a `concurrent.futures.Executor` whose futures are records in a store.
+
+    submit, map           Submitter (thread)           the store            Watcher (thread)
+      pickle the call       pack what gathered           queue/...            one LIST a look
+      queue it, return      write batches          --->              --->     settle futures
+      a future                                                                keep workers there
+
+The caller's thread pickles and queues, nothing else; large buffers are stored by `submit` itself,
+so that what the caller changes afterwards is not seen by the task. Nothing here knows what a worker
+does with a batch: `session` is all that the two sides share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import itertools
+import logging
+import math
+import numbers
+import operator
+import os
+import re
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, wait
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, cast
+
+from msgspec.structs import replace
+
+from starburst_executor import catalog, mapping
+from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.errors import (
+    ExecutorBroken,
+    SerializationError,
+    SessionDetached,
+    SessionTerminated,
+    StarburstError,
+)
+from starburst_executor.future import TaskFuture
+from starburst_executor.launch import Launcher, data_home, open_launcher
+from starburst_executor.packing import Packer, python_version
+from starburst_executor.progress import Ticker
+from starburst_executor.queue import Totals
+from starburst_executor.records import (
+    Batch,
+    Intervals,
+    Lane,
+    Limits,
+    Manifest,
+    SessionState,
+)
+from starburst_executor.roster import Roster
+from starburst_executor.runtime import SystemRuntime
+from starburst_executor.serialize import refuse
+from starburst_executor.session import Session
+from starburst_executor.spec import WorkerSpec
+from starburst_executor.staff import Staff
+from starburst_executor.store import Store, open_store, probe_conditional
+from starburst_executor.submit import Item, Submitter
+from starburst_executor.watch import Outcomes, Watcher
+
+__all__ = ["StarburstExecutor", "default_store", "list_sessions"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
+
+_open_executors: weakref.WeakSet[StarburstExecutor] = weakref.WeakSet()
+_probed: set[str] = set()  # URLs of stores that were seen to honour conditions
+
+
+def default_store() -> str:
+    """Where sessions are kept when nothing is said: `STARBURST_STORE`, else a folder of this user's."""
+    return os.environ.get("STARBURST_STORE") or str(data_home() / "store")
+
+
+def list_sessions(store: str | Path | None = None) -> list[catalog.SessionSummary]:
+    """The sessions in a store, oldest first.
+
+    Args:
+        store: URL or directory; default `default_store()`.
+
+    Returns:
+        For each: session_id, created_at, last_activity, total, pending, running (with claimed),
+        completed, failed, state.
+    """
+    opened = open_store(store or default_store())
+    try:
+        return catalog.summaries(opened)
+    finally:
+        opened.close()
+
+
+class StarburstExecutor(Executor):
+    """An executor whose work survives this process, this machine and its workers.
+
+    Args:
+        max_workers: Most worker processes at once; default the number of this machine's CPUs.
+        store: `s3://bucket/prefix` or a directory; default `default_store()`.
+        launcher: "local" (this machine) or "ecs"; default `STARBURST_LAUNCHER`, else "local".
+        cpu: vCPUs of a worker on ECS.
+        memory: Memory of a worker on ECS, such as "2GB".
+        launch_type: "FARGATE" or "EC2".
+        instance_type: With EC2, such as "c8a.xlarge".
+        use_spot: Take Spot capacity.
+        region: AWS region of bucket and workers; default that of the AWS settings.
+        initializer: Called once in each process that runs tasks, before its first.
+        initargs: Its arguments.
+        slots: Tasks that a worker runs at once, each in a process of its own.
+        task_timeout: Seconds that a task may run; default no limit.
+        max_attempts: A task whose worker is lost while running it is tried so often.
+        idle_timeout: A worker with nothing to do leaves after so many seconds.
+        session_timeout: Workers leave when nothing was unfinished for so many seconds.
+        absolute_timeout: Workers leave so many seconds after the session began, whatever is left;
+            nothing is lost, and `extend` goes on from there.
+        name: For lists of sessions.
+        progress: Show how far it is.
+        modules: Modules or packages to ship to the workers, besides those that were imported from
+            outside site-packages: names, module objects or paths.
+        keep: Keep the session's objects after `shutdown`.
+        intervals: How often clients and workers look; for tests and unusual stores.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; nothing is left behind.
+        StoreDenied, StoreMissing, StoreNotConditional: the store cannot be used.
+
+    Attributes:
+        session_id: Id of the session; with the store it is all that `attach` needs.
+    """
+
+    session_id: str
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        store: str | Path | None = None,
+        launcher: str | None = None,
+        cpu: float = 1,
+        memory: str = "2GB",
+        launch_type: str = "FARGATE",
+        instance_type: str | None = None,
+        use_spot: bool = False,
+        region: str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        slots: int = 1,
+        task_timeout: float | None = None,
+        max_attempts: int = 3,
+        idle_timeout: float = 300,
+        session_timeout: float = 3600,
+        absolute_timeout: float = 86400,
+        name: str | None = None,
+        progress: bool = False,
+        modules: Iterable[str | Path | ModuleType] = (),
+        keep: bool = False,
+        intervals: Intervals | None = None,
+    ) -> None:
+        spec = WorkerSpec(
+            launcher=_launcher_name(launcher),
+            cpu=cpu,
+            memory=memory,
+            launch_type=cast(Any, launch_type),
+            instance_type=instance_type,
+            use_spot=use_spot,
+            region=region,
+            slots=slots,
+        )
+        limits = Limits(
+            task_timeout=None
+            if task_timeout is None
+            else _seconds("task_timeout", task_timeout),
+            max_attempts=_count("max_attempts", max_attempts),
+            idle_timeout=_seconds("idle_timeout", idle_timeout),
+            session_timeout=_seconds("session_timeout", session_timeout),
+            absolute_timeout=_seconds("absolute_timeout", absolute_timeout),
+        )
+        workers = _workers(max_workers)
+        _check_initializer(initializer, initargs)
+        _check_name(name)
+        _check_intervals(intervals)
+        launches = open_launcher(spec)
+        opened = open_store(_with_region(store or default_store(), region))
+        with _closed_on_error(opened):
+            runtime = SystemRuntime()
+            session = Session(opened, _session_id(runtime), runtime)
+            packer = Packer(session, python_version(), modules)
+            _probe(opened, runtime)
+            manifest = Manifest(
+                session_id=session.id,
+                name=name,
+                owner=_owner(),
+                python=python_version(),
+                package=version("starburst-executor"),
+                created=0,
+                deadline=0,
+                workers=workers,
+                spec=spec,
+                limits=limits,
+                intervals=intervals or _intervals_for(opened, spec),
+                lanes=(Lane(client=runtime.new_id(8)),),
+            )
+            manifest = _store_manifest(session, manifest, packer, initializer, initargs)
+        self._setup(session, manifest, launches, packer, keep=keep, progress=progress)
+        self._take_lane(0, 0)
+
+    @classmethod
+    def attach(
+        cls,
+        session_id: str,
+        *,
+        store: str | Path | None = None,
+        launcher: str | None = None,
+        max_workers: int | None = None,
+        progress: bool = False,
+        modules: Iterable[str | Path | ModuleType] = (),
+    ) -> Self:
+        """Pick a session up again: its futures, finished or not, and the right to submit more.
+
+        Workers are started if work is pending and none live, unless the session's absolute time
+        limit has passed. Works whether or not the session was detached, and beside other clients.
+
+        Args:
+            session_id: What `detach` returned, or a list of sessions shows.
+            store: Where the session is; default `default_store()`.
+            launcher: What starts workers; default the session's own.
+            max_workers: Most workers at once from now on; default as the session has it.
+            progress: Show how far it is.
+            modules: As for the constructor.
+
+        Raises:
+            SessionNotFound: no such session in that store.
+            ValueError, TypeError: an argument is wrong.
+            NewerSchema: a newer version of this package made it.
+        """
+        _check_session_id(session_id)
+        count = None if max_workers is None else _workers(max_workers)
+        opened = open_store(store or default_store())
+        with _closed_on_error(opened):
+            session = Session(opened, session_id, SystemRuntime())
+            manifest = session.load()
+            spec = manifest.spec
+            if launcher is not None:
+                spec = replace(spec, launcher=_launcher_name(launcher))
+            launches = open_launcher(spec)
+            packer = Packer(session, manifest.python, modules)
+            if count is not None and count != manifest.workers:
+                manifest = session.amend(lambda m: replace(m, workers=count))
+        self = cls.__new__(cls)
+        self._setup(session, manifest, launches, packer, keep=True, progress=progress)
+        self._roster.take_in_others()
+        return self
+
+    def _setup(
+        self,
+        session: Session,
+        manifest: Manifest,
+        launcher: Launcher,
+        packer: Packer,
+        *,
+        keep: bool,
+        progress: bool,
+    ) -> None:
+        self.session_id = session.id
+        self._session = session
+        self._manifest = manifest
+        self._launcher = launcher
+        self._packer = packer
+        self._keep = keep
+        self._max_workers = manifest.workers  # dask and joblib read it
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._detaching = threading.RLock()
+        self._end: Exception | None = None  # why nothing can be submitted any more
+        self._ending: threading.Thread | None = None
+        self._taken_down = False  # by `detach`, `shutdown`, `cleanup` or an interrupt
+        self._lane: int | None = None
+        self._numbers: Iterator[int] = iter(())
+        self._outcomes = Outcomes(session, packer.open_outcome)
+        self._collector = Collector(session, packer)
+        self._staff = Staff(session, launcher, manifest, self._break)
+        queue = session.queue()
+        queue.learn(manifest.lanes)
+        self._watcher = Watcher(
+            session,
+            manifest,
+            queue,
+            self._outcomes,
+            self._staff.need,
+            lambda: launcher.ended(session.url),
+            self._break,
+        )
+        self._roster = Roster(session, self._outcomes, self._watcher, self._cancel_one)
+        self._submitter = Submitter(
+            session,
+            lambda: self._manifest.workers * manifest.spec.slots,
+            lambda: self._watcher.unfinished,
+            self._roster.stored,
+            self._break,
+        )
+        loops = (("submit", self._submitter.run), ("watch", self._watcher.run))
+        self._threads = [
+            threading.Thread(
+                target=self._run_loop, args=one, name=f"starburst-{one[0]}", daemon=True
+            )
+            for one in loops
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._ticker = Ticker(session, sys.stderr) if progress else None
+        _open_executors.add(self)
+        _register_at_exit()
+
+    def _run_loop(self, name: str, loop: Callable[[], None]) -> None:
+        """Run a thread's loop; if it ever fails, nobody shall wait for it for ever."""
+        try:
+            loop()
+        except BaseException as error:  # user code runs here too, in callbacks
+            log.exception("session %s: the %s thread failed", self.session_id, name)
+            broken = ExecutorBroken(
+                f"the {name} thread of session {self.session_id} failed ({error!r}). What is stored is "
+                f"safe: StarburstExecutor.attach({self.session_id!r}) goes on."
+            )
+            broken.__cause__ = error
+            self._break(broken)
+
+    # --- submitting -----------------------------------------------------------------
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[T]:
+        """Queue a call and return its future at once; see `concurrent.futures.Executor.submit`.
+
+        The callable and its arguments are pickled now, so that later changes are not seen. Large
+        buffers (of arrays, say) are stored before this returns, once for each content. If something
+        cannot be pickled, the future ends with a `SerializationError` that names it.
+
+        Raises:
+            RuntimeError, SessionDetached, BrokenExecutor: nothing can be submitted any more.
+            StoreError: a large buffer could not be stored.
+        """
+        self._check_process()
+        with self._lock:
+            self._check_usable()
+            try:
+                digest = self._pickle_function(fn)
+            except SerializationError as error:
+                return self._refuse(error)
+            return self._submit(digest, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Like `map(fn, *iterables)`, with the calls made by workers; results in order.
+
+        The callable is pickled once. Tasks are stored in batches whatever `chunksize` is, so that it
+        matters only for very short tasks, where each task then makes that many calls.
+
+        Args:
+            fn: What to call.
+            *iterables: Its arguments; read at once, or as results are taken with `buffersize`.
+            timeout: Seconds from now for all results.
+            chunksize: Calls made by one task, 1 or more.
+            buffersize: Most tasks submitted ahead of the results taken; default all.
+
+        Raises:
+            TimeoutError: from the iterator, when a result is not there in time.
+            SerializationError: the callable cannot be pickled. An argument that cannot be fails its
+                own call.
+        """
+        return mapping.map_on(
+            self,
+            self._session.runtime,
+            fn,
+            iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+        )
+
+    def _pickle_function(self, fn: Callable[..., Any]) -> str:
+        digest, cargo = self._packer.function(fn)
+        self._submitter.add_function(digest, cargo)
+        return digest
+
+    def _submit(
+        self,
+        digest: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        announced: bool = False,
+    ) -> TaskFuture[Any]:
+        try:
+            arguments, light = self._packer.call(args, kwargs)
+        except SerializationError as error:
+            return self._refuse(error, announced=announced)
+        modules = self._packer.modules()
+        if self._lane is None:
+            self._take_free_lane()
+        assert self._lane is not None
+        future = self._roster.new(self._lane, next(self._numbers))
+        item = Item(future, digest, arguments, light, modules)
+        self._submitter.add(item, announced=announced)
+        return future
+
+    def _refuse(
+        self, error: SerializationError, *, announced: bool = False
+    ) -> TaskFuture[Any]:
+        """A task that fails with this error, here at once and for whoever attaches later."""
+        digest = self._pickle_function(refuse)
+        future = self._submit(digest, (error,), {}, announced=announced)
+        future.settle((False, error))
+        return future
+
+    def submit_all(
+        self, fn: Callable[..., Any], calls: list[tuple[Any, ...]]
+    ) -> list[TaskFuture[Any]]:
+        """Submit many calls of one callable; the size of batches follows their number."""
+        self._check_process()
+        with self._lock:
+            self._check_usable()
+            digest = self._pickle_function(fn)
+            self._submitter.announce(len(calls))
+            futures: list[TaskFuture[Any]] = []
+            try:
+                for args in calls:
+                    futures.append(self._submit(digest, args, {}, announced=True))  # noqa: PERF401
+            finally:
+                self._submitter.announce(len(futures) - len(calls))
+            return futures
+
+    def _take_free_lane(self) -> None:
+        """Take a lane for this client; one that was given back goes on where it ended."""
+        client = self._session.runtime.new_id(8)
+
+        def edit(manifest: Manifest) -> Manifest:
+            if manifest.state is SessionState.TERMINATED:
+                raise self._terminated()
+            lanes = list(manifest.lanes)
+            if any(lane.client == client for lane in lanes):
+                return manifest
+            free = next((i for i, lane in enumerate(lanes) if not lane.taken), None)
+            if free is None:
+                lanes.append(Lane(client=client))
+            else:
+                lanes[free] = replace(lanes[free], client=client, taken=True)
+            return replace(manifest, lanes=tuple(lanes), state=SessionState.OPEN)
+
+        self._manifest = self._session.amend(edit)
+        lane = next(
+            i for i, one in enumerate(self._manifest.lanes) if one.client == client
+        )
+        self._take_lane(lane, self._manifest.lanes[lane].number)
+
+    def _take_lane(self, lane: int, number: int) -> None:
+        self._lane = lane
+        self._numbers = itertools.count(number)
+        self._submitter.begin(lane, number)
+
+    def _check_process(self) -> None:
+        """Refuse in a forked process, before any lock: its copies of locks may be held for ever."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this executor was made by the process that forked this one and cannot be used here; "
+                f"StarburstExecutor.attach({self.session_id!r}) makes one that can"
+            )
+
+    def _check_usable(self) -> None:
+        if self._end is not None:
+            # Without the traceback of the last time it was raised.
+            raise self._end.with_traceback(None)
+        if self._manifest.state is SessionState.TERMINATED:
+            raise self._terminated()
+        self._packer.check_python()
+
+    def _terminated(self) -> SessionTerminated:
+        return SessionTerminated(
+            f"session {self.session_id} was terminated; its results stay readable, and more can only "
+            "be submitted to a new session"
+        )
+
+    # --- what there is --------------------------------------------------------------
+
+    @property
+    def futures(self) -> list[TaskFuture[Any]]:
+        """The futures of all tasks of the session, in submission order.
+
+        Finished ones are done at once and bring their result when asked for it. Once this executor
+        was shut down or detached, only those that somebody still holds.
+        """
+        self._check_process()
+        if self._end is not None:
+            return self._roster.living()
+        self.flush()
+        return self._roster.all()
+
+    def flush(self) -> None:
+        """Return when everything submitted so far is stored.
+
+        Raises:
+            StoreError: it could not be.
+        """
+        self._check_process()
+        self._submitter.flush()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What is queued here is stored first; of a session that was left, nothing stays open after."""
+        if self._end is None:
+            self.flush()
+        self._check_process()
+        try:
+            yield
+        finally:
+            if self._taken_down:
+                self._close()
+
+    def status(self) -> catalog.SessionStatus:
+        """How far the session is, all clients' tasks together; what is queued here is stored first."""
+        with self._reading():
+            return catalog.status(self._session)
+
+    def collect(
+        self, wait: bool = False, timeout: float | None = None
+    ) -> list[TaskOutcome]:
+        """One outcome for each finished task, in submission order; failures included, not raised.
+
+        Each outcome is downloaded once, however often this is called.
+
+        Args:
+            wait: Wait until all tasks are finished.
+            timeout: But for no more than so many seconds; then what there is.
+
+        Raises:
+            SessionNotFound: the session was removed, as `shutdown` does unless told to keep it.
+        """
+        if wait:
+            _wait_for(self.futures, timeout)
+        with self._reading():
+            self._session.load()
+            self._roster.take_in_others()
+            outcomes: list[TaskOutcome] = []
+            for batch in self._roster.batches():
+                first = self._roster.first_index(batch)
+                outcomes += self._collector.collect(batch, first)
+            return outcomes
+
+    def logs(self, task: TaskFuture[Any] | str | None = None) -> str:
+        """What tasks have printed, stdout and stderr.
+
+        Args:
+            task: A future or a task id; default all tasks, each under a line with its id.
+
+        Raises:
+            ValueError, LookupError: no such task.
+        """
+        with self._reading():
+            if task is None:
+                return catalog.all_logs(self._session)
+            name = self._own(task).task_id if isinstance(task, TaskFuture) else task
+            return catalog.task_log(self._session, name)
+
+    def _own(self, future: object) -> TaskFuture[Any]:
+        """The future again, if it is of this session."""
+        if not isinstance(future, TaskFuture):
+            raise TypeError(
+                f"{future!r} is no future of this session; `futures` has them all"
+            )
+        if future.session_id != self.session_id:
+            raise ValueError(
+                f"task {future.task_id} is of session {future.session_id}, not of {self.session_id}"
+            )
+        return future
+
+    # --- changing it ----------------------------------------------------------------
+
+    def cancel(
+        self, futures: TaskFuture[Any] | Iterable[TaskFuture[Any]], running: bool = True
+    ) -> bool:
+        """Cancel tasks, with one write for each batch; returns whether all of them are cancelled.
+
+        Args:
+            futures: One future, or many.
+            running: Stop those too that a worker has begun; it notices within a heartbeat.
+
+        Raises:
+            TypeError, ValueError: one is no future of this session; then none is cancelled.
+        """
+        self._check_process()
+        given = [futures] if isinstance(futures, TaskFuture) else futures
+        chosen = [self._own(future) for future in given]
+        left = [f for f in chosen if not f.done() and not self._submitter.withdraw(f)]
+        if left:
+            self._submitter.flush()
+        batches: dict[Batch, list[int]] = {}
+        for future in left:
+            assert future.batch is not None
+            batches.setdefault(future.batch, []).append(
+                future.number - future.batch.number
+            )
+        for batch, positions in batches.items():
+            self._watcher.learn(
+                batch, self._session.cancel(batch, positions, running=running)
+            )
+        return all(future.cancelled() for future in chosen)
+
+    def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
+        """Cancel those that no worker has begun."""
+        own = [f for f in futures if isinstance(f, TaskFuture) and not f.done()]
+        if own and self._end is None:
+            self.cancel(own, running=False)
+
+    def _cancel_one(self, future: TaskFuture[Any]) -> bool:
+        if self._end is not None:
+            return False
+        return self.cancel(future, running=False)
+
+    def extend(self, seconds: float) -> None:
+        """Move the session's time limits `seconds` on; they are never shortened.
+
+        Raises:
+            TypeError, ValueError: `seconds` is not a positive number.
+        """
+        self._check_process()
+        self._manifest = catalog.extend(self._session, seconds)
+        self._staff.manifest = self._manifest
+        self._watcher.hurry()
+
+    def scale(self, workers: int) -> None:
+        """Want so many workers from now on: more are started as needed, those too many leave when idle."""
+        self._check_process()
+        count = _count("workers", workers)
+        self._manifest = self._session.amend(lambda m: replace(m, workers=count))
+        self._max_workers = count
+        self._staff.manifest = self._manifest
+        self._watcher.hurry()
+
+    # --- leaving --------------------------------------------------------------------
+
+    def detach(self) -> str:
+        """Let go of the session: workers carry on, and `attach` with the id returned picks it up again.
+
+        Everything queued is stored before this returns. Unfinished futures of this object end with
+        `SessionDetached`, so that nobody waits on them for ever.
+        """
+        self._check_process()
+        with self._detaching:
+            if not isinstance(self._end, SessionDetached):
+                self._detach()
+        return self.session_id
+
+    def _detach(self) -> None:
+        # The lock is not held while threads are waited for: their callbacks may submit.
+        with self._lock:
+            self._check_usable()
+            detached = self._end = SessionDetached(
+                f"session {self.session_id} was detached; "
+                f"StarburstExecutor.attach({self.session_id!r}) picks it up again"
+            )
+        self.flush()
+        self._staff.need(self._watcher.unfinished)
+        self._claim_end()
+        self._stop_threads()
+        self._give_back_lane(SessionState.OPEN)
+        self._watcher.abandon(detached)
+        self._close()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept no more tasks; when all have ended, stop the workers and remove the session's objects.
+
+        The objects stay if `keep` was given, if the session was attached to, or if another client is
+        at it. May be called again; does nothing after `detach`.
+
+        Args:
+            wait: Return only when all that is done.
+            cancel_futures: Cancel what no worker has begun.
+        """
+        if os.getpid() != self._pid:
+            return  # a forked child's copy must not end its parent's session
+        self._begin_end(cancel_futures=cancel_futures, clean=True)
+        if wait:
+            self._await_end()
+
+    def cleanup(self, force: bool = False) -> None:
+        """End the session: stop its workers and mark it terminated. Results stay readable.
+
+        Args:
+            force: Delete every object of it instead, once its workers have ended.
+
+        Raises:
+            SessionNotFound: it is gone already; not with `force`.
+        """
+        self._check_process()
+        error = SessionTerminated(f"session {self.session_id} was cleaned up")
+        with self._lock:
+            self._end = self._end or error
+        if not self._claim_end():
+            self._await_end()
+        self._watcher.abandon(error)
+        self._submitter.abandon(error)
+        self._stop_threads()
+        try:
+            if force:
+                catalog.delete(self._session, self._launcher)
+            else:
+                catalog.terminate(self._session, self._launcher)
+        finally:
+            self._close()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if os.getpid() != self._pid or isinstance(self._end, SessionDetached):
+            return
+        try:
+            if exc is None:
+                self.shutdown(wait=True)
+            elif isinstance(exc, Exception):
+                self._begin_end(cancel_futures=False, clean=False)
+                self._await_end()
+            else:
+                self._stop_at_once()
+        except BaseException as interrupt:  # Ctrl-C while tasks were waited for
+            self._stop_at_once()
+            self._say_how_to_come_back(interrupt)
+            raise
+        if exc is not None:
+            self._say_how_to_come_back(exc)
+
+    def _say_how_to_come_back(self, exc: BaseException) -> None:
+        if isinstance(self._end, SessionTerminated):
+            return
+        text = (
+            f"session {self.session_id} is kept in {self._session.store.url}: "
+            f"StarburstExecutor.attach({self.session_id!r}, store={self._session.store.url!r}) picks it "
+            f"up, `starburst-executor cleanup --force {self.session_id}` removes it"
+        )
+        exc.add_note(text)
+        if not isinstance(exc, Exception):
+            log.warning("%s", text)  # nobody is shown the notes of a SystemExit
+
+    def _begin_end(self, *, cancel_futures: bool, clean: bool) -> None:
+        with self._lock:
+            if self._ending is not None or isinstance(self._end, SessionDetached):
+                return
+            broken = self._end
+            self._end = self._end or RuntimeError(
+                "cannot schedule new futures after shutdown"
+            )
+            self._ending = threading.Thread(
+                target=self._end_when_done,
+                args=(cancel_futures, clean and broken is None),
+                name="starburst-end",
+            )
+            self._ending.start()
+
+    def _await_end(self) -> None:
+        """Return when the thread that ends the session has; at once in a callback, for which it waits."""
+        if self._ending is not None and threading.current_thread() not in self._threads:
+            self._ending.join()
+
+    def _claim_end(self) -> bool:
+        """Whether the caller is the first to take this executor down."""
+        with self._lock:
+            first, self._taken_down = not self._taken_down, True
+            return first
+
+    def _end_when_done(self, cancel_futures: bool, clean: bool) -> None:
+        """Wait as the standard says, then take everything down; on a thread of its own."""
+        try:
+            if cancel_futures:
+                self._cancel_pending()
+            self._submitter.wait_until_idle()
+            self._watcher.wait_until_idle()
+            if self._claim_end():
+                self._take_down(clean=clean)
+        except (StarburstError, OSError) as error:
+            log.error("session %s could not be ended: %s", self.session_id, error)
+
+    def _take_down(self, *, clean: bool) -> None:
+        try:
+            self._stop_threads()
+            others = self._others()
+            if clean and not self._keep and not others:
+                catalog.delete(self._session, self._launcher)
+                return
+            if clean and not self._keep:
+                log.warning(
+                    "session %s is kept: another client is attached to it (%s); "
+                    "`starburst-executor cleanup --force %s` removes it",
+                    self.session_id, ", ".join(others), self.session_id,
+                )  # fmt: skip
+            self._give_back_lane(SessionState.OPEN if others else SessionState.CLOSED)
+            # Another client may have submitted what this one does not know of.
+            if all(sight.done for sight in self._watcher.queue.look()):
+                self._launcher.stop(self._session.url, grace=2.0)
+        finally:
+            self._close()
+
+    def _cancel_pending(self) -> None:
+        self._submitter.withdraw_all()
+        self._submitter.wait_until_idle()
+        for batch, positions in self._watcher.stored_pending().items():
+            self._watcher.learn(
+                batch, self._session.cancel(batch, positions, running=False)
+            )
+
+    def _others(self) -> list[str]:
+        """Clients that have taken a lane and not given it back."""
+        lanes = self._session.load().lanes
+        return [
+            lane.client
+            for i, lane in enumerate(lanes)
+            if lane.taken and i != self._lane
+        ]
+
+    def _stop_at_once(self) -> None:
+        """Stop workers without waiting for their tasks, which go back to pending."""
+        with self._lock:
+            self._end = self._end or RuntimeError("this executor was interrupted")
+        if not self._claim_end():
+            return
+        error = SessionDetached(f"session {self.session_id} was left by an interrupt")
+        self._submitter.abandon(error)
+        self._watcher.abandon(error)
+        self._stop_threads()
+        try:
+            self._launcher.stop(self._session.url, grace=2.0)
+            self._give_back_lane(SessionState.CLOSED)
+        except (StarburstError, OSError) as failure:
+            log.error("session %s: %s", self.session_id, failure)
+        self._close()
+
+    def _stop_threads(self) -> None:
+        self._staff.close()
+        self._submitter.close()
+        self._watcher.close()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        if self._ticker is not None:
+            self._ticker.close()
+
+    def _give_back_lane(self, state: SessionState) -> None:
+        """Give the lane back with the number reached; and say how far every lane is finished."""
+        lane, reached = self._lane, self._submitter.number
+        finished = self._watcher.queue.finished
+
+        def edit(manifest: Manifest) -> Manifest:
+            lanes = [
+                _progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)
+            ]
+            if lane is not None:
+                lanes[lane] = replace(lanes[lane], taken=False, number=reached)
+            ends = (
+                SessionState.TERMINATED
+                if manifest.state is SessionState.TERMINATED
+                else state
+            )
+            return replace(manifest, lanes=tuple(lanes), state=ends)
+
+        self._session.amend(edit)
+
+    def _break(self, error: Exception) -> None:
+        """Nothing can go on: end every future, refuse new ones. Called from this object's threads."""
+        log.error("session %s: %s", self.session_id, error)
+        self._end = self._end or error
+        self._watcher.abandon(error)
+        self._submitter.abandon(error)
+        self._staff.close()
+
+    def _close(self) -> None:
+        _open_executors.discard(self)
+        runtime = self._session.runtime
+        assert isinstance(runtime, SystemRuntime)
+        runtime.close()
+        self._session.store.close()
+
+    def _leave_at_exit(self) -> None:
+        """The interpreter ends: leave nothing behind if all is done, else leave it running."""
+        if self._ending is not None or os.getpid() != self._pid:
+            return
+        if self._end is not None:
+            if isinstance(self._end, ExecutorBroken):
+                self.shutdown()  # its workers are of no use to anybody
+            return
+        if self._watcher.unfinished or not self._submitter.idle:
+            session_id = self.detach()
+            log.warning(
+                "session %s is left running with unfinished tasks; "
+                "StarburstExecutor.attach(%r, store=%r) picks it up",
+                session_id, session_id, self._session.store.url,
+            )  # fmt: skip
+        else:
+            self.shutdown()
+
+
+def _leave_all_at_exit() -> None:
+    for executor in list(_open_executors):
+        executor._leave_at_exit()  # noqa: SLF001  the same module
+
+
+@functools.cache
+def _register_at_exit() -> None:
+    """Have executors left before the threads that they need are refused.
+
+    `atexit` would be too late: by then no thread can be started, and storing needs some. The standard
+    library's own executors use this hook for the same reason.
+    """
+    register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]  # noqa: SLF001
+    register(_leave_all_at_exit)
+
+
+# --- arguments ---------------------------------------------------------------------
+
+
+def _launcher_name(launcher: str | None) -> Any:
+    return launcher or os.environ.get("STARBURST_LAUNCHER") or "local"
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    count = operator.index(value)
+    if count < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    if name in ("max_workers", "workers") and count > _MOST_WORKERS:
+        raise ValueError(
+            f"{name}={count} is beyond reason; at most {_MOST_WORKERS} are allowed"
+        )
+    return count
+
+
+def _workers(value: int | None) -> int:
+    return (os.cpu_count() or 1) if value is None else _count("max_workers", value)
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return seconds
+
+
+def _check_initializer(initializer: object, initargs: object) -> None:
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable, not {initializer!r}")
+    if not isinstance(initargs, tuple):
+        raise TypeError(
+            f"initargs must be a tuple of arguments, such as (1, 2) or (1,), not {initargs!r}"
+        )
+
+
+def _check_name(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a text or None, not {name!r}")
+
+
+def _check_session_id(session_id: object) -> None:
+    if not isinstance(session_id, str):
+        raise TypeError(
+            f"session_id must be a text, as `detach` returns it, not {session_id!r}"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", session_id):
+        raise ValueError(
+            f"{session_id!r} is not the id of a session, which looks like '20260131-120000-abcdef'; "
+            "list_sessions() has those of a store"
+        )
+
+
+def _check_intervals(intervals: object) -> None:
+    if intervals is None:
+        return
+    if not isinstance(intervals, Intervals):
+        raise TypeError(f"intervals must be Intervals(...), or None, not {intervals!r}")
+    for name in intervals.__struct_fields__:
+        _seconds(f"intervals.{name}", getattr(intervals, name))
+    if intervals.heartbeat > intervals.lease / 4:
+        raise ValueError(
+            f"intervals.heartbeat={intervals.heartbeat:g} must be at most a quarter of "
+            f"intervals.lease={intervals.lease:g}, or live workers are taken for lost"
+        )
+
+
+def _probe(store: Store, runtime: SystemRuntime) -> None:
+    if store.url not in _probed:
+        probe_conditional(store, "probe/", runtime.new_id)
+        _probed.add(store.url)
+
+
+@contextlib.contextmanager
+def _closed_on_error(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        store.close()
+        raise
+
+
+def _with_region(store: str | Path, region: str | None) -> str | Path:
+    text = str(store)
+    if region is None or not text.startswith("s3://") or "region=" in text:
+        return store
+    return f"{text}{'&' if '?' in text else '?'}region={region}"
+
+
+def _session_id(runtime: SystemRuntime) -> str:
+    """Sorts by time, and can be read out."""
+    return f"{datetime.fromtimestamp(runtime.time(), UTC):%Y%m%d-%H%M%S}-{runtime.new_id(6)}"
+
+
+def _owner() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):
+        return (
+            f"{os.getuid()}@{socket.gethostname()}"  # a container's user without a name
+        )
+
+
+def _intervals_for(store: Store, spec: WorkerSpec) -> Intervals:
+    """A directory's listings cost nothing: workers look there every second at least.
+
+    Workers on this machine serve somebody who waits: on S3 too they look often at first.
+    """
+    if not store.url.startswith("s3:"):
+        return Intervals(poll_first=0.02, poll_last=1.0, look_first=0.01, look_last=1.0)
+    return Intervals(poll_first=0.2) if spec.launcher == "local" else Intervals()
+
+
+def _store_manifest(
+    session: Session,
+    manifest: Manifest,
+    packer: Packer,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+) -> Manifest:
+    """Store what the manifest names, then the manifest."""
+    if initializer is not None:
+        _, cargo = packer.function((initializer, initargs), "initializer")
+        digest = session.put_content("functions", cargo)
+        manifest = replace(manifest, initializer=digest, modules=dict(packer.modules()))
+    now = session.store.list(session.prefix, limit=1).now
+    deadline = now + manifest.limits.absolute_timeout
+    manifest = replace(manifest, created=now, deadline=deadline)
+    Session.create(session.store, manifest, session.runtime)
+    return manifest
+
+
+def _progressed(lane: Lane, finished: tuple[int, Totals] | None) -> Lane:
+    if finished is None or finished[0] <= lane.finished:
+        return lane
+    number, totals = finished
+    return replace(
+        lane,
+        finished=number,
+        completed=totals.completed,
+        failed=totals.failed,
+        cancelled=totals.cancelled,
+    )
+
+
+def _wait_for(futures: list[TaskFuture[Any]], timeout: float | None) -> None:
+    wait(futures, timeout)
