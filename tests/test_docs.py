@@ -1,0 +1,396 @@
+"""What is written for users holds: README's blocks and the examples run, links lead somewhere, figures are the code's."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+import starburst_executor
+from starburst_executor import StarburstExecutor
+from starburst_executor.cli import main
+from starburst_executor.records import Intervals
+from tests.servers import S3Server
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+# --- reading Markdown ------------------------------------------------------------
+
+
+def sections(text: str, level: str = "##+") -> dict[str, str]:
+    """Heading -> what follows it, up to the next heading; blocks of code hold no headings."""
+    found: dict[str, str] = {}
+    title = ""
+    fenced = False
+    for line in text.splitlines(keepends=True):
+        fenced ^= line.startswith("```")
+        heading = None if fenced else re.match(rf"({level}|#) (.+)", line)
+        title = heading[2] if heading else title
+        found[title] = found.get(title, "") + ("" if heading else line)
+    return found
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def programs() -> dict[str, str]:
+    """README's Python: the blocks below one heading are one program."""
+    code = {title: blocks(text, "python") for title, text in sections(README).items()}
+    return {title: "\n".join(parts) for title, parts in code.items() if parts}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of all tables in a text, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rules = [i for i, row in enumerate(cells) if set("".join(row)) <= set("-: ")]
+    return [r for i, r in enumerate(cells) if i not in rules and i + 1 not in rules]
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def quick_start() -> list[str]:
+    return blocks(sections(README, "##")["Quick start"], "bash")
+
+
+# --- running things --------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the programs keep their sessions; none may be left there."""
+    folder = tmp_path / "starburst"
+    monkeypatch.setenv("STARBURST_HOME", str(folder))
+    yield folder
+    left = [path.name for path in folder.glob("store/sessions/*")]
+    assert not left, f"sessions were left behind: {left}"
+
+
+def output_of(script: Path, cwd: Path) -> str:
+    command = [sys.executable, str(script)]
+    ended = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=110
+    )
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+@pytest.fixture
+def run_example(home: Path, tmp_path: Path) -> Callable[[str], str]:
+    return lambda name: output_of(EXAMPLES / name, tmp_path)
+
+
+# --- examples --------------------------------------------------------------------
+
+
+def test_monte_carlo_prints_quantiles_in_order_and_a_histogram(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("monte_carlo.py")
+    assert text.startswith("400 tasks, 8,000 years, ")
+    quantiles = re.findall(r"(\d+) % end below +([\d,]+), and fell by less", text)
+    values = [int(value.replace(",", "")) for _, value in quantiles]
+    assert [int(percent) for percent, _ in quantiles] == [5, 25, 50, 75, 95]
+    assert 80_000 < values[0] < values[2] < values[-1] < 140_000
+    bars = [len(bar) for bar in re.findall(r"^ +[\d,]+ ?(#*)$", text, re.MULTILINE)]
+    assert len(bars) == 15
+    assert max(bars) == 50
+    assert bars[0] < 10 > bars[-1]
+
+
+def test_parameter_sweep_draws_fewer_infected_the_more_are_vaccinated(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("parameter_sweep.py")
+    shades = " .:-=+*#%@"
+    drawn = re.findall(r"^R0 \d\.\d \|(.{57})\|$", text, re.MULTILINE)
+    assert len(drawn) == 11
+    for row in drawn:
+        darkness = [shades.index(cell) for cell in row]
+        assert darkness == sorted(darkness, reverse=True)
+    assert "209 parameter sets" in text
+    assert "worst: R0 6.0, 0% vaccinated -> 99.7% infected" in text
+
+
+def test_process_files_reads_every_file_once(run_example: Callable[[str], str]) -> None:
+    text = run_example("process_files.py")
+    lines = re.findall(r"^access-(\d\d)\.log +([\d,]+) ", text, re.MULTILINE)
+    assert [int(day) for day, _ in lines] == list(range(1, 31))
+    requests = sum(int(count.replace(",", "")) for _, count in lines)
+    total = re.findall(r"\d{3}: ([\d,]+)", text.splitlines()[-1])
+    assert requests == sum(int(count.replace(",", "")) for count in total)
+
+
+def test_partial_collection_shows_early_results_and_then_all(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("partial_collection.py")
+    counts = [
+        int(count) for count in re.findall(r": (\d+) outcomes$", text, re.MULTILINE)
+    ]
+    early, late = re.findall(r"^  (\d+, .*)$", text, re.MULTILINE)
+    assert (
+        12 <= counts[0] <= counts[1] == 14
+    )  # fewer than all, unless this machine stalls
+    assert late.startswith(early)  # in the order of submission
+    assert re.search(r"Progress: .* of 14\)", text)
+
+
+def test_detach_attach_gets_the_results_in_another_process(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("detach_attach.py")
+    left, came = re.findall(
+        r"^process (\d+) (?:submitted|attached)", text, re.MULTILINE
+    )
+    assert left != came
+    assert "attached to 200 tasks" in text
+    assert "100.0% (200 of 200)" in text
+    assert "longest way down: 953 steps" in text
+
+
+def test_error_handling_shows_each_failure_and_goes_on(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("error_handling.py")
+    assert "1. raised here as there: ValueError(" in text
+    assert text.count("killed by SIGABRT") == 2
+    squares = ", ".join(f"{n}: {n * n}" for n in range(8))
+    assert f"with retries: {{{squares}}}" in text
+    assert "over its limit of 2 s" in text
+    assert "12 outcomes, 4 of them failures" in text
+    failures = re.findall(r"^   task 0-\d+ +(\w+)", text, re.MULTILINE)
+    assert failures == ["ValueError", "TaskCrashed", "TaskCrashed", "TaskTimeout"]
+
+
+def test_asyncio_gather_keeps_the_event_loop_free(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("asyncio_gather.py")
+    assert " 664,579 primes below   10,000,000" in text
+    assert "gave up on a task after half a second" in text
+    assert "the event loop ticked meanwhile: True" in text
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_is_short_listed_and_run_here(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) < 60
+    assert f"[{name}]({name})" in (EXAMPLES / "README.md").read_text()
+    assert f'run_example("{name}")' in Path(__file__).read_text()
+
+
+# --- README's Python -------------------------------------------------------------
+
+SAYS = {
+    "starburst_executor": "1000 values, mean ",
+    "1. Map": "0\n1\n4\n9\n16\n25\n36\n49\n64\n81\n",
+    "2. Submit": " 12\n",
+    "3. Detach and attach": f"{sum(n * n for n in range(100))}\n",
+    "4. See what failed": "ZeroDivisionError",
+    "5. Watch it": "100% 1 0 ",
+    "Stores": "6\n",
+}
+
+
+@pytest.mark.parametrize("title", programs())
+def test_a_program_of_the_readme_runs(
+    title: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    code = programs()[title]
+    if "s3://my-bucket" in code:
+        server: S3Server = request.getfixturevalue("ministack")
+        request.getfixturevalue("s3_env")(server)
+        client = server.client()
+        client.create_bucket(Bucket="my-bucket")
+        client.close()
+    script = tmp_path / "program.py"
+    script.write_text(code)
+    assert SAYS[title] in output_of(script, tmp_path)
+
+
+# --- Quick start and CI ----------------------------------------------------------
+
+
+def test_quick_start_has_two_blocks_before_anything_else_is_asked() -> None:
+    assert len(quick_start()) == 2
+    before = README.partition("## Quick start")[0]
+    assert "pip install" not in before
+    assert not blocks(before, "(?:bash|sh|console)")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The files of this tree that a clone would have, and nothing else."""
+    listing = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    git = ["git", "-c", f"safe.directory={ROOT}", *listing]
+    names = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True)
+    target = tmp_path / "clone"
+    for name in filter(None, names.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.mark.slow
+def test_the_first_block_runs_in_a_clone_with_an_empty_home(
+    clone: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    base = getattr(sys, "_base_executable", sys.executable)
+    path = f"{Path(base).parent}{os.pathsep}{os.environ['PATH']}"
+    scrubbed = ("PYTHON", "VIRTUAL_ENV", "XDG_", "COVERAGE_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(scrubbed)}
+    ended = subprocess.run(
+        ["bash", "-c", quick_start()[0]],
+        cwd=clone,
+        env=env | {"HOME": str(home), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert ended.stdout.startswith("400 tasks, 8,000 years, ")
+    assert "#" * 50 in ended.stdout
+    assert not list(home.rglob("session.json"))
+
+
+def test_ci_runs_the_second_block_of_the_readme_as_it_stands() -> None:
+    """It is told to print what it would run, and prints the block."""
+    printed = subprocess.run(
+        ["bash", ROOT / ".ci" / "run", "--print"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout == quick_start()[1]
+
+
+# --- what is stated --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "examples/README.md"])
+def test_links_within_the_repository_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    text = page.read_text()
+    headings = {anchor(title) for title in sections(text)}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in headings, f"{name} has no heading for {link}"
+        elif "://" not in link:
+            assert (page.parent / link).exists(), f"{name} links to {link}"
+
+
+def test_limits_in_the_readme_are_those_of_the_code() -> None:
+    stated = {row[0].strip("`"): row[1] for row in limits() if ", " not in row[0]}
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(StarburstExecutor).parameters.items()
+    }
+    fields = {f.name: f.default for f in msgspec.structs.fields(Intervals)}
+    words = {"none": "None", "CPUs of this machine": "None"}
+    for name, value in stated.items():
+        assert words.get(value, value) == str((defaults | fields)[name])
+
+
+def test_pairs_of_intervals_in_the_readme_are_those_of_the_code() -> None:
+    pairs = [row for row in limits() if ", " in row[0]]
+    stated = {
+        name.strip("`"): float(value)
+        for row in pairs
+        for name, value in zip(row[0].split(", "), row[1].split(", "), strict=True)
+    }
+    fields = {f.name: f.default for f in msgspec.structs.fields(Intervals)}
+    assert stated == {name: fields[name] for name in stated}
+    alone = {row[0].strip("`") for row in limits() if ", " not in row[0]}
+    assert fields.keys() <= stated.keys() | alone
+
+
+def limits() -> list[list[str]]:
+    found = rows(sections(README)["Limits and intervals"])
+    assert found
+    return found
+
+
+PACKAGE = Path(starburst_executor.__file__).parent
+
+
+def modules() -> dict[str, Path]:
+    """Module -> its file; the command line counts as one."""
+    found: dict[str, Path] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        if not name.startswith(("__", "cli.")):
+            found[name] = path
+    return found
+
+
+def test_the_map_of_the_code_has_every_module_once() -> None:
+    table = [row[0].strip("`") for row in rows(sections(README)["Map of the code"])]
+    drawing = re.findall(r"[a-z][a-z0-9._]+", blocks(code_map(), "")[0])
+    for where, stated in (("table", table), ("drawing", drawing)):
+        differing = set(stated) ^ set(modules())
+        assert not differing, f"README's {where} of modules differs in {differing}"
+        assert len(stated) == len(set(stated))
+
+
+def test_imports_point_down_the_map_of_the_code() -> None:
+    lines = reversed(blocks(code_map(), "")[0].splitlines())
+    row = {
+        name: number
+        for number, line in enumerate(lines)
+        for name in re.findall(r"[a-z][a-z0-9._]+", line)
+    }
+    for name in row.keys() & modules().keys():
+        for imported in imports_of(modules()[name]):
+            assert row.get(imported, 99) < row[name], f"{name} imports {imported}"
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a module imports when it is imported itself."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package, _, name = node.module.partition(".")
+            if package == "starburst_executor":
+                names = [name] if name else [alias.name for alias in node.names]
+                found.update(name for name in names if not name.startswith("cli"))
+    return found
+
+
+def code_map() -> str:
+    return sections(README)["Map of the code"].replace("(THE PROTOCOL)", "")
+
+
+def test_commands_in_the_readme_are_those_of_the_command_line() -> None:
+    stated = [
+        row[0].split()[1].strip("`") for row in rows(sections(README)["5. Watch it"])
+    ]
+    assert sorted(stated) == sorted(main.list_commands(click.Context(main)))
+
+
+def test_exceptions_named_in_the_readme_exist() -> None:
+    named = {row[0].strip("`") for row in rows(sections(README)["4. See what failed"])}
+    assert len(named) == 5
+    assert named <= set(starburst_executor.__all__)
