@@ -36,7 +36,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from msgspec.structs import replace
 
-from starburst_executor import catalog, mapping
+from starburst_executor import catalog, config, mapping
 from starburst_executor.collect import Collector, TaskOutcome
 from starburst_executor.errors import (
     ExecutorBroken,
@@ -46,7 +46,7 @@ from starburst_executor.errors import (
     StarburstError,
 )
 from starburst_executor.future import TaskFuture
-from starburst_executor.launch import Launcher, data_home, open_launcher
+from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.progress import Ticker
 from starburst_executor.queue import Totals
@@ -82,8 +82,8 @@ _probed: set[str] = set()  # URLs of stores that were seen to honour conditions
 
 
 def default_store() -> str:
-    """Where sessions are kept when nothing is said: `STARBURST_STORE`, else a folder of this user's."""
-    return os.environ.get("STARBURST_STORE") or str(data_home() / "store")
+    """Where sessions are kept when nothing is said: `STARBURST_STORE`, the file, a folder of this user's."""
+    return config.load().settings.store
 
 
 def list_sessions(store: str | Path | None = None) -> list[catalog.SessionSummary]:
@@ -109,7 +109,8 @@ class StarburstExecutor(Executor):
     Args:
         max_workers: Most worker processes at once; default the number of this machine's CPUs.
         store: `s3://bucket/prefix` or a directory; default `default_store()`.
-        launcher: "local" (this machine) or "ecs"; default `STARBURST_LAUNCHER`, else "local".
+        launcher: "local" (this machine) or "ecs"; default `STARBURST_LAUNCHER`, the configuration file,
+            "local".
         cpu: vCPUs of a worker on ECS.
         memory: Memory of a worker on ECS, such as "2GB".
         launch_type: "FARGATE" or "EC2".
@@ -936,7 +937,7 @@ def _register_at_exit() -> None:
 
 
 def _launcher_name(launcher: str | None) -> Any:
-    return launcher or os.environ.get("STARBURST_LAUNCHER") or "local"
+    return launcher or config.load().settings.launcher
 
 
 def _count(name: str, value: object) -> int:

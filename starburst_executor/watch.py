@@ -7,6 +7,7 @@ off to 5 s; and never so often that parsing listings takes more than a tenth of 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -45,9 +46,9 @@ log = logging.getLogger(__name__)
 # Seconds until a record that was not there before is read, unless its batch is done: its first
 # version says only who claimed it, and is followed by another when a short task ends.
 _CLAIM_GRACE = 2.0
-# Where tasks take long, the look after an end need not follow within 50 ms: it may be late by so
-# much of a task's run time.
-_LATE = 0.05
+# Where tasks take long, the look after an end need not follow within 50 ms: results may be seen
+# late by so much of a task's run time.
+_LATE = 0.1
 
 
 @dataclass(slots=True)
@@ -247,15 +248,23 @@ class Watcher:
         return not self._closed
 
     def _pace(self, progress: bool, cost: float) -> None:
-        """Look again soon after something ended, at most a twentieth of a run time later."""
+        """Look again soon after something ended, and about when the next end is due."""
+        first, last = self._intervals.look_first, self._intervals.look_last
+        late = min(max(first, _LATE * (self._run_time or 0.0)), last)
         if progress:
-            late = _LATE * (self._run_time or 0.0)
-            self._pause = min(
-                max(self._intervals.look_first, late), self._intervals.look_last
-            )
+            self._pause = late
         else:
-            self._pause = min(2 * self._pause, self._intervals.look_last)
+            self._pause = min(2 * self._pause, last, self._until_due() + late)
         self._pause = max(self._pause, 10 * cost)
+
+    def _until_due(self) -> float:
+        """Seconds until the next end is to be expected, by the run times seen."""
+        if self._run_time is None:
+            return math.inf
+        with self._lock:
+            records = [w.sight.record for w in self._waited.values() if w.sight]
+        due = (r.modified + self._run_time - self.queue.now for r in records if r)
+        return min((seconds for seconds in due if seconds > 0), default=math.inf)
 
     def _turn(self) -> bool:
         """One look and what follows from it; whether any future ended."""

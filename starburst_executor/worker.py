@@ -131,34 +131,27 @@ class Beater:
             session.runtime.signal()
         )  # no beat is in flight, and none will be begun
         self._paused = self._closed = False
+        self._tried = -math.inf
         self.last = -math.inf  # monotonic time of the last beat that was answered
 
     def beat(self) -> None:
         """Beat now; raises what the store raises."""
         self._session.beat(self._content())
-        self.last = self._session.runtime.monotonic()
+        self._tried = self.last = self._session.runtime.monotonic()
 
     def run(self) -> None:
         """Beat until `close`."""
         while not self._closed:
-            self._wake.wait(
-                self._interval if self._holding() and not self._paused else None
-            )
+            self._wake.wait(self._patience())
             self._wake.clear()
             if self._paused:
                 self._quiet.set()
-            else:
+            elif self._since(self._tried) >= self._interval:
                 self._try()
 
     def poke(self) -> None:
-        """Have it beat soon, if the last beat is an interval old."""
-        if self._session.runtime.monotonic() - self.last >= self._interval:
-            self._wake.set()
-
-    def rouse(self) -> None:
-        """Have it notice that something is held now."""
-        if self._session.runtime.monotonic() - self.last >= self._interval / 2:
-            self._wake.set()
+        """Have it beat soon if a beat is due, and notice whether anything is held now."""
+        self._wake.set()
 
     def pause(self) -> None:
         """Return when no beat is in flight; none follows until `resume`."""
@@ -178,10 +171,19 @@ class Beater:
         self._wake.set()
 
     def _try(self) -> None:
+        self._tried = self._session.runtime.monotonic()
         try:
             self.beat()
         except StoreError as error:
             log.warning("heartbeat failed: %s", error)
+
+    def _patience(self) -> float | None:
+        if self._paused or not self._holding():
+            return None
+        return max(0.0, self._interval - self._since(self._tried))
+
+    def _since(self, moment: float) -> float:
+        return self._session.runtime.monotonic() - moment
 
 
 class Worker:
@@ -490,8 +492,9 @@ class Worker:
         for finish in finishes:
             hold.ended.pop(finish.position, None)
         self._accept(hold, known)
-        # After a reply that was lost it cannot be told who made a marker due.
-        self._mark(hold, seen[0] if len(seen) == 1 else None)
+        # Where the last try changed nothing, an earlier one had taken effect unnoticed, and it
+        # cannot be told who made a marker due.
+        self._mark(hold, None if known.record is seen[-1] else seen[-1])
 
     def _pack(self, hold: Hold) -> list[Finish]:
         """The ends to be said, with what is too large for the record stored beside it first."""
@@ -546,7 +549,7 @@ class Worker:
         self._drop(hold, gone)
         if hold.busy:
             self._idle_since = self._runtime.monotonic()
-            self.beater.rouse()
+            self.beater.poke()
 
     def _drop(self, hold: Hold, keys: list[Key]) -> None:
         """Stop what is no longer this worker's: cancelled, or taken after it was thought lost."""
@@ -654,7 +657,8 @@ class Worker:
                 return math.inf
             for key in hold.queued:
                 spent = now - begun[key] if key in begun else 0.0
-                ahead += max(pace - spent, 0.0) if spent < LONG_TASK else math.inf
+                # One that ran over what was expected has, as a rule, as long again to go.
+                ahead += pace - spent if spent < pace else max(spent, 0.0)
         return ahead / self._slots.size
 
     def _full(self) -> bool:
@@ -700,6 +704,8 @@ class Worker:
         tries = 4  # each costs a read; then look again
         while self._window and tries:
             nearest = self._window[:reach]
+            # What nobody has begun with is claimed without a conflict.
+            nearest = [sight for sight in nearest if not sight.record] or nearest
             sight = nearest[self._runtime.random.randrange(len(nearest))]
             self._window.remove(sight)
             tries -= 1
