@@ -74,6 +74,7 @@ class SystemRuntime:
         self._width = width
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._here = threading.local()  # `inside` on the threads of the pool
 
     def time(self) -> float:
         """UTC seconds since the epoch."""
@@ -92,11 +93,12 @@ class SystemRuntime:
         return threading.Event()
 
     def gather(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Make the calls on a small thread pool of this runtime."""
-        if len(calls) == 1:
-            return [calls[0]()]
-        if not calls:
-            return []
+        """Make the calls on a small thread pool of this runtime; within such a call, one by one.
+
+        A pool whose threads waited for calls that no thread is left for would hang.
+        """
+        if len(calls) <= 1 or getattr(self._here, "inside", False):
+            return [call() for call in calls]
         pool = self._threads()
         futures = [pool.submit(call) for call in calls]
         errors = [e for future in futures if (e := future.exception()) is not None]
@@ -118,5 +120,10 @@ class SystemRuntime:
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._width, "starburst-io")
+                self._pool = ThreadPoolExecutor(
+                    self._width, "starburst-io", initializer=self._mark_inside
+                )
             return self._pool
+
+    def _mark_inside(self) -> None:
+        self._here.inside = True
