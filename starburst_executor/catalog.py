@@ -9,6 +9,7 @@ import logging
 import math
 import numbers
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +35,7 @@ from starburst_executor.records import (
     parse_task_id,
     task_id,
 )
-from starburst_executor.runtime import Runtime, SystemRuntime
+from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Known, Session
 from starburst_executor.store import Store
 
@@ -222,11 +223,13 @@ def session_ids(store: Store, beginning: str = "") -> Iterator[str]:
         after = page.prefixes[-1] + "\U0010ffff"
 
 
-def summaries(store: Store, runtime: Runtime | None = None) -> list[SessionSummary]:
+def summaries(store: Store) -> list[SessionSummary]:
     """A summary of each session in a store, oldest first."""
-    runtime = runtime or SystemRuntime()
-    calls = [partial(_summary, Session(store, i, runtime)) for i in session_ids(store)]
-    found = [summary for summary in runtime.gather(calls) if summary is not None]
+    # Two pools: a status that waited for a thread of the pool it runs on would wait for ever.
+    with closing(SystemRuntime()) as outer, closing(SystemRuntime()) as inner:
+        ids = session_ids(store)
+        calls = [partial(_summary, Session(store, one, inner)) for one in ids]
+        found = [summary for summary in outer.gather(calls) if summary is not None]
     return sorted(found, key=lambda summary: summary.created_at)
 
 

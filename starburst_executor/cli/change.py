@@ -1,0 +1,245 @@
+"""The verbs that change a session: cancel, retry, extend, scale, cleanup, prune."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import click
+from msgspec.structs import replace
+
+from starburst_executor import catalog, history
+from starburst_executor.cli.look import find_task
+from starburst_executor.cli.sessions import (
+    at_session,
+    at_store,
+    launcher_of,
+    session_argument,
+    start_workers,
+    store_option,
+    tasks_argument,
+)
+from starburst_executor.errors import SessionNotFound
+from starburst_executor.history import Found
+from starburst_executor.launch import Launcher, open_launcher
+from starburst_executor.records import Batch, State
+from starburst_executor.retry import retried
+from starburst_executor.retry import retry as submit_again
+from starburst_executor.runtime import SystemRuntime
+from starburst_executor.session import Session
+from starburst_executor.spec import WorkerSpec
+
+__all__ = ["VERBS"]
+
+_UNFINISHED = (State.PENDING, State.CLAIMED, State.RUNNING)
+_MOST_WORKERS = 10_000  # as for an executor
+
+
+@click.command()
+@session_argument
+@tasks_argument
+@store_option
+def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
+    """Cancel tasks, running ones too; without TASK all that are unfinished.
+
+    A worker that runs one notices within a heartbeat, and stops it.
+    """
+    with at_session(store, id) as session:
+        chosen = _chosen(session, task, _UNFINISHED)
+        cancelled = sum(
+            _cancel(session, batch, positions)
+            for batch, positions in _by_batch(chosen).items()
+        )
+    ended = len(chosen) - cancelled
+    click.echo(
+        f"Cancelled {cancelled} tasks."
+        + (f" {ended} had ended before." if ended else "")
+    )
+
+
+def _chosen(
+    session: Session, names: tuple[str, ...], states: Iterable[State]
+) -> list[Found]:
+    """The tasks of those names; without names, all that are in one of the states."""
+    if names:
+        found = {one.task_id: one for one in (find_task(session, n) for n in names)}
+        return list(found.values())
+    session.load()
+    return list(history.find(session, tuple(states)))
+
+
+def _by_batch(tasks: Iterable[Found]) -> dict[Batch, list[int]]:
+    batches: dict[Batch, list[int]] = {}
+    for found in tasks:
+        batches.setdefault(found.batch, []).append(found.position)
+    return batches
+
+
+def _cancel(session: Session, batch: Batch, positions: list[int]) -> int:
+    record = session.cancel(batch, positions, running=True).record
+    return sum(record.tasks[i].state is State.CANCELLED for i in positions)
+
+
+@click.command()
+@session_argument
+@tasks_argument
+@click.option(
+    "--failed", is_flag=True, help="All that failed and were not retried yet."
+)
+@store_option
+def retry(id: str, task: tuple[str, ...], failed: bool, store: str | None) -> None:
+    """Submit the calls of finished tasks again, as new tasks; prints the old id and the new one.
+
+    The old tasks stay as they ended. Workers are started on this machine if they lack.
+    """
+    if failed == bool(task):
+        raise click.UsageError("name one or more tasks, or give --failed")
+    with at_session(store, id) as session:
+        chosen = _chosen(session, task, (State.FAILED,))
+        if failed:
+            done_before = retried(session)
+            chosen = [one for one in chosen if one.task_id not in done_before]
+        _check_final(chosen)
+        made = submit_again(session, chosen)
+        for old, new in made.items():
+            click.echo(f"{old} -> {new}")
+        for one in chosen:
+            if one.task_id not in made:
+                click.echo(
+                    f"{one.task_id}: cancelled before it was stored, so there is nothing to retry",
+                    err=True,
+                )
+        if made:
+            start_workers(session)
+        elif failed:
+            click.echo("No task has failed that was not retried already.", err=True)
+
+
+def _check_final(tasks: Iterable[Found]) -> None:
+    for one in tasks:
+        if not one.task.state.final:
+            raise click.UsageError(
+                f"task {one.task_id} is {one.task.state}: only finished tasks can be retried; "
+                "cancel it first"
+            )
+
+
+@click.command()
+@session_argument
+@click.argument("seconds", type=float)
+@store_option
+def extend(id: str, seconds: float, store: str | None) -> None:
+    """Move the session's time limits SECONDS on, from now if they have passed; they never shrink.
+
+    Workers are started on this machine if they lack.
+    """
+    with at_session(store, id) as session:
+        try:
+            manifest = catalog.extend(session, seconds)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="SECONDS") from error
+        status = catalog.status(session)
+        click.echo(
+            f"Session {session.id} goes on until {status.deadline:%Y-%m-%d %H:%M:%S} UTC."
+        )
+        if manifest.state != "terminated":
+            start_workers(session)
+
+
+@click.command()
+@session_argument
+@click.argument("n", type=click.IntRange(1, _MOST_WORKERS))
+@store_option
+def scale(id: str, n: int, store: str | None) -> None:
+    """Have the session want N workers.
+
+    What lacks for its unfinished tasks is started on this machine; workers too many leave when idle.
+    """
+    with at_session(store, id) as session:
+        manifest = session.amend(lambda m: replace(m, workers=n))
+        click.echo(f"Session {session.id} wants {n} workers.")
+        if manifest.state != "terminated":
+            start_workers(session)
+
+
+@click.command()
+@session_argument
+@click.option("--force", is_flag=True, help="Delete every object of it.")
+@store_option
+def cleanup(id: str, force: bool, store: str | None) -> None:
+    """End a session: stop its workers and mark it terminated. Its results stay readable.
+
+    With --force every object of it is deleted, once its workers have ended or are lost.
+    """
+    with at_session(store, id) as session:
+        if force:
+            catalog.delete(session, _launcher(session))
+            click.echo(f"Session {session.id} is deleted.")
+        else:
+            catalog.terminate(session, launcher_of(session.load()))
+            click.echo(
+                f"Session {session.id} is terminated; its results stay readable."
+            )
+
+
+def _launcher(session: Session) -> Launcher:
+    """The session's launcher; this machine's for what is left of one that was half deleted."""
+    try:
+        return launcher_of(session.load())
+    except SessionNotFound:
+        return open_launcher(WorkerSpec())
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    metavar="AGE",
+    required=True,
+    help="A number with s, m, h, d or w, as in 7d.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say which.")
+@store_option
+def prune(older_than: str, dry_run: bool, store: str | None) -> None:
+    """Delete the sessions in which nothing was written for longer than AGE, finished or not.
+
+    So is what a deletion that was broken off has left. A session with a live worker is never that old.
+    """
+    limit = _age(older_than)
+    count = 0
+    with at_store(store) as opened:
+        runtime = SystemRuntime()
+        try:
+            for session_id in list(catalog.session_ids(opened)):
+                session = Session(opened, session_id, runtime)
+                if history.idle_seconds(session) > limit:
+                    count += 1
+                    click.echo(session_id)
+                    if not dry_run:
+                        catalog.delete(session, _launcher(session))
+        finally:
+            runtime.close()
+    done = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{count} sessions {done}.", err=True)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _age(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None:
+        raise click.BadParameter(
+            f"{text!r} is no age; write a number with s, m, h, d or w, as in 7d or 12h",
+            param_hint="--older-than",
+        )
+    return float(match[1]) * _UNITS[match[2]]
+
+
+VERBS: dict[str, click.Command] = {
+    "cancel": cancel,
+    "retry": retry,
+    "extend": extend,
+    "scale": scale,
+    "cleanup": cleanup,
+    "prune": prune,
+}

@@ -1,0 +1,134 @@
+"""What tasks print, whole or as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import click
+
+from starburst_executor import history
+from starburst_executor.cli.text import document
+from starburst_executor.history import Found, Output
+from starburst_executor.records import Batch, SessionState, State
+from starburst_executor.session import Session
+
+__all__ = ["Follower", "added", "whole_logs"]
+
+_OVERLAP = 256  # characters that tell where an output goes on whose beginning was cut
+
+
+def whole_logs(
+    session: Session, tasks: Iterable[Found], as_json: bool, *, headed: bool
+) -> Iterator[str]:
+    """What tasks have printed so far, stdout before stderr; as text, those that printed nothing left out."""
+    if as_json:
+        content = [_log(found, history.output(session, found)) for found in tasks]
+        yield document("logs", content) + "\n"
+        return
+    for found in tasks:
+        text = "".join(map(_ended, _parts(history.output(session, found))))
+        if text:
+            yield f"{_heading(found)}\n{text}" if headed else text
+
+
+def _log(found: Found, output: Output) -> dict[str, object]:
+    return {
+        "task_id": found.task_id,
+        "state": found.task.state,
+        "attempt": found.task.attempt,
+        "stdout": output.stdout,
+        "stderr": output.stderr,
+    }
+
+
+def _parts(output: Output) -> tuple[str, str]:
+    return output.stdout, output.stderr
+
+
+def _ended(text: str) -> str:
+    return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+def _heading(found: Found) -> str:
+    return click.style(f"--- task {found.task_id} ({found.task.state})", bold=True)
+
+
+def added(before: str, now: str) -> str:
+    """What was printed between two looks at an output, of which only the tail is kept."""
+    if now.startswith(before):
+        return now[len(before) :]
+    end = before[-_OVERLAP:]
+    at = now.find(end)
+    return now[at + len(end) :] if at >= 0 else now
+
+
+class Follower:
+    """Prints what tasks print until they are finished.
+
+    Args:
+        session: Which session.
+        only: This task alone; None for all.
+        as_json: One JSON document a line, for each piece of output.
+    """
+
+    def __init__(self, session: Session, only: Found | None, as_json: bool) -> None:
+        self._session = session
+        self._only = only
+        self._as_json = as_json
+        self._seen: dict[str, tuple[int, Output]] = {}  # task id -> attempt, output
+        self._done: set[Batch] = set()  # all is said of these
+        self._speaker = "" if only is None else only.task_id
+        self._in_line = False  # the last text had no newline at its end
+
+    def run(self, pause: float) -> None:
+        """Look every `pause` seconds until all is said, or the session was terminated."""
+        while self._look():
+            if self._session.load().state is SessionState.TERMINATED:
+                return
+            self._session.runtime.signal().wait(pause)
+
+    def _look(self) -> bool:
+        """Print what is new; whether anything can still come."""
+        looked: set[Batch] = set()
+        unfinished: set[Batch] = set()
+        for found in self._tasks():
+            looked.add(found.batch)
+            if not found.task.state.final:
+                unfinished.add(found.batch)
+            if found.task.state is not State.PENDING:
+                self._say(found, history.output(self._session, found))
+        self._done |= looked - unfinished
+        return bool(unfinished)
+
+    def _tasks(self) -> Iterator[Found]:
+        if self._only is None:
+            return history.find(self._session, without=self._done)
+        return iter([history.read_again(self._session, self._only)])
+
+    def _say(self, found: Found, output: Output) -> None:
+        attempt, before = self._seen.get(
+            found.task_id, (0, Output(stdout="", stderr=""))
+        )
+        if attempt != found.task.attempt:
+            before = Output(stdout="", stderr="")
+        self._seen[found.task_id] = found.task.attempt, output
+        streams = zip(("stdout", "stderr"), _parts(before), _parts(output), strict=True)
+        for stream, old, new in streams:
+            if text := added(old, new):
+                self._print(found, stream, text)
+
+    def _print(self, found: Found, stream: str, text: str) -> None:
+        if self._as_json:
+            content = {
+                "task_id": found.task_id,
+                "attempt": found.task.attempt,
+                "stream": stream,
+                "text": text,
+            }
+            click.echo(document("log", content))
+            return
+        if found.task_id != self._speaker:
+            self._speaker = found.task_id
+            click.echo("\n" * self._in_line + _heading(found))
+        click.echo(text, nl=False)
+        self._in_line = not text.endswith("\n")

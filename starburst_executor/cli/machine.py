@@ -1,0 +1,72 @@
+"""The verbs about this machine: doctor, worker."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from starburst_executor.cli import Exit
+from starburst_executor.cli.sessions import json_option, store_option
+from starburst_executor.cli.text import document
+
+__all__ = ["VERBS"]
+
+
+@click.command()
+@store_option
+@json_option
+def doctor(store: str | None, as_json: bool) -> None:
+    """Check that everything is there that a session needs, and say what to mend.
+
+    Runs one task on one worker of this machine, in a session of its own that is removed again. Ends with
+    exit code 1 if something is wrong.
+    """
+    from starburst_executor.doctor import Check, examine
+    from starburst_executor.runtime import SystemRuntime
+
+    checks: list[Check] = []
+    runtime = SystemRuntime()
+    for check in examine(store, runtime):
+        checks.append(check)
+        if not as_json:
+            _echo(check.name, check.ok, check.found, check.mend)
+    if as_json:
+        click.echo(document("checks", checks))
+    if not all(check.ok for check in checks):
+        sys.exit(Exit.OTHER)
+
+
+def _echo(name: str, ok: bool, found: str, mend: str) -> None:
+    mark = click.style("✓", fg="green") if ok else click.style("✗", fg="red", bold=True)
+    click.echo(f"{mark} {name}: {found}")
+    if mend:
+        click.echo(f"  → {mend}")
+
+
+@click.command()
+@click.argument("session_url", metavar="URL")
+@click.option(
+    "--id", "worker_id", metavar="WORKER_ID", help="Its id; default a new one."
+)
+def worker(session_url: str, worker_id: str | None) -> None:
+    """Work for the session whose URL is <store>/sessions/<session id>, until there is no reason to stay.
+
+    It logs to stderr, and at last prints why it left. SIGTERM makes it hand back what it holds and leave.
+    """
+    from starburst_executor.poller import serve
+
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        reason = serve(session_url, worker_id)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="URL") from error
+    click.echo(reason)
+
+
+VERBS: dict[str, click.Command] = {"doctor": doctor, "worker": worker}

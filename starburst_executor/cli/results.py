@@ -1,0 +1,283 @@
+"""The verb that unpickles: collect."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import cloudpickle  # type: ignore[import-untyped]
+import msgspec
+
+from starburst_executor import history
+from starburst_executor.catalog import SessionStatus
+from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.sessions import (
+    at_session,
+    json_option,
+    session_argument,
+    start_workers,
+    store_option,
+)
+from starburst_executor.cli.text import document, echo_table, one_line
+from starburst_executor.cli.watching import Watch, seconds_option
+from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.library import DiskLibrary
+from starburst_executor.packing import Packer, python_version
+from starburst_executor.progress import duration, open_display
+from starburst_executor.records import Batch, Manifest, State
+from starburst_executor.session import Session
+from starburst_executor.store import appearing
+
+__all__ = ["VERBS"]
+
+_SHOWN = 60  # characters of a value in the table
+_REPR_MAX = 1000  # characters of a value that JSON cannot hold
+_STAFF_EVERY = 10.0  # seconds between looks at whether workers lack
+
+
+@click.command()
+@session_argument
+@click.option("--wait", is_flag=True, help="Wait until all tasks are finished.")
+@seconds_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write a pickle (.pkl) of a list of TaskOutcome, or JSON (.json).",
+)
+@store_option
+@json_option
+def collect(
+    id: str,
+    wait: bool,
+    timeout: float | None,
+    output: Path | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Print one outcome for each finished task, in submission order: what it returned or raised.
+
+    With --wait it first waits until all tasks are finished, and starts workers on this machine as the
+    session's own client would if they lack. A value that JSON cannot hold is given as its `repr`; into a
+    .json FILE it is refused. Ends with exit code 6 if a task failed or was cancelled.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait")
+    if output is not None:
+        _check_suffix(output)
+    with at_session(store, id) as session:
+        manifest = session.load()
+        _check_python(session, manifest, needed=output is not None)
+        if wait:
+            _wait(session, timeout)
+        outcomes = _outcomes(session, manifest)
+        if output is not None:
+            _write(output, outcomes)
+    if as_json:
+        click.echo(document("outcomes", [_as_json(one) for one in outcomes]))
+    elif output is None:
+        _echo(outcomes)
+    if any(not one.ok for one in outcomes):
+        sys.exit(Exit.TASKS_FAILED)
+
+
+def _check_suffix(output: Path) -> None:
+    if output.suffix not in (".pkl", ".pickle", ".json"):
+        raise click.BadParameter(
+            f"{output.name!r} does not say what to write: end it in .pkl for a pickle of a list of "
+            "TaskOutcome, or in .json",
+            param_hint="-o",
+        )
+    if not output.absolute().parent.is_dir():
+        raise click.BadParameter(
+            f"the directory {str(output.absolute().parent)!r} does not exist",
+            param_hint="-o",
+        )
+
+
+def _check_python(session: Session, manifest: Manifest, *, needed: bool) -> None:
+    """Values of another Python cannot be had; everything else can."""
+    if manifest.python == python_version():
+        return
+    if needed:
+        Packer(session, manifest.python, ()).check_python()
+    click.echo(
+        f"This is Python {python_version()} and the session is of Python {manifest.python}: its values "
+        "cannot be read here.",
+        err=True,
+    )
+
+
+# --- waiting -----------------------------------------------------------------------
+
+
+def _wait(session: Session, timeout: float | None) -> None:
+    runtime = session.runtime
+    display = open_display(sys.stderr, runtime)
+    staffed = -_STAFF_EVERY
+
+    def keep_workers(status: SessionStatus) -> None:
+        nonlocal staffed
+        if runtime.monotonic() - staffed >= _STAFF_EVERY:
+            staffed = runtime.monotonic()
+            start_workers(session)
+
+    status = Watch(session, display, timeout).until_finished(keep_workers)
+    left = status.total - status.finished
+    if left:
+        click.echo(
+            f"Session {session.id} was terminated with {left} tasks unfinished.",
+            err=True,
+        )
+
+
+# --- reading -----------------------------------------------------------------------
+
+
+def _outcomes(session: Session, manifest: Manifest) -> list[TaskOutcome]:
+    batches = [sight.batch for sight in session.queue().look()]
+    if manifest.python != python_version():
+        return _without_values(session)
+    collector = Collector(session, Packer(session, manifest.python, ()))
+    outcomes: list[TaskOutcome] = []
+    index = 0
+    with _importable(session, batches):
+        for batch in batches:
+            outcomes += collector.collect(batch, index)
+            index += batch.size
+    return outcomes
+
+
+@contextmanager
+def _importable(session: Session, batches: Iterable[Batch]) -> Iterator[None]:
+    """Have the modules that were shipped with the tasks where results can import them."""
+    archives: dict[str, str] = {}
+    for batch in batches:
+        archives |= session.tasks(batch).header.modules
+    with tempfile.TemporaryDirectory(prefix="starburst-") as folder:
+        added = DiskLibrary(session, Path(folder)).path(archives)
+        sys.path.extend(added)
+        try:
+            yield
+        finally:
+            sys.path[:] = [path for path in sys.path if path not in added]
+
+
+def _without_values(session: Session) -> list[TaskOutcome]:
+    return [
+        TaskOutcome(
+            index=view.index,
+            task_id=view.task_id,
+            state=view.state,
+            value=_UNREADABLE,
+            type=view.error.type if view.error else "",
+            message=view.error.message if view.error else "",
+            traceback=view.error.traceback if view.error else "",
+            worker=view.worker,
+            attempt=view.attempt,
+            seconds=view.ran,
+        )
+        for view in history.views(session, [s for s in State if s.final])
+    ]
+
+
+class _Unreadable:
+    """Stands for a value that this Python cannot unpickle."""
+
+    def __repr__(self) -> str:
+        return "<not readable in this version of Python>"
+
+
+_UNREADABLE = _Unreadable()
+
+
+# --- writing -----------------------------------------------------------------------
+
+
+def _echo(outcomes: list[TaskOutcome]) -> None:
+    if not outcomes:
+        click.echo("No task is finished.", err=True)
+        return
+    echo_table(
+        ("index", "task", "state", "ran", "value or error"),
+        [
+            (str(one.index), one.task_id, one.state, duration(one.seconds), _said(one))
+            for one in outcomes
+        ],
+    )
+
+
+def _said(outcome: TaskOutcome) -> str:
+    if outcome.ok:
+        text = one_line(_repr(outcome.value))
+        return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return one_line(f"{outcome.type}: {outcome.message}" if outcome.type else "")
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # code of the user's
+        return (
+            f"<{type(value).__qualname__}: its repr raised {type(error).__qualname__}>"
+        )
+
+
+def _as_json(outcome: TaskOutcome) -> dict[str, Any]:
+    held = _json(outcome.value)
+    return {
+        "index": outcome.index,
+        "task_id": outcome.task_id,
+        "state": outcome.state,
+        "value": held,
+        "repr": None if held is not None else _repr(outcome.value)[:_REPR_MAX],
+        "type": outcome.type,
+        "message": outcome.message,
+        "traceback": outcome.traceback,
+        "worker": outcome.worker,
+        "attempt": outcome.attempt,
+        "seconds": outcome.seconds,
+    }
+
+
+def _json(value: object) -> msgspec.Raw | None:
+    """The value as JSON; None if JSON cannot hold it."""
+    try:
+        return msgspec.Raw(json.dumps(value, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _write(output: Path, outcomes: list[TaskOutcome]) -> None:
+    if output.suffix == ".json":
+        _check_json(output, outcomes)
+        content = document("outcomes", [_as_json(one) for one in outcomes]) + "\n"
+        data = content.encode()
+    else:
+        # By cloudpickle, for classes of the script's own: they travelled by value.
+        data = cloudpickle.dumps(outcomes, pickle.DEFAULT_PROTOCOL)
+    with appearing(output) as file:
+        file.write(data)
+    click.echo(f"Wrote {len(outcomes)} outcomes to {output}.", err=True)
+
+
+def _check_json(output: Path, outcomes: list[TaskOutcome]) -> None:
+    for one in outcomes:
+        if _json(one.value) is None:
+            raise Failed(
+                f"the value of task {one.task_id} is {_repr(one.value)[:_SHOWN]}, of type "
+                f"{type(one.value).__qualname__}, which JSON cannot hold; write "
+                f"{output.with_suffix('.pkl')} instead",
+                Exit.OTHER,
+            )
+
+
+VERBS: dict[str, click.Command] = {"collect": collect}

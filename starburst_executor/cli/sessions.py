@@ -1,0 +1,229 @@
+"""What most verbs share: which store, which session, which tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from starburst_executor.cli import Exit, Failed
+
+if TYPE_CHECKING:
+    from starburst_executor.launch import Launcher
+    from starburst_executor.records import Manifest
+    from starburst_executor.session import Session
+    from starburst_executor.store import Store
+
+__all__ = [
+    "at_session",
+    "at_store",
+    "json_option",
+    "launcher_of",
+    "session_argument",
+    "start_workers",
+    "store_option",
+    "task_argument",
+    "task_name",
+    "tasks_argument",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_MOST_COMPLETIONS = 200  # more is no help to anybody
+
+
+# --- options and arguments -----------------------------------------------------------
+
+
+def store_option(command: F) -> F:
+    """`--store URL`."""
+    return click.option(
+        "--store",
+        metavar="URL",
+        help="Where the session is: s3://bucket/prefix or a directory; default STARBURST_STORE, else the "
+        "configuration file, else a folder of this user's.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """`--json`."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON, with a schema version."
+    )(command)
+
+
+def session_argument(command: F) -> F:
+    """`ID`."""
+    return click.argument("id", shell_complete=_complete_session)(command)
+
+
+def tasks_argument(command: F) -> F:
+    """`[TASK]...`."""
+    return click.argument("task", nargs=-1, shell_complete=_complete_task)(command)
+
+
+def task_argument(*, required: bool) -> Callable[[F], F]:
+    """`TASK`."""
+    return click.argument("task", required=required, shell_complete=_complete_task)
+
+
+# --- opening -----------------------------------------------------------------------
+
+
+@contextmanager
+def at_store(url: str | None) -> Iterator[Store]:
+    """The store of that URL, or the default one, for the length of a block."""
+    from starburst_executor import config
+    from starburst_executor.store import open_store
+
+    found = config.load(arguments={"store": url or None})
+    try:
+        store = open_store(found.settings.store)
+    except ValueError as error:
+        hint = "--store" if url else found.sources["store"]
+        raise click.BadParameter(str(error), param_hint=hint) from error
+    with closing(store):
+        yield store
+
+
+@contextmanager
+def at_session(url: str | None, text: str) -> Iterator[Session]:
+    """The session that `text` names, perhaps shortened, for the length of a block."""
+    from starburst_executor.runtime import SystemRuntime
+    from starburst_executor.session import Session
+
+    with at_store(url) as store, closing(SystemRuntime()) as runtime:
+        yield Session(store, _session_id(store, text), runtime)
+
+
+def _session_id(store: Store, text: str) -> str:
+    """The one id that `text` is, begins, or begins the last part of."""
+    if not _ID.fullmatch(text):
+        raise click.BadParameter(
+            f"{text!r} is no session id; one looks like 20250131-094500-k7mw3x, or its beginning, or "
+            "k7mw3x or its beginning",
+            param_hint="ID",
+        )
+    if store.list(f"sessions/{text}/", limit=1).entries:
+        return text
+    found = _matching(store, text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise click.BadParameter(
+            f"{text!r} is the beginning of {len(found)} session ids: {some}",
+            param_hint="ID",
+        )
+    raise Failed(
+        f"no session id in {store.url} is or begins with {text!r}. It may have been cleaned up, or be in "
+        "another store or region: `starburst-executor list --store URL` shows what a store has.",
+        Exit.NOT_FOUND,
+    )
+
+
+def _matching(store: Store, text: str) -> list[str]:
+    from starburst_executor.catalog import session_ids
+
+    return list(session_ids(store, text)) or [
+        one for one in session_ids(store) if one.rpartition("-")[2].startswith(text)
+    ]
+
+
+def task_name(manifest: Manifest, text: str) -> str:
+    """The task id that `text` is; a bare number will do in a session of one lane.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    from starburst_executor.records import parse_task_id
+
+    name = f"0-{text}" if text.isdecimal() and len(manifest.lanes) == 1 else text
+    try:
+        parse_task_id(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="TASK") from error
+    return name
+
+
+# --- workers -----------------------------------------------------------------------
+
+
+def launcher_of(manifest: Manifest) -> Launcher:
+    """What starts and stops the workers of a session."""
+    from starburst_executor.launch import open_launcher
+
+    try:
+        return open_launcher(manifest.spec)
+    except ValueError as error:
+        raise Failed(str(error), Exit.OTHER) from error
+
+
+def start_workers(session: Session) -> None:
+    """Start what workers the unfinished tasks of a session lack, and say so."""
+    from starburst_executor import catalog
+    from starburst_executor.packing import python_version
+    from starburst_executor.staff import Staff
+
+    manifest = session.load()
+    status = catalog.status(session)
+    unfinished = status.total - status.finished
+    if not unfinished:
+        return
+    if manifest.python != python_version():
+        click.echo(
+            f"No workers were started: the session is of Python {manifest.python} and this is "
+            f"{python_version()}. With that Python: starburst-executor worker {session.url}"
+        )
+        return
+    launcher = launcher_of(manifest)
+    before = launcher.live(session.url) or set()
+    Staff(session, launcher, manifest, _not_broken).need(unfinished)
+    started = (launcher.live(session.url) or set()) - before
+    if started:
+        click.echo(f"Started {len(started)} workers.")
+
+
+def _not_broken(error: Exception) -> None:
+    raise error
+
+
+# --- completion --------------------------------------------------------------------
+
+
+def _complete_session(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from starburst_executor.errors import StarburstError
+
+    try:
+        with at_store(ctx.params.get("store")) as store:
+            found = _matching(store, incomplete) if _ID.fullmatch(incomplete) else []
+            if not incomplete:
+                from starburst_executor.catalog import session_ids
+
+                found = list(session_ids(store))
+    except (StarburstError, click.ClickException):
+        return []  # no place for a message: what was typed stays as it is
+    return [CompletionItem(one) for one in found[-_MOST_COMPLETIONS:]]
+
+
+def _complete_task(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from starburst_executor.errors import StarburstError
+    from starburst_executor.records import task_id
+
+    try:
+        with at_session(ctx.params.get("store"), ctx.params["id"]) as session:
+            batches = [sight.batch for sight in session.queue().look()]
+    except (StarburstError, click.ClickException):
+        return []  # no place for a message: what was typed stays as it is
+    names = (task_id(b.lane, n) for b in batches for n in range(b.number, b.end))
+    found = [name for name in names if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in found[:_MOST_COMPLETIONS]]

@@ -1,0 +1,107 @@
+"""Looking at a session until it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from starburst_executor.catalog import SessionStatus
+from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.text import document
+from starburst_executor.progress import Display, Gauge, Meter, Progress
+from starburst_executor.session import Session
+
+__all__ = ["EchoJson", "Watch", "seconds_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def seconds_option(command: F) -> F:
+    """`--timeout SECONDS`."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Give up after so long, with exit code 5.",
+    )(command)
+
+
+class EchoJson:
+    """A display for programs: one JSON document a line, when anything has changed."""
+
+    def __init__(self) -> None:
+        self._last: SessionStatus | None = None
+
+    def show(self, progress: Progress) -> None:
+        """Print the status unless it is the one printed last."""
+        if progress.status != self._last:
+            self._last = progress.status
+            click.echo(document("status", progress.status))
+
+    def close(self) -> None:
+        """The last one stands there already."""
+
+
+class Watch:
+    """Looks at a session until it is finished, and shows how far it is.
+
+    Args:
+        session: Which.
+        display: Where to show it; closed at the end, whatever the end is.
+        timeout: Seconds to wait at most.
+    """
+
+    def __init__(
+        self, session: Session, display: Display, timeout: float | None
+    ) -> None:
+        self._session = session
+        self._runtime = session.runtime
+        self._display = display
+        self._timeout = timeout
+        self._meter = Meter()
+
+    def until_finished(
+        self, each: Callable[[SessionStatus], None] = lambda _: None
+    ) -> SessionStatus:
+        """Look until no task is unfinished, or the session was terminated.
+
+        Args:
+            each: Called with each status.
+
+        Raises:
+            Failed: the time is over: the one given, or the session's own.
+        """
+        began = self._runtime.monotonic()
+        try:
+            gauge = Gauge(self._session)
+            pause = self._session.load().intervals.look_last
+            while True:
+                status = gauge.look()
+                now = self._runtime.monotonic()
+                self._display.show(self._meter.take_in(status, now))
+                if status.finished == status.total or status.state == "terminated":
+                    return status
+                self._check_time(status, gauge.now, now - began)
+                each(status)
+                left = None if self._timeout is None else began + self._timeout - now
+                self._runtime.signal().wait(pause if left is None else min(pause, left))
+        finally:
+            self._display.close()
+
+    def _check_time(self, status: SessionStatus, now: float, waited: float) -> None:
+        left = status.total - status.finished
+        if self._timeout is not None and waited >= self._timeout:
+            raise Failed(
+                f"{left} of {status.total} tasks of session {status.session_id} are unfinished after "
+                f"{self._timeout:g} s; they go on without this command",
+                Exit.TIMED_OUT,
+            )
+        if now >= status.deadline.timestamp() and not status.workers:
+            raise Failed(
+                f"session {status.session_id} is past its absolute time limit: its workers have left and "
+                f"{left} of {status.total} tasks are unfinished. Nothing is lost; "
+                f"`starburst-executor extend {status.session_id} SECONDS` goes on.",
+                Exit.TIMED_OUT,
+            )

@@ -1,0 +1,457 @@
+"""What became of each task, for people: its attempts, times, error and output.
+
+Read from records and from outcomes as they are stored. Nothing is unpickled, so that any version of
+Python may look at the tasks of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+
+from starburst_executor.errors import StoreError
+from starburst_executor.queue import Sight
+from starburst_executor.records import (
+    Batch,
+    Piece,
+    Record,
+    State,
+    Task,
+    parse_task_id,
+    task_id,
+)
+from starburst_executor.serialize import decode_outcome
+from starburst_executor.session import Known, Session
+
+__all__ = [
+    "Attempt",
+    "Found",
+    "Output",
+    "TaskError",
+    "TaskGroup",
+    "TaskHistory",
+    "TaskView",
+    "attempts",
+    "find",
+    "find_one",
+    "group_errors",
+    "history",
+    "idle_seconds",
+    "output",
+    "read_again",
+    "view",
+    "views",
+]
+
+_SIDE_BY_SIDE = 64  # records in memory at once; one may hold 64 KiB of outcomes
+_SAMPLES = 5  # task ids shown for a group of failures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A task with its place in the session.
+
+    Attributes:
+        batch: Its batch.
+        position: Its place there.
+        index: Its place in submission order.
+        stored: When it was stored, in UTC seconds by the store's clock.
+        now: When the queue was listed, by the same clock.
+        task: Its state.
+    """
+
+    batch: Batch
+    position: int
+    index: int
+    stored: float
+    now: float
+    task: Task
+
+    @property
+    def task_id(self) -> str:
+        """Id of the task within the session."""
+        return task_id(self.batch.lane, self.batch.number + self.position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskError:
+    """Why a task failed, in words.
+
+    Attributes:
+        kind: "raised", "crashed", "timeout", "lost", "initializer", "unserializable" or "damaged".
+        type: Qualified name of the exception's class.
+        message: Its text.
+        traceback: The remote traceback; "" where there is none.
+        exit_code: Of the process that ran the task, if it died.
+        signal: Number of the signal that killed it.
+        stderr: The last it wrote to stderr, if it died.
+    """
+
+    kind: str
+    type: str
+    message: str
+    traceback: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    stderr: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.type}: {self.message}" if self.message else self.type
+        if self.signal is not None:
+            return f"{text} (signal {self.signal})"
+        if self.exit_code is not None:
+            return f"{text} (exit code {self.exit_code})"
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskView:
+    """One line of a list of tasks.
+
+    Attributes:
+        index: Place in submission order.
+        task_id: Id within the session.
+        state: Where it is.
+        worker: Who has it or had it last; "" while nobody did.
+        attempt: How often it was claimed.
+        queued: Seconds from being stored until its last attempt began, or until now.
+        ran: Seconds that its last attempt has run, or ran.
+        error: Why it failed; None unless it did.
+    """
+
+    index: int
+    task_id: str
+    state: str
+    worker: str
+    attempt: int
+    queued: float
+    ran: float
+    error: TaskError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One worker's try at a task; times by that worker's clock.
+
+    Attributes:
+        number: From 1.
+        worker: Whose.
+        claimed: When the worker took it.
+        started: When a process began it; None if none did.
+        ended: When it was over; None while it is not.
+        how: How it ended ("completed", "failed", "cancelled", "lost", "handed back"), or where it is.
+    """
+
+    number: int
+    worker: str
+    claimed: datetime
+    started: datetime | None
+    ended: datetime | None
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a task has printed."""
+
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskHistory:
+    """All that is known of one task.
+
+    Attributes:
+        task: As in a list.
+        stored_at: When it was stored.
+        function: Digest of the callable.
+        argument_bytes: Size of its pickled arguments, without large buffers.
+        attempts: The first to the last; of very many, the last eight.
+        output: What it has printed.
+    """
+
+    task: TaskView
+    stored_at: datetime
+    function: str
+    argument_bytes: int
+    attempts: list[Attempt]
+    output: Output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskGroup:
+    """Tasks that failed at the same place.
+
+    Attributes:
+        count: How many.
+        task_ids: Some of them.
+        error: That of the first.
+    """
+
+    count: int
+    task_ids: list[str]
+    error: TaskError
+
+
+# --- finding -----------------------------------------------------------------------
+
+
+def find(
+    session: Session,
+    states: Collection[State] | None = None,
+    without: Collection[Batch] = (),
+) -> Iterator[Found]:
+    """The tasks of a session in submission order, without those that are in no state of `states`.
+
+    A batch whose markers say that it holds none of them is not read, nor one of `without`.
+    """
+    seats, now = _seats(session)
+    wanted = (
+        seat
+        for seat in seats
+        if seat.sight.batch not in without
+        and (states is None or _may_have(seat.sight, states))
+    )
+    while some := list(islice(wanted, _SIDE_BY_SIDE)):
+        records = session.runtime.gather([partial(_read, session, s) for s in some])
+        for seat, record in zip(some, records, strict=True):
+            for found in _tasks(seat, record, now):
+                if states is None or found.task.state in states:
+                    yield found
+
+
+def find_one(session: Session, name: str) -> Found:
+    """One task by its id.
+
+    Raises:
+        ValueError: `name` is not a task id.
+        LookupError: the session has no such task.
+    """
+    lane, number = parse_task_id(name)
+    seats, now = _seats(session)
+    for seat in seats:
+        batch = seat.sight.batch
+        if batch.lane == lane and batch.number <= number < batch.end:
+            return list(_tasks(seat, _read(session, seat), now))[number - batch.number]
+    raise LookupError(f"session {session.id} has no task {name}")
+
+
+def read_again(session: Session, found: Found) -> Found:
+    """The task as it is now; its times are those of the first look."""
+    fresh = Known(Record.fresh(found.batch.size), None)
+    task = session.read(found.batch, fresh).record.tasks[found.position]
+    return Found(
+        batch=found.batch,
+        position=found.position,
+        index=found.index,
+        stored=found.stored,
+        now=found.now,
+        task=task,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seat:
+    """A batch and where it stands in the session."""
+
+    sight: Sight
+    first: int = 0  # index of its first task
+    stored: float = 0
+
+
+def _seats(session: Session) -> tuple[list[_Seat], float]:
+    """Every batch, finished ones too, in submission order; and the store's time."""
+    prefix = session.key("queue/")
+    entries, now = session.list_all(prefix)
+    seats: dict[Batch, _Seat] = {}
+    for entry in entries:
+        folder, _, name = entry.key[len(prefix) :].partition("/")
+        batch = Batch.parse(folder)
+        if batch is None:
+            continue
+        seat = seats.setdefault(batch, _Seat(sight=Sight(batch)))
+        seat.sight.add(name, entry)
+        if name == "tasks":
+            seat.stored = entry.modified
+    whole = [seat for seat in seats.values() if seat.sight.complete]
+    first = 0
+    for seat in whole:
+        seat.first = first
+        first += seat.sight.batch.size
+    return whole, now
+
+
+def _may_have(sight: Sight, states: Collection[State]) -> bool:
+    if sight.done is None:
+        return True
+    final = (State.COMPLETED, State.FAILED, State.CANCELLED)
+    return any(n and s in states for s, n in zip(final, sight.done, strict=True))
+
+
+def _read(session: Session, seat: _Seat) -> Record:
+    fresh = Record.fresh(seat.sight.batch.size)
+    if seat.sight.record is None:
+        return fresh
+    return session.read(seat.sight.batch, Known(fresh, None)).record
+
+
+def _tasks(seat: _Seat, record: Record, now: float) -> Iterator[Found]:
+    for position, task in enumerate(record.tasks):
+        yield Found(
+            batch=seat.sight.batch,
+            position=position,
+            index=seat.first + position,
+            stored=seat.stored,
+            now=now,
+            task=task,
+        )
+
+
+# --- showing -----------------------------------------------------------------------
+
+
+def views(
+    session: Session, states: Collection[State] | None = None
+) -> Iterator[TaskView]:
+    """A line for each task, in submission order; see `find`."""
+    found = find(session, states)
+    while some := list(islice(found, 4 * _SIDE_BY_SIDE)):
+        yield from session.runtime.gather([partial(view, session, f) for f in some])
+
+
+def view(session: Session, found: Found) -> TaskView:
+    """The line for one task; reads its outcome if it failed and the record does not hold it."""
+    task = found.task
+    over = task.ended or found.now
+    begun = task.started or over
+    return TaskView(
+        index=found.index,
+        task_id=found.task_id,
+        state=str(task.state),
+        worker=task.worker,
+        attempt=task.attempt,
+        queued=max(0.0, begun - found.stored),
+        ran=max(0.0, over - task.started) if task.started else 0.0,
+        error=_error(session, found),
+    )
+
+
+def _error(session: Session, found: Found) -> TaskError | None:
+    if found.task.state is not State.FAILED or found.task.outcome is None:
+        return None
+    try:
+        data = session.get_piece(found.batch, found.task.outcome)
+        failure = decode_outcome(data).failure
+    except StoreError as error:
+        return TaskError(kind="damaged", type=type(error).__name__, message=str(error))
+    if failure is None:
+        return None
+    return TaskError(
+        kind=failure.kind,
+        type=failure.type or failure.kind,
+        message=failure.message,
+        traceback=failure.traceback,
+        exit_code=failure.exit_code,
+        signal=failure.signal,
+        stderr=failure.stderr,
+    )
+
+
+def attempts(task: Task) -> list[Attempt]:
+    """Every try at a task that is on record, the present one last."""
+    tries = [
+        Attempt(
+            number=past.attempt,
+            worker=past.worker,
+            claimed=_utc(past.claimed),
+            started=_utc(past.started) if past.started else None,
+            ended=_utc(past.ended),
+            how=past.how,
+        )
+        for past in task.past
+    ]
+    # What was lost for the last time is among the past already.
+    if task.worker and not (tries and tries[-1].number == task.attempt):
+        tries.append(
+            Attempt(
+                number=task.attempt,
+                worker=task.worker,
+                claimed=_utc(task.claimed),
+                started=_utc(task.started) if task.started else None,
+                ended=_utc(task.ended) if task.ended else None,
+                how=str(task.state),
+            )
+        )
+    return tries
+
+
+def output(session: Session, found: Found) -> Output:
+    """What a task has printed; of a running one, by its worker's last heartbeat."""
+    task = found.task
+    if task.state.held:
+        out, err = session.live_log(found.batch, found.position, task.attempt)
+        return Output(stdout=out, stderr=err)
+    return Output(
+        stdout=_text(session, found.batch, task.stdout),
+        stderr=_text(session, found.batch, task.stderr),
+    )
+
+
+def _text(session: Session, batch: Batch, piece: Piece | None) -> str:
+    if piece is None:
+        return ""
+    return session.get_piece(batch, piece).decode(errors="replace")
+
+
+def history(session: Session, found: Found) -> TaskHistory:
+    """All that is known of one task."""
+    header = session.tasks(found.batch).header
+    call = header.calls[found.position]
+    return TaskHistory(
+        task=view(session, found),
+        stored_at=_utc(found.stored),
+        function=header.functions[call.function],
+        argument_bytes=max(0, call.size),
+        attempts=attempts(found.task),
+        output=output(session, found),
+    )
+
+
+def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:
+    """Failed tasks that ended alike and at the same line, together; the largest group first."""
+    groups: dict[tuple[object, ...], list[TaskView]] = {}
+    for task in tasks:
+        if task.error is not None:
+            groups.setdefault(_place(task.error), []).append(task)
+    made = [
+        TaskGroup(
+            count=len(group),
+            task_ids=[task.task_id for task in group[:_SAMPLES]],
+            error=error,
+        )
+        for group in groups.values()
+        if (error := group[0].error) is not None
+    ]
+    return sorted(made, key=lambda group: -group.count)
+
+
+def _place(error: TaskError) -> tuple[object, ...]:
+    """Where and how it failed, without the message, which may name the arguments."""
+    frames = tuple(
+        line for line in error.traceback.splitlines() if line.startswith('  File "')
+    )
+    return error.kind, error.type, error.exit_code, error.signal, frames
+
+
+def idle_seconds(session: Session) -> float:
+    """Seconds since anything of a session was written, debris of a deleted one too; by the store's clock."""
+    entries, now = session.list_all(session.prefix)
+    return now - max((entry.modified for entry in entries), default=now)
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
