@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from starburst_executor.catalog import SessionStatus, SessionSummary
     from starburst_executor.collect import TaskOutcome
     from starburst_executor.errors import (
+        AccountDenied,
+        AccountError,
+        ConfigError,
         DamagedObject,
         ExecutorBroken,
         InitializerFailed,
+        LaunchFailed,
         NewerSchema,
         RemoteError,
         RemoteTraceback,
@@ -42,10 +46,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AccountDenied",
+    "AccountError",
+    "ConfigError",
     "DamagedObject",
     "ExecutorBroken",
     "InitializerFailed",
     "Intervals",
+    "LaunchFailed",
     "NewerSchema",
     "RemoteError",
     "RemoteTraceback",

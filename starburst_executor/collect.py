@@ -44,6 +44,11 @@ class TaskOutcome:
     attempt: int = 0
     seconds: float = 0.0
 
+    def _repr_html_(self) -> str:
+        from starburst_executor.views import outcome_html
+
+        return outcome_html(self)
+
     @property
     def ok(self) -> bool:
         """Whether there is a value."""

@@ -16,11 +16,15 @@
     │   ├── StoreNotConditional        the store ignores conditions on writes
     │   └── DamagedObject              an object that cannot be read
     │       └── NewerSchema            written by a newer version of this package
+    ├── ConfigError                    (also ValueError) a setting, or the file of settings
+    ├── AccountError                   an AWS service other than the store refused or did not answer
+    │   └── AccountDenied              (also PermissionError) credentials or permissions
     ├── TaskTimeout                    (also TimeoutError) over `task_timeout`
     ├── RemoteError                    a remote exception that could not be brought back as itself
     └── ExecutorBroken                 (also BrokenExecutor)
         ├── WorkerLost                 the worker died, `max_attempts` times, with the task running
         ├── TaskCrashed                the task's own process died under it
+        ├── LaunchFailed               no worker can be started until something is mended
         └── InitializerFailed          `initializer` raised in a worker
 
 A user's own exception comes back as itself, with `RemoteTraceback` as its cause.
@@ -31,10 +35,14 @@ from __future__ import annotations
 from concurrent.futures import BrokenExecutor
 
 __all__ = [
+    "AccountDenied",
+    "AccountError",
+    "ConfigError",
     "Conflict",
     "DamagedObject",
     "ExecutorBroken",
     "InitializerFailed",
+    "LaunchFailed",
     "NewerSchema",
     "ObjectNotFound",
     "RemoteError",
@@ -124,6 +132,18 @@ class NewerSchema(DamagedObject):
     """A stored object was written by a newer version of this package."""
 
 
+class ConfigError(StarburstError, ValueError):
+    """A setting is wrong or lacking; the message names it, where it came from and what would be right."""
+
+
+class AccountError(StarburstError):
+    """An AWS service other than the store refused, failed or gave no answer."""
+
+
+class AccountDenied(AccountError, PermissionError):
+    """AWS refused for want of credentials or of a permission; the message names it."""
+
+
 class TaskTimeout(StarburstError, TimeoutError):
     """The task ran for longer than `task_timeout` and was stopped."""
 
@@ -142,6 +162,10 @@ class WorkerLost(ExecutorBroken):
 
 class TaskCrashed(ExecutorBroken):
     """The process that ran the task died: the message has its exit code or signal, and its stderr's tail."""
+
+
+class LaunchFailed(ExecutorBroken):
+    """No worker can be started, now or later, until something is mended; the message says what."""
 
 
 class InitializerFailed(ExecutorBroken):

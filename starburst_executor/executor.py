@@ -14,34 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import getpass
 import itertools
 import logging
-import math
-import numbers
-import operator
 import os
-import re
-import socket
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
-from starburst_executor import catalog, config, mapping
+from starburst_executor import arguments, catalog, config, lanes, mapping
 from starburst_executor.collect import Collector, TaskOutcome
 from starburst_executor.errors import (
     ExecutorBroken,
     SerializationError,
     SessionDetached,
+    SessionNotFound,
     SessionTerminated,
     StarburstError,
 )
@@ -49,7 +43,6 @@ from starburst_executor.future import TaskFuture
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.progress import Ticker
-from starburst_executor.queue import Totals
 from starburst_executor.records import (
     Batch,
     Intervals,
@@ -74,8 +67,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-_MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
 
 _open_executors: weakref.WeakSet[StarburstExecutor] = weakref.WeakSet()
 _probed: set[str] = set()  # URLs of stores that were seen to honour conditions
@@ -86,7 +82,7 @@ def default_store() -> str:
     return config.load().settings.store
 
 
-def list_sessions(store: str | Path | None = None) -> list[catalog.SessionSummary]:
+def list_sessions(store: str | Path | None = None) -> catalog.SessionList:
     """The sessions in a store, oldest first.
 
     Args:
@@ -170,7 +166,7 @@ class StarburstExecutor(Executor):
         intervals: Intervals | None = None,
     ) -> None:
         spec = WorkerSpec(
-            launcher=_launcher_name(launcher),
+            launcher=arguments.launcher_name(launcher),
             cpu=cpu,
             memory=memory,
             launch_type=cast(Any, launch_type),
@@ -182,27 +178,28 @@ class StarburstExecutor(Executor):
         limits = Limits(
             task_timeout=None
             if task_timeout is None
-            else _seconds("task_timeout", task_timeout),
-            max_attempts=_count("max_attempts", max_attempts),
-            idle_timeout=_seconds("idle_timeout", idle_timeout),
-            session_timeout=_seconds("session_timeout", session_timeout),
-            absolute_timeout=_seconds("absolute_timeout", absolute_timeout),
+            else arguments.seconds("task_timeout", task_timeout),
+            max_attempts=arguments.whole_number("max_attempts", max_attempts),
+            idle_timeout=arguments.seconds("idle_timeout", idle_timeout),
+            session_timeout=arguments.seconds("session_timeout", session_timeout),
+            absolute_timeout=arguments.seconds("absolute_timeout", absolute_timeout),
         )
-        workers = _workers(max_workers)
-        _check_initializer(initializer, initargs)
-        _check_name(name)
-        _check_intervals(intervals)
+        workers = arguments.worker_count(max_workers)
+        arguments.check_initializer(initializer, initargs)
+        arguments.check_name(name)
+        arguments.check_intervals(intervals)
+        _register_at_exit()
         launches = open_launcher(spec)
-        opened = open_store(_with_region(store or default_store(), region))
+        opened = open_store(arguments.with_region(store or default_store(), region))
         with _closed_on_error(opened):
             runtime = SystemRuntime()
-            session = Session(opened, _session_id(runtime), runtime)
+            session = Session(opened, arguments.new_session_id(runtime), runtime)
             packer = Packer(session, python_version(), modules)
             _probe(opened, runtime)
             manifest = Manifest(
                 session_id=session.id,
                 name=name,
-                owner=_owner(),
+                owner=arguments.owner(),
                 python=python_version(),
                 package=version("starburst-executor"),
                 created=0,
@@ -210,7 +207,7 @@ class StarburstExecutor(Executor):
                 workers=workers,
                 spec=spec,
                 limits=limits,
-                intervals=intervals or _intervals_for(opened, spec),
+                intervals=intervals or arguments.default_intervals(opened, spec),
                 lanes=(Lane(client=runtime.new_id(8)),),
             )
             manifest = _store_manifest(session, manifest, packer, initializer, initargs)
@@ -246,15 +243,16 @@ class StarburstExecutor(Executor):
             ValueError, TypeError: an argument is wrong.
             NewerSchema: a newer version of this package made it.
         """
-        _check_session_id(session_id)
-        count = None if max_workers is None else _workers(max_workers)
+        arguments.check_session_id(session_id)
+        count = None if max_workers is None else arguments.worker_count(max_workers)
+        _register_at_exit()
         opened = open_store(store or default_store())
         with _closed_on_error(opened):
             session = Session(opened, session_id, SystemRuntime())
             manifest = session.load()
             spec = manifest.spec
             if launcher is not None:
-                spec = replace(spec, launcher=_launcher_name(launcher))
+                spec = replace(spec, launcher=arguments.launcher_name(launcher))
             launches = open_launcher(spec)
             packer = Packer(session, manifest.python, modules)
             if count is not None and count != manifest.workers:
@@ -322,7 +320,6 @@ class StarburstExecutor(Executor):
             thread.start()
         self._ticker = Ticker(session, sys.stderr) if progress else None
         _open_executors.add(self)
-        _register_at_exit()
 
     def _run_loop(self, name: str, loop: Callable[[], None]) -> None:
         """Run a thread's loop; if it ever fails, nobody shall wait for it for ever."""
@@ -360,6 +357,94 @@ class StarburstExecutor(Executor):
             except SerializationError as error:
                 return self._refuse(error)
             return self._submit(digest, args, kwargs)
+
+    # Narrower than the base class, which lets any callable have any arguments.
+    @overload  # type: ignore[override]
+    def map(
+        self,
+        fn: Callable[[A], T],
+        first: Iterable[A],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B], T],
+        first: Iterable[A],
+        second: Iterable[B],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C], T],
+        first: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C, D], T],
+        first: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        fourth: Iterable[D],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C, D, E], T],
+        first: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        fourth: Iterable[D],
+        fifth: Iterable[E],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        first: Iterable[Any],
+        second: Iterable[Any],
+        third: Iterable[Any],
+        fourth: Iterable[Any],
+        fifth: Iterable[Any],
+        sixth: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
 
     def map(
         self,
@@ -410,7 +495,7 @@ class StarburstExecutor(Executor):
         announced: bool = False,
     ) -> TaskFuture[Any]:
         try:
-            arguments, light = self._packer.call(args, kwargs)
+            call, light = self._packer.call(args, kwargs)
         except SerializationError as error:
             return self._refuse(error, announced=announced)
         modules = self._packer.modules()
@@ -418,7 +503,7 @@ class StarburstExecutor(Executor):
             self._take_free_lane()
         assert self._lane is not None
         future = self._roster.new(self._lane, next(self._numbers))
-        item = Item(future, digest, arguments, light, modules)
+        item = Item(future, digest, call, light, modules)
         self._submitter.add(item, announced=announced)
         return future
 
@@ -449,26 +534,7 @@ class StarburstExecutor(Executor):
             return futures
 
     def _take_free_lane(self) -> None:
-        """Take a lane for this client; one that was given back goes on where it ended."""
-        client = self._session.runtime.new_id(8)
-
-        def edit(manifest: Manifest) -> Manifest:
-            if manifest.state is SessionState.TERMINATED:
-                raise self._terminated()
-            lanes = list(manifest.lanes)
-            if any(lane.client == client for lane in lanes):
-                return manifest
-            free = next((i for i, lane in enumerate(lanes) if not lane.taken), None)
-            if free is None:
-                lanes.append(Lane(client=client))
-            else:
-                lanes[free] = replace(lanes[free], client=client, taken=True)
-            return replace(manifest, lanes=tuple(lanes), state=SessionState.OPEN)
-
-        self._manifest = self._session.amend(edit)
-        lane = next(
-            i for i, one in enumerate(self._manifest.lanes) if one.client == client
-        )
+        self._manifest, lane = lanes.take(self._session)
         self._take_lane(lane, self._manifest.lanes[lane].number)
 
     def _take_lane(self, lane: int, number: int) -> None:
@@ -538,6 +604,26 @@ class StarburstExecutor(Executor):
         """How far the session is, all clients' tasks together; what is queued here is stored first."""
         with self._reading():
             return catalog.status(self._session)
+
+    def report(self, path: str | Path) -> None:
+        """Write one HTML page about the session: what its workers and tasks did when, and what held it back.
+
+        The page needs no network. What is queued here is stored first.
+
+        Raises:
+            ModuleNotFoundError: the extra `starburst-executor[report]` is not installed.
+            SessionNotFound: the session was removed, as `shutdown` does unless told to keep it.
+            OSError: the file cannot be written.
+        """
+        from starburst_executor import page
+
+        with self._reading():
+            page.write(self._session, path)
+
+    def _repr_html_(self) -> str:
+        from starburst_executor.views import executor_html
+
+        return executor_html(self)
 
     def collect(
         self, wait: bool = False, timeout: float | None = None
@@ -648,7 +734,7 @@ class StarburstExecutor(Executor):
     def scale(self, workers: int) -> None:
         """Want so many workers from now on: more are started as needed, those too many leave when idle."""
         self._check_process()
-        count = _count("workers", workers)
+        count = arguments.whole_number("workers", workers)
         self._manifest = self._session.amend(lambda m: replace(m, workers=count))
         self._max_workers = count
         self._staff.manifest = self._manifest
@@ -796,6 +882,8 @@ class StarburstExecutor(Executor):
             self._watcher.wait_until_idle()
             if self._claim_end():
                 self._take_down(clean=clean)
+        except SessionNotFound:
+            log.info("session %s was removed by another client", self.session_id)
         except (StarburstError, OSError) as error:
             log.error("session %s could not be ended: %s", self.session_id, error)
 
@@ -814,7 +902,7 @@ class StarburstExecutor(Executor):
                 )  # fmt: skip
             self._give_back_lane(SessionState.OPEN if others else SessionState.CLOSED)
             # Another client may have submitted what this one does not know of.
-            if all(sight.done for sight in self._watcher.queue.look()):
+            if not others or all(s.done for s in self._watcher.queue.look()):
                 self._launcher.stop(self._session.url, grace=2.0)
         finally:
             self._close()
@@ -829,10 +917,10 @@ class StarburstExecutor(Executor):
 
     def _others(self) -> list[str]:
         """Clients that have taken a lane and not given it back."""
-        lanes = self._session.load().lanes
+        taken = self._session.load().lanes
         return [
             lane.client
-            for i, lane in enumerate(lanes)
+            for i, lane in enumerate(taken)
             if lane.taken and i != self._lane
         ]
 
@@ -864,24 +952,10 @@ class StarburstExecutor(Executor):
             self._ticker.close()
 
     def _give_back_lane(self, state: SessionState) -> None:
-        """Give the lane back with the number reached; and say how far every lane is finished."""
-        lane, reached = self._lane, self._submitter.number
+        # A lane with a batch in doubt is not given back: the batch may still appear in it.
+        lane = self._lane if self._submitter.certain else None
         finished = self._watcher.queue.finished
-
-        def edit(manifest: Manifest) -> Manifest:
-            lanes = [
-                _progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)
-            ]
-            if lane is not None:
-                lanes[lane] = replace(lanes[lane], taken=False, number=reached)
-            ends = (
-                SessionState.TERMINATED
-                if manifest.state is SessionState.TERMINATED
-                else state
-            )
-            return replace(manifest, lanes=tuple(lanes), state=ends)
-
-        self._session.amend(edit)
+        lanes.give_back(self._session, lane, self._submitter.number, state, finished)
 
     def _break(self, error: Exception) -> None:
         """Nothing can go on: end every future, refuse new ones. Called from this object's threads."""
@@ -900,7 +974,12 @@ class StarburstExecutor(Executor):
 
     def _leave_at_exit(self) -> None:
         """The interpreter ends: leave nothing behind if all is done, else leave it running."""
-        if self._ending is not None or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            return
+        with self._lock:  # another thread may just be starting the one that ends it
+            ending = self._ending
+        if ending is not None:
+            ending.join()
             return
         if self._end is not None:
             if isinstance(self._end, ExecutorBroken):
@@ -933,79 +1012,6 @@ def _register_at_exit() -> None:
     register(_leave_all_at_exit)
 
 
-# --- arguments ---------------------------------------------------------------------
-
-
-def _launcher_name(launcher: str | None) -> Any:
-    return launcher or config.load().settings.launcher
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    count = operator.index(value)
-    if count < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
-    if name in ("max_workers", "workers") and count > _MOST_WORKERS:
-        raise ValueError(
-            f"{name}={count} is beyond reason; at most {_MOST_WORKERS} are allowed"
-        )
-    return count
-
-
-def _workers(value: int | None) -> int:
-    return (os.cpu_count() or 1) if value is None else _count("max_workers", value)
-
-
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    seconds = float(value)
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
-    return seconds
-
-
-def _check_initializer(initializer: object, initargs: object) -> None:
-    if initializer is not None and not callable(initializer):
-        raise TypeError(f"initializer must be callable, not {initializer!r}")
-    if not isinstance(initargs, tuple):
-        raise TypeError(
-            f"initargs must be a tuple of arguments, such as (1, 2) or (1,), not {initargs!r}"
-        )
-
-
-def _check_name(name: object) -> None:
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a text or None, not {name!r}")
-
-
-def _check_session_id(session_id: object) -> None:
-    if not isinstance(session_id, str):
-        raise TypeError(
-            f"session_id must be a text, as `detach` returns it, not {session_id!r}"
-        )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", session_id):
-        raise ValueError(
-            f"{session_id!r} is not the id of a session, which looks like '20260131-120000-abcdef'; "
-            "list_sessions() has those of a store"
-        )
-
-
-def _check_intervals(intervals: object) -> None:
-    if intervals is None:
-        return
-    if not isinstance(intervals, Intervals):
-        raise TypeError(f"intervals must be Intervals(...), or None, not {intervals!r}")
-    for name in intervals.__struct_fields__:
-        _seconds(f"intervals.{name}", getattr(intervals, name))
-    if intervals.heartbeat > intervals.lease / 4:
-        raise ValueError(
-            f"intervals.heartbeat={intervals.heartbeat:g} must be at most a quarter of "
-            f"intervals.lease={intervals.lease:g}, or live workers are taken for lost"
-        )
-
-
 def _probe(store: Store, runtime: SystemRuntime) -> None:
     if store.url not in _probed:
         probe_conditional(store, "probe/", runtime.new_id)
@@ -1019,37 +1025,6 @@ def _closed_on_error(store: Store) -> Iterator[None]:
     except BaseException:
         store.close()
         raise
-
-
-def _with_region(store: str | Path, region: str | None) -> str | Path:
-    text = str(store)
-    if region is None or not text.startswith("s3://") or "region=" in text:
-        return store
-    return f"{text}{'&' if '?' in text else '?'}region={region}"
-
-
-def _session_id(runtime: SystemRuntime) -> str:
-    """Sorts by time, and can be read out."""
-    return f"{datetime.fromtimestamp(runtime.time(), UTC):%Y%m%d-%H%M%S}-{runtime.new_id(6)}"
-
-
-def _owner() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):
-        return (
-            f"{os.getuid()}@{socket.gethostname()}"  # a container's user without a name
-        )
-
-
-def _intervals_for(store: Store, spec: WorkerSpec) -> Intervals:
-    """A directory's listings cost nothing: workers look there every second at least.
-
-    Workers on this machine serve somebody who waits: on S3 too they look often at first.
-    """
-    if not store.url.startswith("s3:"):
-        return Intervals(poll_first=0.02, poll_last=1.0, look_first=0.01, look_last=1.0)
-    return Intervals(poll_first=0.2) if spec.launcher == "local" else Intervals()
 
 
 def _store_manifest(
@@ -1069,19 +1044,6 @@ def _store_manifest(
     manifest = replace(manifest, created=now, deadline=deadline)
     Session.create(session.store, manifest, session.runtime)
     return manifest
-
-
-def _progressed(lane: Lane, finished: tuple[int, Totals] | None) -> Lane:
-    if finished is None or finished[0] <= lane.finished:
-        return lane
-    number, totals = finished
-    return replace(
-        lane,
-        finished=number,
-        completed=totals.completed,
-        failed=totals.failed,
-        cancelled=totals.cancelled,
-    )
 
 
 def _wait_for(futures: list[TaskFuture[Any]], timeout: float | None) -> None:

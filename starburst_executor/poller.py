@@ -27,6 +27,10 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
+_ECS_TASK = (
+    "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it starts at once
+)
+
 
 def serve(session_url: str, worker_id: str | None = None) -> str:
     """Work for a session until there is no reason to stay; returns why it left.
@@ -35,13 +39,17 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
 
     Args:
         session_url: `<store>/sessions/<session id>`.
-        worker_id: This worker's id; default a new one.
+        worker_id: This worker's id, or "@ecs-task" for that of the ECS task it runs in; default a new one.
 
     Raises:
         SessionNotFound: no such session.
         VersionMismatch: the session's pickles are of another Python.
     """
     hold_lock()
+    if worker_id == _ECS_TASK:
+        from starburst_executor.aws.metadata import worker_id_of_task
+
+        worker_id = worker_id_of_task()
     store_url, session_id = split_session_url(session_url)
     runtime = SystemRuntime(width=4)
     session = Session(open_store(store_url), session_id, runtime)

@@ -11,19 +11,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
-from starburst_executor import records
-from starburst_executor.errors import SessionTerminated
+from starburst_executor import lanes, records
 from starburst_executor.history import Found
 from starburst_executor.records import (
     MAX_BATCH_BYTES,
     MAX_BATCH_TASKS,
     Batch,
-    Lane,
-    Manifest,
     Queued,
-    SessionState,
     encode_tasks,
     task_id,
 )
@@ -72,7 +67,7 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
     chosen = list(tasks)
     if not chosen:
         return {}
-    manifest, lane = _take_lane(session)
+    manifest, lane = lanes.take(session)
     number = manifest.lanes[lane].number
     places = max(1, manifest.workers * manifest.spec.slots)
     size = min(MAX_BATCH_TASKS, -(-len(chosen) // (4 * places)))
@@ -88,7 +83,7 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
             number += 1
     if made:
         _note(session, made)
-    _give_back_lane(session, lane, number)
+    lanes.give_back(session, lane, number)
     return made
 
 
@@ -127,37 +122,3 @@ def _pack(copies: Iterable[_Copy], size: int) -> Iterator[list[_Copy]]:
 def _note(session: Session, made: dict[str, str]) -> None:
     key = session.key(f"retries/{session.runtime.new_id(12)}")
     session.store.put(key, records.encode(_Retries(tasks=made)))
-
-
-def _take_lane(session: Session) -> tuple[Manifest, int]:
-    """Take a lane that nobody has, or a new one; it goes on at the number where it was given back."""
-    client = session.runtime.new_id(8)
-
-    def edit(manifest: Manifest) -> Manifest:
-        if manifest.state is SessionState.TERMINATED:
-            raise SessionTerminated(
-                f"session {session.id} was terminated, so nothing can be submitted to it; its results "
-                "stay readable"
-            )
-        lanes = list(manifest.lanes)
-        if any(lane.client == client for lane in lanes):
-            return manifest
-        free = next((i for i, lane in enumerate(lanes) if not lane.taken), None)
-        if free is None:
-            lanes.append(Lane(client=client))
-        else:
-            lanes[free] = replace(lanes[free], client=client, taken=True)
-        return replace(manifest, lanes=tuple(lanes), state=SessionState.OPEN)
-
-    manifest = session.amend(edit)
-    lane = next(i for i, one in enumerate(manifest.lanes) if one.client == client)
-    return manifest, lane
-
-
-def _give_back_lane(session: Session, lane: int, number: int) -> None:
-    def edit(manifest: Manifest) -> Manifest:
-        lanes = list(manifest.lanes)
-        lanes[lane] = replace(lanes[lane], taken=False, number=number)
-        return replace(manifest, lanes=tuple(lanes))
-
-    session.amend(edit)

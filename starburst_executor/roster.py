@@ -63,7 +63,9 @@ class Roster:
         with self._lock:
             for position, future in futures.items():
                 self._first.setdefault(batch, future.index - position)
-        self._watcher.add(batch, futures)
+        # What was cancelled before it was stored has ended.
+        watched = {p: f for p, f in futures.items() if not f.cancelled()}
+        self._watcher.add(batch, watched)
 
     def take_in_others(self) -> None:
         """Take in what is stored and was not known, and have the unfinished watched."""

@@ -22,7 +22,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeAlias
 
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
@@ -53,6 +53,7 @@ __all__ = [
     "pack_call",
     "rebuild",
     "references",
+    "refuse",
     "unpack_call",
 ]
 
@@ -118,6 +119,11 @@ def pack_call(args: Sequence[Any], kwargs: Mapping[str, Any], keep: Keep) -> byt
     """
     call = (tuple(args), dict(kwargs))
     return _dump(call, keep, _lifted_call, lambda: _named(*call))
+
+
+def refuse(error: SerializationError) -> NoReturn:
+    """Stand in, on the worker, for a call that could not be pickled."""
+    raise error
 
 
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:

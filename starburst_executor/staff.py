@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from starburst_executor.errors import ExecutorBroken
+from starburst_executor.errors import ExecutorBroken, LaunchFailed
 from starburst_executor.launch import Launcher
 from starburst_executor.records import Manifest
 from starburst_executor.session import Session
@@ -70,6 +70,8 @@ class Staff:
             }
             live = (fresh - ended) | (known or set())
             if len(live) < wanted:
+                # One that was ended meanwhile needs none: they would only find that out themselves.
+                self.manifest = self._session.check_open()
                 self._launch(wanted - len(live))
 
     def close(self) -> None:
@@ -86,6 +88,11 @@ class Staff:
             )
             broken.__cause__ = error
             self._broken(broken)
+            return
+        except LaunchFailed as error:
+            self._broken(error)
+            return
+        if not started:  # the launcher says why
             return
         log.info("session %s: started workers %s", self._session.id, ", ".join(started))
         self._started.update(started)

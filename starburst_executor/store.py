@@ -210,6 +210,8 @@ def open_store(url: str | Path) -> Store:
     # A single slash is a slip of the pen, or a URL that went through `Path`.
     if colon or not text or text.startswith(("s3:", "file:")):
         raise ValueError(f"{text!r} names no store; expected {_URL_FORMS}")
+    if os.path.isfile(os.path.expanduser(text)):
+        raise ValueError(f"{text!r} is a file; a store is {_URL_FORMS}")
     return DirectoryStore(text)
 
 

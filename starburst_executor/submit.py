@@ -81,6 +81,7 @@ class Submitter:
         self._idle.set()
         self._closed = False
         self._error: Exception | None = None
+        self.certain = True  # no batch of the lane is in doubt
         self.lane = -1
 
     def begin(self, lane: int, number: int) -> None:
@@ -234,8 +235,7 @@ class Submitter:
             self._session.withdraw(batch, withdrawn)
         for item in items:
             item.future.batch = batch
-        live = {i: item.future for i, item in enumerate(items) if i not in withdrawn}
-        self._stored(batch, live)
+        self._stored(batch, {i: item.future for i, item in enumerate(items)})
 
     def _store_functions(self) -> None:
         """What tasks name is stored before them."""
@@ -246,6 +246,7 @@ class Submitter:
 
     def _give_up(self, error: StoreError, items: list[Item]) -> None:
         """The lane ends here: its next number may or may not appear, so nothing follows it."""
+        self.certain = False
         log.error("session %s: tasks could not be stored: %s", self._session.id, error)
         for item in items:
             item.future.settle((False, error))

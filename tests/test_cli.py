@@ -246,7 +246,8 @@ def test_every_verb_has_help_of_its_own(verb: str) -> None:
     result = run(verb, "--help")
     assert result.exit_code == 0
     assert result.output.startswith(f"Usage: main {verb}")
-    assert verb == "worker" or "--store URL" in result.output
+    without = ("config", "estimate", "quota", "teardown", "worker")
+    assert verb in without or "--store URL" in result.output
 
 
 @pytest.mark.parametrize(
@@ -1206,7 +1207,7 @@ def test_doctor_of_a_store_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     file.write_text("in the way")
     result = run("doctor", store=str(file))
     assert result.exit_code == Exit.OTHER
-    assert "✗ store works" in result.stdout
+    assert "✗ store's URL" in result.stdout
     assert str(file) in result.stdout
 
 

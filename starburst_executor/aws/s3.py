@@ -548,7 +548,7 @@ class S3Store:
         if code == "NoSuchBucket":
             return self._missing()
         if status == 404:
-            return ObjectNotFound(said)
+            return ObjectNotFound(f"{said}. {self._place()}")
         if condition and status in (409, 412):
             return Conflict(f"{said} ({condition})")
         # 409 without a condition: something else is being done to the object just now.

@@ -1,0 +1,150 @@
+"""The arguments of `StarburstExecutor`: checked before anything is done, with what would be right."""
+
+from __future__ import annotations
+
+import getpass
+import math
+import numbers
+import operator
+import os
+import re
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from starburst_executor import config
+from starburst_executor.records import Intervals
+from starburst_executor.runtime import Runtime
+from starburst_executor.spec import WorkerSpec
+from starburst_executor.store import Store
+
+__all__ = [
+    "check_initializer",
+    "check_intervals",
+    "check_name",
+    "check_session_id",
+    "default_intervals",
+    "launcher_name",
+    "new_session_id",
+    "owner",
+    "seconds",
+    "whole_number",
+    "with_region",
+    "worker_count",
+]
+
+_MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
+
+
+def launcher_name(launcher: str | None) -> Any:
+    """The launcher that was named, else the one that the settings name."""
+    return launcher or config.load().settings.launcher
+
+
+def whole_number(name: str, value: object) -> int:
+    """A whole number of 1 or more."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    count = operator.index(value)
+    if count < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    if name in ("max_workers", "workers") and count > _MOST_WORKERS:
+        raise ValueError(
+            f"{name}={count} is beyond reason; at most {_MOST_WORKERS} are allowed"
+        )
+    return count
+
+
+def worker_count(value: int | None) -> int:
+    """How many workers; by default one for each of this machine's CPUs."""
+    return (
+        (os.cpu_count() or 1) if value is None else whole_number("max_workers", value)
+    )
+
+
+def seconds(name: str, value: object) -> float:
+    """A positive, finite number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return number
+
+
+def check_initializer(initializer: object, initargs: object) -> None:
+    """Refuse an initializer that cannot be called, or arguments that are no tuple."""
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable, not {initializer!r}")
+    if not isinstance(initargs, tuple):
+        raise TypeError(
+            f"initargs must be a tuple of arguments, such as (1, 2) or (1,), not {initargs!r}"
+        )
+
+
+def check_name(name: object) -> None:
+    """Refuse a name that is no text."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a text or None, not {name!r}")
+
+
+def check_session_id(session_id: object) -> None:
+    """Refuse what cannot be the id of a session: it becomes part of a key."""
+    if not isinstance(session_id, str):
+        raise TypeError(
+            f"session_id must be a text, as `detach` returns it, not {session_id!r}"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", session_id):
+        raise ValueError(
+            f"{session_id!r} is not the id of a session, which looks like '20260131-120000-abcdef'; "
+            "list_sessions() has those of a store"
+        )
+
+
+def check_intervals(intervals: object) -> None:
+    """Refuse intervals under which live workers would be taken for lost."""
+    if intervals is None:
+        return
+    if not isinstance(intervals, Intervals):
+        raise TypeError(f"intervals must be Intervals(...), or None, not {intervals!r}")
+    for name in intervals.__struct_fields__:
+        seconds(f"intervals.{name}", getattr(intervals, name))
+    if intervals.heartbeat > intervals.lease / 4:
+        raise ValueError(
+            f"intervals.heartbeat={intervals.heartbeat:g} must be at most a quarter of "
+            f"intervals.lease={intervals.lease:g}, or live workers are taken for lost"
+        )
+
+
+def with_region(store: str | Path, region: str | None) -> str | Path:
+    """The store's URL with the region in it, for the workers' sake."""
+    text = str(store)
+    if region is None or not text.startswith("s3://") or "region=" in text:
+        return store
+    return f"{text}{'&' if '?' in text else '?'}region={region}"
+
+
+def new_session_id(runtime: Runtime) -> str:
+    """Sorts by time, and can be read out."""
+    return f"{datetime.fromtimestamp(runtime.time(), UTC):%Y%m%d-%H%M%S}-{runtime.new_id(6)}"
+
+
+def owner() -> str:
+    """User and host, for people who look at a list of sessions."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):
+        return (
+            f"{os.getuid()}@{socket.gethostname()}"  # a container's user without a name
+        )
+
+
+def default_intervals(store: Store, spec: WorkerSpec) -> Intervals:
+    """A directory's listings cost nothing: workers look there every second at least.
+
+    Workers on this machine serve somebody who waits: on S3 too they look often at first.
+    """
+    if not store.url.startswith("s3:"):
+        return Intervals(poll_first=0.02, poll_last=1.0, look_first=0.01, look_last=1.0)
+    return Intervals(poll_first=0.2) if spec.launcher == "local" else Intervals()

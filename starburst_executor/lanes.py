@@ -1,0 +1,87 @@
+"""Lanes: the numbered tasks of one submitting client, taken and given back in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from starburst_executor.errors import SessionTerminated
+from starburst_executor.queue import Totals
+from starburst_executor.records import Lane, Manifest, SessionState
+from starburst_executor.session import Session
+
+__all__ = ["give_back", "take"]
+
+
+def take(session: Session) -> tuple[Manifest, int]:
+    """Take a lane that nobody has, or a new one; it goes on at the number where it was given back.
+
+    The session is open again afterwards if it was shut down.
+
+    Raises:
+        SessionTerminated: nothing can be submitted to it any more.
+    """
+    client = session.runtime.new_id(8)
+
+    def edit(manifest: Manifest) -> Manifest:
+        if manifest.state is SessionState.TERMINATED:
+            raise SessionTerminated(
+                f"session {session.id} was terminated; its results stay readable, and more can only be "
+                "submitted to a new session"
+            )
+        lanes = list(manifest.lanes)
+        if any(lane.client == client for lane in lanes):
+            return manifest
+        free = next((i for i, lane in enumerate(lanes) if not lane.taken), None)
+        if free is None:
+            lanes.append(Lane(client=client))
+        else:
+            lanes[free] = replace(lanes[free], client=client, taken=True)
+        return replace(manifest, lanes=tuple(lanes), state=SessionState.OPEN)
+
+    manifest = session.amend(edit)
+    lane = next(i for i, one in enumerate(manifest.lanes) if one.client == client)
+    return manifest, lane
+
+
+def give_back(
+    session: Session,
+    lane: int | None,
+    number: int,
+    state: SessionState | None = None,
+    finished: Callable[[int], tuple[int, Totals] | None] = lambda _: None,
+) -> None:
+    """Give a lane back with the number reached.
+
+    Args:
+        session: The session.
+        lane: Which lane; None: none was taken, or none may be given back.
+        number: The number after its last task.
+        state: What the session is from now on, unless it was terminated; default as it is.
+        finished: What is known of a lane's finished prefix, to be written on this occasion.
+    """
+
+    def edit(manifest: Manifest) -> Manifest:
+        lanes = [_progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)]
+        if lane is not None:
+            lanes[lane] = replace(lanes[lane], taken=False, number=number)
+        ends = manifest.state
+        if state is not None and ends is not SessionState.TERMINATED:
+            ends = state
+        return replace(manifest, lanes=tuple(lanes), state=ends)
+
+    session.amend(edit)
+
+
+def _progressed(lane: Lane, finished: tuple[int, Totals] | None) -> Lane:
+    if finished is None or finished[0] <= lane.finished:
+        return lane
+    number, totals = finished
+    return replace(
+        lane,
+        finished=number,
+        completed=totals.completed,
+        failed=totals.failed,
+        cancelled=totals.cancelled,
+    )

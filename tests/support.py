@@ -1,0 +1,147 @@
+"""What tests of whole executors share: quick intervals, tasks that wait to be let go, stores that count."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from starburst_executor import Intervals, StarburstExecutor
+from starburst_executor.session import Session
+from starburst_executor.store import Bytes, Got, Page, Store, open_store
+
+QUICK = Intervals(
+    lease=2,
+    heartbeat=0.25,
+    poll_first=0.02,
+    poll_last=0.2,
+    look_first=0.01,
+    look_last=0.1,
+    commit=0.2,
+    session_check=0.5,
+)
+"""Workers that are lost are found within seconds."""
+
+
+class CountingStore:
+    """Any store, with its requests counted by method and by the key's first folder in the session."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.url = store.url
+        self.counts: Counter[str] = Counter()
+
+    def _count(self, method: str, key: str) -> None:
+        parts = key.split("/")
+        self.counts[method] += 1
+        self.counts[f"{method} {parts[2] if len(parts) > 2 else key}"] += 1
+
+    def get(
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        unless: str | None = None,
+    ) -> Got | None:
+        self._count("get", key)
+        return self._store.get(key, start=start, stop=stop, unless=unless)
+
+    def put(self, key: str, data: Bytes) -> None:
+        self._count("put", key)
+        self._store.put(key, data)
+
+    def create(self, key: str, data: Bytes) -> str:
+        self._count("create", key)
+        return self._store.create(key, data)
+
+    def replace(self, key: str, data: Bytes, version: str) -> str:
+        self._count("replace", key)
+        return self._store.replace(key, data, version)
+
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> Page:
+        self._count("list", prefix)
+        return self._store.list(prefix, after=after, limit=limit, delimiter=delimiter)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self._count("delete", "")
+        self._store.delete(keys)
+
+    def upload(self, key: str, source: Path | Bytes) -> None:
+        self._count("upload", key)
+        self._store.upload(key, source)
+
+    def download(self, key: str, target: Path) -> None:
+        self._count("download", key)
+        self._store.download(key, target)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def keys(store_url: str, prefix: str = "") -> list[str]:
+    """Every key of a store, or those below a prefix."""
+    return list(_keys(store_url, prefix))
+
+
+def _keys(store_url: str, prefix: str) -> Iterator[str]:
+    store = open_store(store_url)
+    after = ""
+    try:
+        while True:
+            page = store.list(prefix, after=after)
+            yield from (entry.key for entry in page.entries)
+            if not page.truncated:
+                return
+            after = page.entries[-1].key
+    finally:
+        store.close()
+
+
+def live_workers(executor: StarburstExecutor) -> set[str]:
+    """Workers of an executor's session whose processes live."""
+    live = executor._launcher.live(executor._session.url)
+    assert live is not None
+    return live
+
+
+def worker_pids(executor: StarburstExecutor) -> dict[str, int]:
+    """Process ids, by worker id, from the heartbeats."""
+    session: Session = executor._session
+    beats = {worker: session.heartbeat(worker) for worker in session.beats().entries}
+    return {worker: beat.pid for worker, beat in beats.items() if beat is not None}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process lives; a zombie does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return (
+            not stat.parent.parent.exists()
+            or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    except FileNotFoundError:
+        return False
+
+
+def run_python(
+    *arguments: str | Path, timeout: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, to its end."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
