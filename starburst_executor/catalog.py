@@ -40,6 +40,7 @@ from starburst_executor.session import Known, Session
 from starburst_executor.store import Store
 
 __all__ = [
+    "SessionList",
     "SessionStatus",
     "SessionSummary",
     "all_logs",
@@ -90,6 +91,11 @@ class SessionStatus:
         """Share of the tasks that are finished, 0 to 1; 1 where there are none."""
         return self.finished / self.total if self.total else 1.0
 
+    def _repr_html_(self) -> str:
+        from starburst_executor.views import status_html
+
+        return status_html(self)
+
     def __str__(self) -> str:
         lines = [
             f"Session {self.session_id}" + (f" ({self.name})" if self.name else ""),
@@ -125,6 +131,15 @@ class SessionSummary:
     completed: int
     failed: int
     state: str
+
+
+class SessionList(list[SessionSummary]):
+    """Summaries of sessions; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        from starburst_executor.views import sessions_html
+
+        return sessions_html(self)
 
 
 def status(
@@ -223,14 +238,14 @@ def session_ids(store: Store, beginning: str = "") -> Iterator[str]:
         after = page.prefixes[-1] + "\U0010ffff"
 
 
-def summaries(store: Store) -> list[SessionSummary]:
+def summaries(store: Store) -> SessionList:
     """A summary of each session in a store, oldest first."""
     # Two pools: a status that waited for a thread of the pool it runs on would wait for ever.
     with closing(SystemRuntime()) as outer, closing(SystemRuntime()) as inner:
         ids = session_ids(store)
         calls = [partial(_summary, Session(store, one, inner)) for one in ids]
         found = [summary for summary in outer.gather(calls) if summary is not None]
-    return sorted(found, key=lambda summary: summary.created_at)
+    return SessionList(sorted(found, key=lambda summary: summary.created_at))
 
 
 def _summary(session: Session) -> SessionSummary | None:

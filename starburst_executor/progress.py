@@ -28,6 +28,7 @@ from starburst_executor.errors import SessionError, StoreError
 from starburst_executor.records import Batch
 from starburst_executor.runtime import Runtime
 from starburst_executor.session import Known, Session
+from starburst_executor.views import duration, open_notebook_display
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,18 +104,6 @@ class Progress:
         return f"{self.status.session_id}: {self.status.progress:.0%}, {words}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `0.03 ms`, `12.4 s`, `3:05`, `2:03:05`, `4 d 02:03:05`."""
-    if seconds < 59.95:
-        return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour:02}:{minute:02}:{second:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
 class Gauge:
     """Looks at a session again and again, reading only what has changed.
 
@@ -173,7 +162,9 @@ class Display(Protocol):
 
 
 def open_display(stream: TextIO, runtime: Runtime) -> Display:
-    """The live display if the stream is a terminal that can have one, else lines of text."""
+    """The live display if the stream is a terminal that can have one, or a notebook's; else lines of text."""
+    if notebook := open_notebook_display(stream):
+        return notebook
     if _can_be_live(stream) and _terminal.acquire(blocking=False):
         return LiveDisplay(stream)
     return PlainDisplay(stream, runtime)

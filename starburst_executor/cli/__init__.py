@@ -57,6 +57,10 @@ _SECTIONS = {
         "logs": ("look", "What its tasks have printed."),
         "errors": ("look", "Its failures, grouped by where they happened."),
         "collect": ("results", "What its finished tasks returned or raised."),
+        "report": (
+            "report",
+            "A page to look at: what happened, and what held it back.",
+        ),
     },
     "Change": {
         "cancel": ("change", "Cancel tasks, or all that are unfinished."),
@@ -65,6 +69,13 @@ _SECTIONS = {
         "scale": ("change", "Set how many workers it wants."),
         "cleanup": ("change", "End it; with --force delete it."),
         "prune": ("change", "Delete sessions that nobody has touched for long."),
+    },
+    "AWS": {
+        "config": ("deploy", "Each setting, and where its value came from."),
+        "setup": ("deploy", "Make what workers need in an AWS account."),
+        "teardown": ("deploy", "Remove what setup made."),
+        "quota": ("capacity", "How many workers the account may have at once."),
+        "estimate": ("capacity", "What a run would take and cost."),
     },
     "This machine": {
         "doctor": ("machine", "Check that everything works, and say what to mend."),

@@ -1,0 +1,277 @@
+"""The verbs about how much there is and what it costs: quota, estimate."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any, cast
+
+import click
+
+from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.sessions import json_option
+from starburst_executor.cli.text import document, echo_table
+
+__all__ = ["VERBS"]
+
+_region_option = click.option(
+    "--region",
+    metavar="NAME",
+    help="AWS region; default that of the configuration, else of the AWS settings.",
+)
+_spot_option = click.option("--spot", is_flag=True, help="Spot capacity.")
+
+
+def _clients(region: str | None) -> Any:
+    from starburst_executor import config
+    from starburst_executor.aws.account import Clients
+
+    return Clients(region or config.load().settings.region or None)
+
+
+# --- quota ---------------------------------------------------------------------------
+
+
+@click.command()
+@_region_option
+@click.option(
+    "--cpu",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="vCPUs of a worker, to say how many fit.",
+)
+@click.option(
+    "--request", type=float, metavar="VCPUS", help="Ask AWS for so many vCPUs at once."
+)
+@_spot_option
+@json_option
+def quota(
+    region: str | None, cpu: float, request: float | None, spot: bool, as_json: bool
+) -> None:
+    """Show how many Fargate vCPUs the account may have at once, and how many it has.
+
+    With --request (and --spot, for Spot's) ask AWS for more; it may take days to decide.
+    """  # fmt: skip
+    from starburst_executor import cost
+    from starburst_executor.aws import account
+
+    if cpu <= 0:
+        raise click.BadParameter(f"{cpu:g} is no number of vCPUs", param_hint="--cpu")
+    clients = _clients(region)
+    if request is not None:
+        status = account.request_quota(clients, request, use_spot=spot)
+        click.echo(f"Asked for {request:g} vCPUs: {status}", err=as_json)
+    rows: list[dict[str, Any]] = []
+    for use_spot in (False, True):
+        found = account.quota(clients, use_spot=use_spot)
+        used = account.used_vcpus(clients, use_spot=use_spot)
+        rows.append(
+            {
+                "market": "Spot" if use_spot else "on-demand",
+                "code": found.code,
+                "vcpus": found.vcpus,
+                "used": used,
+                "workers_that_fit": cost.fitting(found.vcpus, used, cpu),
+                "requested": found.requested,
+            }
+        )
+    if as_json:
+        click.echo(
+            document("quota", {"region": clients.region, "cpu": cpu, "markets": rows})
+        )
+        return
+    click.echo(f"Fargate vCPUs at once in {clients.region}")
+    echo_table(
+        ("market", "quota", "used", f"workers of {cpu:g} vCPU that fit", "requested", "code"),
+        [
+            (
+                row["market"],
+                f"{row['vcpus']:g}",
+                f"{row['used']:g}",
+                str(row["workers_that_fit"]),
+                "-" if row["requested"] is None else f"{row['requested']:g}",
+                row["code"],
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+# --- estimate ------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--tasks", type=click.IntRange(1), required=True, help="How many.")
+@click.option(
+    "--seconds", type=click.FloatRange(0), required=True, help="How long each takes."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), required=True, help="Most workers at once."
+)
+@click.option(
+    "--cpu", type=float, default=1.0, show_default=True, help="vCPUs of a worker."
+)
+@click.option("--memory", default="2GB", show_default=True, help="Memory of a worker.")
+@click.option(
+    "--launch-type",
+    type=click.Choice(("FARGATE", "EC2")),
+    default="FARGATE",
+    show_default=True,
+)
+@click.option("--instance-type", metavar="NAME", help="With EC2, such as c8a.xlarge.")
+@click.option(
+    "--slots",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Tasks that a worker runs at once.",
+)
+@click.option(
+    "--max-hourly-cost",
+    type=float,
+    metavar="DOLLARS",
+    help="Fail if it would cost more an hour.",
+)
+@click.option(
+    "--offline", is_flag=True, help="Ask AWS nothing: built-in prices, no quota."
+)
+@_spot_option
+@_region_option
+@json_option
+def estimate(
+    tasks: int,
+    seconds: float,
+    workers: int,
+    cpu: float,
+    memory: str,
+    launch_type: str,
+    instance_type: str | None,
+    slots: int,
+    max_hourly_cost: float | None,
+    offline: bool,
+    spot: bool,
+    region: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a run on AWS would take and cost, and with which prices that was reckoned."""
+    from starburst_executor import cost
+    from starburst_executor.spec import WorkerSpec
+
+    try:
+        spec = WorkerSpec(
+            launcher="ecs",
+            cpu=cpu,
+            memory=memory,
+            launch_type=cast(Any, launch_type),
+            instance_type=instance_type,
+            use_spot=spot,
+            slots=slots,
+        )
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    prices, fit, public_ip = _known(spec, region, offline=offline)
+    try:
+        found = cost.estimate(
+            spec,
+            prices,
+            tasks=tasks,
+            task_seconds=seconds,
+            workers=workers,
+            fit=fit,
+            public_ip=public_ip,
+        )
+    except ValueError as error:
+        raise Failed(str(error), Exit.OTHER) from error
+    if as_json:
+        click.echo(document("estimate", _content(found, fit)))
+    else:
+        _echo(found, fit, workers)
+    _check(max_hourly_cost, found)
+
+
+def _known(
+    spec: Any, region: str | None, *, offline: bool
+) -> tuple[Any, int | None, bool]:
+    """Prices, how many workers fit in the quota (None: not known), and whether they have public addresses."""
+    from starburst_executor import config, cost
+    from starburst_executor.aws import account
+    from starburst_executor.aws.prices import prices_for
+    from starburst_executor.runtime import SystemRuntime
+
+    settings = config.load().settings
+    if offline:
+        if spec.launch_type == "EC2":
+            raise click.UsageError(
+                "the built-in prices are Fargate's alone; leave --offline out"
+            )
+        name = region or settings.region
+        return (
+            cost.built_in(name, use_spot=spec.use_spot),
+            None,
+            settings.assign_public_ip,
+        )
+    clients = _clients(region)
+    with closing(SystemRuntime()) as runtime:
+        prices = prices_for(spec, clients, account.date_of(runtime))
+    fit = None
+    if spec.launch_type == "FARGATE":
+        vcpus = account.fargate_vcpus(clients, use_spot=spec.use_spot)
+        fit = None if vcpus is None else cost.fitting(vcpus.quota, vcpus.used, spec.cpu)
+    return prices, fit, settings.assign_public_ip
+
+
+def _content(found: Any, fit: int | None) -> dict[str, Any]:
+    return {
+        "workers": found.workers,
+        "workers_that_fit": fit,
+        "waves": found.waves,
+        "seconds": found.seconds,
+        "hourly_dollars": found.hourly,
+        "compute_dollars": found.cost.compute,
+        "request_dollars": found.cost.requests,
+        "total_dollars": found.cost.total,
+        "vcpu_seconds": found.cost.vcpu_seconds,
+        "gb_seconds": found.cost.gb_seconds,
+        "prices": found.cost.prices,
+    }
+
+
+def _echo(found: Any, fit: int | None, workers: int) -> None:
+    amounts = found.cost
+    waves = f", in {found.waves} waves" if found.waves > 1 else ""
+    click.echo(
+        f"Time:      about {_duration(found.seconds)} on {found.workers} workers{waves}"
+    )
+    if fit is not None and fit < workers and found.workers == fit:
+        click.echo(
+            f"           (the quota has room for {fit}: `starburst-executor quota` can ask for more)"
+        )
+    click.echo(
+        f"Workers:   ${amounts.compute:.4g} (${found.hourly:.4g} an hour while all of them run)"
+    )
+    click.echo(f"Requests:  ${amounts.requests:.4g} to S3")
+    click.echo(f"Total:     ${amounts.total:.4g}")
+    click.echo(
+        f"Reckoned with {amounts.prices}. Without storage, logs, traffic, retries and taxes."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _check(max_hourly_cost: float | None, found: Any) -> None:
+    from starburst_executor import cost
+
+    if max_hourly_cost is None:
+        return
+    each = found.hourly / found.workers
+    try:
+        cost.check_hourly_cost(max_hourly_cost, found.workers, each, found.cost.prices)
+    except ValueError as error:
+        raise Failed(str(error), Exit.OTHER) from error
+
+
+VERBS: dict[str, click.Command] = {"estimate": estimate, "quota": quota}

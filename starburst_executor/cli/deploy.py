@@ -1,0 +1,399 @@
+"""The verbs about where workers run: config, setup, teardown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.sessions import json_option
+from starburst_executor.cli.text import document, echo_table
+
+if TYPE_CHECKING:
+    from starburst_executor.aws.account import Clients
+    from starburst_executor.aws.setup import Plan
+
+__all__ = ["VERBS"]
+
+_TASK_SECONDS = 300.0  # Fargate takes 20 to 60 to start a worker
+_LOG_DAYS = ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")
+
+_profile_option = click.option(
+    "--profile",
+    metavar="NAME",
+    help="The profile of the configuration file; default STARBURST_PROFILE, else default.",
+)
+_region_option = click.option(
+    "--region",
+    metavar="NAME",
+    help="AWS region; default that of the profile, else of the AWS settings.",
+)
+_stack_option = click.option(
+    "--stack",
+    metavar="NAME",
+    help="Name of the CloudFormation stack; default that of the profile, else starburst-executor.",
+)
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+# --- config --------------------------------------------------------------------------
+
+
+@click.command()
+@_profile_option
+@json_option
+def config(profile: str | None, as_json: bool) -> None:
+    """Show each setting, and where its value came from.
+
+    Arguments come first, then STARBURST_ variables, then the file, then what is built in.
+    """
+    from starburst_executor import config as settings
+
+    found = settings.load(profile)
+    values = msgspec.structs.asdict(found.settings)
+    if as_json:
+        content = {
+            "file": str(settings.config_file()),
+            "profile": found.profile,
+            "settings": {
+                name: {"value": value, "source": found.sources[name]}
+                for name, value in values.items()
+            },
+        }
+        click.echo(document("config", content))
+        return
+    click.echo(f"Profile {found.profile} of {settings.config_file()}")
+    rows = [
+        (name, _shown(value), found.sources[name]) for name, value in values.items()
+    ]
+    echo_table(("setting", "value", "from"), rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value) or "-"
+    return str(value).lower() if isinstance(value, bool) else value or "-"
+
+
+# --- setup ---------------------------------------------------------------------------
+
+
+@click.command()
+@_profile_option
+@_region_option
+@_stack_option
+@click.option(
+    "--store", metavar="URL", help="A place in a bucket of yours: s3://bucket/prefix."
+)
+@click.option("--vpc", metavar="ID", help="The VPC for workers; default the account's.")
+@click.option(
+    "--subnets",
+    metavar="ID,ID",
+    help="Subnets for workers; default the VPC's public ones.",
+)
+@click.option(
+    "--security-groups", metavar="ID,ID", help="Security groups of yours for workers."
+)
+@click.option("--cluster", metavar="NAME", help="An ECS cluster of yours.")
+@click.option(
+    "--execution-role",
+    metavar="ARN",
+    help="A role of yours by which ECS pulls images and writes logs.",
+)
+@click.option(
+    "--task-role", metavar="ARN", help="A role of yours for workers and tasks."
+)
+@click.option(
+    "--log-days",
+    type=click.Choice(_LOG_DAYS),
+    help="How long logs are kept; default 30.",
+)
+@click.option(
+    "--public-ip/--no-public-ip",
+    default=None,
+    help="Whether workers get public addresses.",
+)
+@click.option(
+    "--image",
+    metavar="URI",
+    help="Container image for workers, kept in the configuration file.",
+)
+@click.option(
+    "--task/--no-task",
+    default=True,
+    help="Whether to run a task there at the end; it costs less than a cent.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be made, and stop.")
+@click.option(
+    "--print-template",
+    is_flag=True,
+    help="Print the CloudFormation template, and stop.",
+)
+@click.option(
+    "--print-policy",
+    is_flag=True,
+    help="Print the IAM policies that are needed, and stop.",
+)
+@_yes_option
+def setup(profile: str | None, **options: Any) -> None:
+    """Make what workers need in an AWS account, or bring it up to date.
+
+    One CloudFormation stack: a bucket, an ECS cluster, a log group, two roles, a security group, a gateway to S3.
+    What you have already can be given instead. It writes the configuration file, and may be run again.
+    """  # fmt: skip
+    from starburst_executor import config as settings
+    from starburst_executor.aws import setup as aws_setup
+    from starburst_executor.aws.stack import template
+
+    if options["print_template"]:
+        click.echo(template(), nl=False)
+        return
+    name = settings.profile_name(profile)
+    before = settings.profile_values(name)
+    clients = _clients(options["region"], before)
+    wishes = _wishes(options, before)
+    if options["print_policy"]:
+        _echo_policies(clients, wishes.stack, options["store"])
+        return
+    try:
+        plan = aws_setup.plan(clients, wishes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _echo_plan(plan)
+    if options["dry_run"]:
+        return
+    if not options["yes"]:
+        click.confirm("Go ahead?", default=True, abort=True)
+    values = _deploy(clients, plan)
+    image = options["image"] or before.get("image")
+    values |= {"image": image} if image else {}
+    file = settings.write_profile(name, values)
+    click.echo(
+        f"Wrote profile {name} into {file}: StarburstExecutor() starts its workers there from now on."
+    )
+    if options["task"]:
+        with _profile_set(name):
+            _try(values)
+
+
+def _clients(region: str | None, before: Mapping[str, Any]) -> Clients:
+    from starburst_executor.aws.account import Clients
+
+    named = region or os.environ.get("STARBURST_REGION") or before.get("region")
+    return Clients(named or None)
+
+
+def _wishes(options: Mapping[str, Any], before: Mapping[str, Any]) -> Any:
+    from starburst_executor.aws.setup import DEFAULT_STACK, Wishes
+
+    return Wishes(
+        stack=options["stack"] or before.get("stack") or DEFAULT_STACK,
+        store=options["store"],
+        vpc=options["vpc"],
+        subnets=_ids(options["subnets"]),
+        security_groups=_ids(options["security_groups"]),
+        cluster=options["cluster"],
+        execution_role_arn=options["execution_role"],
+        task_role_arn=options["task_role"],
+        log_days=int(options["log_days"]) if options["log_days"] else None,
+        public_ip=options["public_ip"],
+    )
+
+
+def _ids(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _echo_plan(plan: Plan) -> None:
+    from starburst_executor import cost
+
+    verb = "Updates" if plan.found else "Makes"
+    click.echo(
+        f"{verb} the stack {plan.stack} in {plan.region}, account {plan.account}, with"
+    )
+    for line in plan.makes:
+        click.echo(f"  + {line}")
+    click.echo("and uses")
+    for line in plan.uses:
+        click.echo(f"  = {line}")
+    for line in plan.warnings:
+        click.echo(click.style(f"  ! {line}", fg="yellow"))
+    click.echo(
+        f"While no worker runs, it costs what is stored and nothing else: about ${cost.STORED_GB_MONTH} a GB and "
+        f"month in S3 and ${cost.LOGGED_GB_MONTH} in logs (us-east-1, {cost.TABLE_DATE:%Y-%m-%d})."
+    )
+
+
+def _deploy(clients: Clients, plan: Plan) -> dict[str, Any]:
+    from starburst_executor.aws.setup import deploy
+    from starburst_executor.runtime import SystemRuntime
+
+    with closing(SystemRuntime()) as runtime:
+        return deploy(clients, plan, runtime, _say)
+
+
+def _say(line: str) -> None:
+    click.echo(f"  {line}")
+
+
+@contextmanager
+def _profile_set(name: str) -> Iterator[None]:
+    """Let the launcher read that profile."""
+    before = os.environ.get("STARBURST_PROFILE")
+    os.environ["STARBURST_PROFILE"] = name
+    try:
+        yield
+    finally:
+        del os.environ["STARBURST_PROFILE"]
+        if before is not None:
+            os.environ["STARBURST_PROFILE"] = before
+
+
+def _try(values: Mapping[str, Any]) -> None:
+    """Run a task on a worker there."""
+    from starburst_executor.errors import StarburstError
+    from starburst_executor.executor import StarburstExecutor
+
+    if "image" not in values:
+        click.echo(
+            "No task was tried, for no image is set. Workers need one that has this Python minor version and "
+            "starburst_executor: `starburst-executor setup --image URI`."
+        )
+        return
+    click.echo("Trying a task there; a worker takes about a minute to start.")
+    executor = StarburstExecutor(1, store=values["store"], launcher="ecs", name="setup")
+    try:
+        answer = executor.submit(sum, (1, 2)).result(_TASK_SECONDS)
+    except (StarburstError, TimeoutError) as error:
+        executor.detach()
+        said = str(error) or f"nothing came back within {_TASK_SECONDS:.0f} s"
+        raise Failed(
+            f"everything is set up, but the task failed: {said}\nSession {executor.session_id} is kept; "
+            "`starburst-executor errors` and `logs` show more.",
+            Exit.OTHER,
+        ) from error
+    executor.shutdown()
+    click.echo(f"A worker there ran one (1 + 2 = {answer}).")
+
+
+def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
+    from starburst_executor.aws import policy
+    from starburst_executor.aws.account import account_id
+    from starburst_executor.aws.setup import bucket_name
+    from starburst_executor.errors import AccountError
+
+    try:
+        account = account_id(clients)
+    except AccountError:
+        account = "ACCOUNT_ID"  # administrators fill it in
+    bucket, _, prefix = (
+        (store or "").removeprefix("s3://").partition("?")[0].partition("/")
+    )
+    scope = policy.Scope(
+        account=account,
+        region=clients.region,
+        bucket=bucket or bucket_name(stack, account, clients.region),
+        prefix=f"{prefix.strip('/')}/" if prefix.strip("/") else "",
+        stack=stack,
+    )
+    both = {
+        "who runs sessions": policy.client_policy(scope),
+        "who runs setup and teardown": policy.setup_policy(scope),
+    }
+    click.echo(json.dumps(both, indent=2))
+
+
+# --- teardown ------------------------------------------------------------------------
+
+
+@click.command()
+@_profile_option
+@_region_option
+@_stack_option
+@click.option(
+    "--delete-data", is_flag=True, help="Delete the store too, with all results."
+)
+@click.option(
+    "--force", is_flag=True, help="Although tasks are unfinished; they are given up."
+)
+@_yes_option
+def teardown(
+    profile: str | None,
+    region: str | None,
+    stack: str | None,
+    delete_data: bool,
+    force: bool,
+    yes: bool,
+) -> None:
+    """Remove what setup made; the bucket with its results stays unless --delete-data is given."""
+    from starburst_executor import config as settings
+    from starburst_executor.aws.setup import DEFAULT_STACK
+    from starburst_executor.aws.stack import find_stack
+    from starburst_executor.aws.teardown import teardown as take_down
+    from starburst_executor.runtime import SystemRuntime
+
+    name = settings.profile_name(profile)
+    before = settings.profile_values(name)
+    clients = _clients(region, before)
+    stack = stack or before.get("stack") or DEFAULT_STACK
+    found = find_stack(clients, stack)
+    if found is None:
+        raise Failed(
+            f"there is no stack {stack} in {clients.region}; name it with --stack, --region or --profile",
+            Exit.NOT_FOUND,
+        )
+    with closing(SystemRuntime()) as runtime:
+        if "Store" in found.outputs:
+            _end_sessions(
+                f"{found.outputs['Store']}?region={clients.region}",
+                runtime,
+                force=force,
+            )
+        if not yes:
+            also = " and deletes all results" if delete_data else ""
+            click.confirm(
+                f"This removes the stack {stack} in {clients.region}{also}. Go ahead?",
+                abort=True,
+            )
+        remains = take_down(clients, found, runtime, _say, delete_data=delete_data)
+    if before.get("stack") == stack:
+        click.echo(f"Removed profile {name} from {settings.remove_profile(name)}.")
+    click.echo(f"The stack {stack} is gone.")
+    for line in remains:
+        click.echo(f"There remains {line}.")
+
+
+def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
+    from starburst_executor.aws.teardown import terminate_sessions, unfinished_sessions
+    from starburst_executor.errors import StoreMissing
+    from starburst_executor.store import open_store
+
+    with closing(open_store(url)) as store:
+        try:
+            unfinished = unfinished_sessions(store)
+        except StoreMissing:
+            return
+        if not unfinished:
+            return
+        names = ", ".join(s.session_id for s in unfinished[:5])
+        said = f"tasks are unfinished in {len(unfinished)} sessions of {store.url}: {names}"
+        if not force:
+            raise Failed(
+                f"{said}. Wait for them, or `starburst-executor cleanup` them, or give them up with --force.",
+                Exit.OTHER,
+            )
+        click.echo(f"Giving up: {said}")
+        terminate_sessions(store, unfinished, runtime)
+
+
+VERBS: dict[str, click.Command] = {
+    "config": config,
+    "setup": setup,
+    "teardown": teardown,
+}

@@ -1,0 +1,86 @@
+"""The verb that writes a page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.sessions import (
+    at_session,
+    json_option,
+    session_argument,
+    store_option,
+)
+from starburst_executor.cli.text import document
+from starburst_executor.errors import StarburstError
+
+if TYPE_CHECKING:
+    from starburst_executor.report import Review
+
+__all__ = ["VERBS"]
+
+
+@click.command()
+@session_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The file to write.",
+)
+@store_option
+@json_option
+def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
+    """Write one HTML page about a session, and print the gist of it.
+
+    The page needs no network: a timeline of workers and tasks, the pace, run times and waits, failures,
+    what time was lost to, requests and cost. It can be written while the session is at work.
+    """
+    from starburst_executor.page import headline, write
+
+    with at_session(store, id) as session:
+        try:
+            review = write(session, output)
+        except StarburstError:
+            raise  # some are OSErrors, and have an exit code of their own
+        except (ModuleNotFoundError, OSError) as error:
+            raise Failed(str(error), Exit.OTHER) from error
+    sentences = headline(review)
+    if as_json:
+        click.echo(document("report", _gist(review, output, sentences)))
+        return
+    for sentence in sentences:
+        if sentence:
+            click.echo(sentence)
+    click.echo(f"Written to {output}.")
+
+
+def _gist(
+    review: Review, output: Path, sentences: tuple[str, str]
+) -> dict[str, object]:
+    """What the page says in figures; times in seconds."""
+    return {
+        "session_id": review.observed.manifest.session_id,
+        "file": str(output),
+        "headline": sentences[0],
+        "held_back": sentences[1],
+        "counts": dict(review.counts),
+        "retried": review.retried,
+        "lost": review.lost,
+        "seconds": review.seconds,
+        "speedup": review.speedup,
+        "efficiency": review.work.efficiency,
+        "slot_seconds": review.work.paid,
+        "losses": {loss.name: loss.seconds for loss in review.losses},
+        "waits": review.waits._asdict(),
+        "runs": review.runs._asdict(),
+        "requests_estimated": review.requests._asdict(),
+    }
+
+
+VERBS: dict[str, click.Command] = {"report": report}

@@ -1,0 +1,443 @@
+"""The report as one HTML page that needs no network and no server: the drawing library is in it.
+
+What users and tasks wrote (names, errors, tracebacks) is escaped wherever it is put.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from starburst_executor.charts import Chart, charts
+from starburst_executor.cost import Cost, built_in, spent
+from starburst_executor.history import TaskGroup
+from starburst_executor.report import Loss, Review, Stay, observe, review
+from starburst_executor.session import Session
+from starburst_executor.spec import WorkerSpec
+from starburst_executor.views import duration
+
+__all__ = ["headline", "html", "library", "write"]
+
+_SLOWEST = 12
+_MOST_WORKERS = 40
+_MOST_GROUPS = 25
+_LONGEST_TEXT = 4000  # characters of a traceback
+
+
+@cache
+def library() -> str:
+    """The JavaScript that draws the charts: Vega, Vega-Lite and Vega-Embed.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        from vl_convert import javascript_bundle
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a report needs the package vl-convert-python, which brings what draws its charts: "
+            "pip install 'starburst-executor[report]'",
+            name=error.name,
+        ) from error
+    return javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def write(session: Session, path: str | Path) -> Review:
+    """Write the report of a session into one HTML file that needs nothing else; returns what it says.
+
+    Raises:
+        SessionNotFound: there is no such session.
+        ModuleNotFoundError: what draws it is not installed.
+        OSError: the file cannot be written.
+    """
+    drawing = library()  # before the session is read, for it may be missing
+    reviewed = review(observe(session))
+    Path(path).write_text(html(reviewed, drawing), encoding="utf-8")
+    return reviewed
+
+
+def html(review: Review, library: str) -> str:
+    """The page.
+
+    Args:
+        review: What it shows.
+        library: What `library` returned.
+    """
+    manifest = review.observed.manifest
+    drawn = charts(review) if review.observed.traces else []
+    name = manifest.name or manifest.session_id
+    body = [
+        _head(review),
+        _cards(review),
+        *_figures(drawn),
+        _losses(review),
+        _failures(review),
+        _slowest(review),
+        _workers(review),
+        _cost(review),
+        _foot(review),
+    ]
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(name)} - starburst report</title>",
+            f"<style>{_file('page.css')}</style></head><body>",
+            *body,
+            f'<script type="application/json" id="charts">{_json(drawn)}</script>',
+            f"<script>{_inert(library)}</script>",
+            f'<script type="module">{_file("page.js")}</script>',
+            "</body></html>",
+        ]
+    )
+
+
+def _file(name: str) -> str:
+    return files("starburst_executor").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(drawn: Iterable[Chart]) -> str:
+    text = msgspec.json.encode({chart.name: chart.spec for chart in drawn}).decode()
+    return text.replace("<", "\\u003c")  # nothing in it can end the script
+
+
+def _inert(script: str) -> str:
+    return script.replace("</script", "<\\/script")
+
+
+# --- in words ----------------------------------------------------------------------
+
+
+def headline(review: Review) -> tuple[str, str]:
+    """Whether it was worth it, and what held it back: a sentence, and what to do about it."""
+    total = len(review.observed.traces)
+    if not total:
+        return "Nothing was submitted to this session.", ""
+    if not review.work.useful:
+        return f"None of {_tasks(total)} has begun.", _held_back(review)
+    finished = sum(
+        review.counts[state] for state in ("completed", "failed", "cancelled")
+    )
+    what = (
+        _tasks(total)
+        if finished == total
+        else f"{finished:,} of {_tasks(total)} so far"
+    )
+    did = f"{what} took {_spoken(review.seconds)} for {_spoken(review.work.useful)} of work"
+    return f"{did}: {_pace(review.speedup)}.", _held_back(review)
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
+
+
+def _spoken(seconds: float) -> str:
+    """As in a sentence, where `7:10` could be minutes or hours."""
+    if seconds < 59.5:
+        return duration(seconds)
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {second} s" if second else f"{minutes} min"
+    hours, minute = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minute} min" if minute else f"{hours:,} h"
+
+
+def _prose(text: str) -> str:
+    """A text of ours as HTML, with what stands between backquotes as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
+def _pace(speedup: float) -> str:
+    if speedup >= 1.15:
+        return f"{speedup:.3g} times as fast as one after another"
+    if speedup >= 0.87:
+        return "no faster than one after another"
+    return "slower than one after another"
+
+
+def _held_back(review: Review) -> str:
+    share = review.work.efficiency
+    busy = f"Workers spent {share:.0%} of their time running tasks (efficiency {share:.2f})."
+    worst = review.worst
+    if worst is None:
+        return busy
+    if share >= 0.9 and worst.seconds < 0.1 * review.work.paid:
+        return f"{busy} Little held it back; most of the rest went to {worst.label}."
+    cost = f"{_spoken(worst.seconds)} of slots"
+    return f"{busy} What held it back most: {worst.label} ({cost}). {worst.advice}"
+
+
+def _head(review: Review) -> str:
+    manifest = review.observed.manifest
+    name = f"{escape(manifest.name)}, session " if manifest.name else "Session "
+    sentence, advice = headline(review)
+    when = f"{_time(review.begin)} to {_time(review.end)} UTC"
+    return (
+        f"<header><h1>{name}{escape(manifest.session_id)}</h1>"
+        f'<p class="soft">{escape(str(manifest.state))}, {when}, by {escape(manifest.owner)}, '
+        f"in {escape(review.observed.store)}</p>"
+        f'<p class="headline" id="headline">{escape(sentence)}</p>'
+        f'<p class="advice" id="advice">{_prose(advice)}</p></header>'
+    )
+
+
+def _cards(review: Review) -> str:
+    counts = review.counts
+    stays = review.observed.stays
+    unfinished = counts["pending"] + counts["claimed"] + counts["running"]
+    cards = [
+        (f"{counts['completed']:,}", "completed", False),
+        (f"{counts['failed']:,}", "failed", counts["failed"] > 0),
+        (f"{unfinished:,}", "unfinished", False),
+        (f"{review.retried:,}", "took more than one attempt", False),
+        (f"{review.lost:,}", "attempts lost with a worker", review.lost > 0),
+        (_spoken(review.seconds), "from first to last", False),
+        (f"{review.speedup:.3g}x", "the speed of one by one", False),
+        (f"{review.work.efficiency:.0%}", "efficiency", False),
+        (f"{len(stays):,}", "workers", False),
+        (_spoken(sum(stay.seconds for stay in stays)), "worker time", False),
+    ]
+    if counts["cancelled"]:
+        cards.insert(2, (f"{counts['cancelled']:,}", "cancelled", False))
+    parts = [
+        f'<div class="card"><b{" class=bad" if bad else ""}>{value}</b><span>{label}</span></div>'
+        for value, label, bad in cards
+    ]
+    return f'<section class="cards">{"".join(parts)}</section>'
+
+
+# --- figures and tables ------------------------------------------------------------
+
+
+def _figures(drawn: list[Chart]) -> list[str]:
+    """Charts one below the other, those of half width in pairs."""
+    parts = [_figure(chart) for chart in drawn if not chart.half]
+    pairs = [_figure(chart) for chart in drawn if chart.half]
+    return [*parts, f'<div class="pair">{"".join(pairs)}</div>'] if drawn else []
+
+
+def _figure(chart: Chart) -> str:
+    return (
+        f"<figure><h2>{escape(chart.title)}</h2><figcaption>{escape(chart.caption)}</figcaption>"
+        f'<div class="chart" id="{chart.name}" role="img" aria-label="{escape(chart.title)}"></div></figure>'
+    )
+
+
+def _table(
+    name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]
+) -> str:
+    """A table; cells are HTML already. A column is its heading and its class."""
+    head = "".join(f'<th class="{kind}">{heading}</th>' for heading, kind in columns)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{kind}">{cell}</td>'
+            for cell, (_, kind) in zip(row, columns, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table id="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _section(title: str, note: str, content: str) -> str:
+    return f'<section><h2>{title}</h2><p class="soft">{escape(note)}</p>{content}</section>'
+
+
+def _losses(review: Review) -> str:
+    losses = [loss for loss in review.losses if loss.seconds >= 0.0005]
+    if not losses:
+        return ""
+    columns = [
+        ("lost to", "text"),
+        ("time of slots", "number"),
+        ("of worker time", "number"),
+    ]
+    note = "Time in which slots of workers could have run tasks and did not, or for which there was no worker."
+    rows = [
+        (
+            f'{escape(loss.label)}<br><span class="soft">{_prose(loss.advice)}</span>',
+            duration(loss.seconds),
+            _share(loss, review.work.paid),
+        )
+        for loss in losses
+    ]
+    return _section("What held it back", note, _table("losses", columns, rows))
+
+
+def _share(loss: Loss, paid: float) -> str:
+    return "-" if loss.name == "missing" or not paid else f"{loss.seconds / paid:.1%}"
+
+
+def _failures(review: Review) -> str:
+    groups = review.observed.failures
+    if not groups:
+        return ""
+    failed = review.counts["failed"]
+    note = f"{_tasks(failed)} failed, grouped by where; the largest group first."
+    if review.observed.grouped < failed:
+        note += f" The first {review.observed.grouped:,} were read."
+    columns = [("count", "number"), ("error", "text"), ("tasks", "text")]
+    rows = [_failure(group) for group in groups[:_MOST_GROUPS]]
+    return _section("Failures", note, _table("failures", columns, rows))
+
+
+def _failure(group: TaskGroup) -> tuple[str, str, str]:
+    text = escape(str(group.error)[:_LONGEST_TEXT])
+    details = "\n".join(
+        part for part in (group.error.traceback, group.error.stderr) if part
+    )
+    if details:
+        text = f"<details><summary>{text}</summary><pre>{escape(details[-_LONGEST_TEXT:])}</pre></details>"
+    more = ", ..." if group.count > len(group.task_ids) else ""
+    return f"{group.count:,}", text, escape(", ".join(group.task_ids)) + more
+
+
+def _slowest(review: Review) -> str:
+    ran = [trace for trace in review.observed.traces if trace.seconds]
+    if not ran:
+        return ""
+    slowest = sorted(ran, key=lambda trace: -trace.seconds)[:_SLOWEST]
+    columns = [("task", "name"), ("ran", "number"), ("waited", "number"), ("attempts", "number"), ("state", "name"), ("worker", "name")]  # fmt: skip
+    rows = [
+        (
+            escape(trace.task_id),
+            duration(trace.seconds),
+            duration(trace.waited),
+            str(trace.runs[-1].number),
+            trace.state,
+            escape(trace.runs[-1].worker),
+        )
+        for trace in slowest
+    ]
+    note = "Times of the last attempt."
+    return _section("Slowest tasks", note, _table("slowest", columns, rows))
+
+
+def _workers(review: Review) -> str:
+    stays = review.observed.stays
+    if not stays:
+        return ""
+    worked = _by_worker(review)
+    columns = [("", "number"), ("worker", "name"), ("host", "name"), ("came after", "number"), ("lived", "number"), ("busy", "number"), ("attempts", "number"), ("lost", "number"), ("left", "text")]  # fmt: skip
+    numbered = list(enumerate(stays, 1))
+    shown = sorted(numbered, key=lambda one: (not worked[one[1].worker].lost, one[0]))
+    rows = [
+        _worker(number, stay, worked[stay.worker], review.begin)
+        for number, stay in sorted(shown[:_MOST_WORKERS], key=lambda one: one[0])
+    ]
+    note = "In the order in which they came."
+    if len(rows) < len(stays):
+        note = f"{len(rows)} of {len(stays):,}: those that were lost, then the first that came."
+    return _section("Workers", note, _table("stays", columns, rows))
+
+
+class _Worked:
+    """What one worker did."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.attempts = 0
+        self.lost = 0
+
+
+def _by_worker(review: Review) -> dict[str, _Worked]:
+    worked = {stay.worker: _Worked() for stay in review.observed.stays}
+    for trace in review.observed.traces:
+        for run in trace.runs:
+            one = worked[run.worker]
+            one.seconds += run.seconds
+            one.attempts += 1
+            one.lost += run.how == "lost"
+    return worked
+
+
+def _worker(number: int, stay: Stay, worked: _Worked, begin: float) -> tuple[str, ...]:
+    share = worked.seconds / (stay.seconds * stay.slots) if stay.seconds else 0.0
+    lost = f'<span class="bad">{worked.lost}</span>' if worked.lost else "0"
+    return (
+        str(number),
+        escape(stay.worker),
+        escape(stay.host or "-"),
+        duration(max(0.0, stay.started - begin)),
+        duration(stay.seconds),
+        f"{min(1.0, share):.0%}",
+        str(worked.attempts),
+        lost,
+        escape(stay.why or "live"),
+    )
+
+
+# --- cost --------------------------------------------------------------------------
+
+
+def _cost(review: Review) -> str:
+    spec = review.observed.manifest.spec
+    requests = review.requests
+    lives = [stay.seconds for stay in review.observed.stays]
+    cost = spent(
+        spec,
+        built_in(spec.region or "", use_spot=spec.use_spot),
+        lives,
+        writes=requests.writes + requests.lists,
+        reads=requests.reads,
+    )
+    note = "Times of workers are by their own clocks. Nobody counts requests: these are estimated."
+    if spec.launcher != "local" or _on_s3(review):
+        note += f" Dollars are {cost.prices}."
+    columns = [("", "name"), ("amount", "number"), ("about", "number"), ("how it is reckoned", "text")]  # fmt: skip
+    rows = [*_compute_rows(spec, cost, sum(lives)), *_request_rows(review, cost)]
+    return _section("Requests and cost", note, _table("cost", columns, rows))
+
+
+def _compute_rows(
+    spec: WorkerSpec, cost: Cost, seconds: float
+) -> list[tuple[str, ...]]:
+    if spec.launcher == "local":
+        how = "workers on this machine cost nothing extra"
+        return [("worker time", duration(seconds), "-", how)]
+    priced = spec.launch_type == "FARGATE"
+    how = (
+        "as billed, with public addresses"
+        if priced
+        else "as billed; what instances cost is not known here"
+    )
+    return [
+        ("vCPU hours", f"{cost.vcpu_seconds / 3600:,.3g}", f"${cost.compute:,.2f}" if priced else "-", how),
+        ("GB hours", f"{cost.gb_seconds / 3600:,.3g}", "", "in the sum above" if priced else ""),
+    ]  # fmt: skip
+
+
+def _request_rows(review: Review, cost: Cost) -> list[tuple[str, ...]]:
+    requests = review.requests
+    on_s3 = _on_s3(review)
+    price = f"${cost.requests:,.4f}" if on_s3 else "-"
+    return [
+        ("PUT requests", f"{requests.writes:,}", price, "estimate" if on_s3 else "estimate; a directory costs nothing"),
+        ("LIST requests", f"{requests.lists:,}", "", "estimate; with the sum above" if on_s3 else "estimate"),
+        ("GET requests", f"{requests.reads:,}", "", "estimate; with the sum above" if on_s3 else "estimate"),
+    ]  # fmt: skip
+
+
+def _on_s3(review: Review) -> bool:
+    return review.observed.store.startswith("s3:")
+
+
+def _foot(review: Review) -> str:
+    observed = review.observed
+    return (
+        f'<p class="soft"><small>Seen {_time(observed.now)} UTC. Efficiency is the time in which slots ran '
+        "attempts that counted, by all the time that slots were there. When a task was stored is known "
+        "from the store, on S3 to the second; the rest by the clocks of workers.</small></p>"
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
