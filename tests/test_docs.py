@@ -191,6 +191,41 @@ def test_asyncio_gather_keeps_the_event_loop_free(
     assert "the event loop ticked meanwhile: True" in text
 
 
+# Libraries that people already run; what each script prints when it worked.
+
+
+def test_joblib_grid_search_fits_on_workers(run_example: Callable[[str], str]) -> None:
+    assert "27 fits of 1,797 images" in run_example("joblib_grid_search.py")
+
+
+def test_dask_graph_counts_words_of_all_pages(
+    run_example: Callable[[str], str],
+) -> None:
+    text = run_example("dask_graph.py")
+    assert "moon   66" in text
+    assert "12 pages" in text
+
+
+def test_scipy_workers_finds_the_frequency(run_example: Callable[[str], str]) -> None:
+    assert "frequency   1.71 (in truth 1.7)" in run_example("scipy_workers.py")
+
+
+def test_adaptive_learner_says_how_often_it_looked(
+    run_example: Callable[[str], str],
+) -> None:
+    assert "evaluations," in run_example("adaptive_learner.py")
+
+
+def test_emcee_sampler_draws_samples(run_example: Callable[[str], str]) -> None:
+    assert "480 samples" in run_example("emcee_sampler.py")
+
+
+def test_tqdm_progress_reaches_the_end(run_example: Callable[[str], str]) -> None:
+    text = run_example("tqdm_progress.py")
+    assert "100/100" in text
+    assert "40/40" in text
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short_listed_and_run_here(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) < 60
