@@ -1,0 +1,337 @@
+"""What workers and requests cost: arithmetic alone, on prices that say where they are from and how old.
+
+    prices       `aws.account` asks for them, or the table here
+       |
+       v
+    worker_hour  what one worker costs for an hour, by its size
+       |
+       +-- estimate    before: so many tasks on so many workers, in waves if fewer fit
+       +-- spent       after: the seconds of each worker, and the requests
+       +-- affordable  how many workers an hourly limit allows
+
+US dollars, without taxes, discounts and free tiers. Storage, logs, traffic between regions or to the internet,
+NAT gateways and disk beyond what comes with a worker are not in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+from starburst_executor.spec import WorkerSpec, memory_mib
+
+__all__ = [
+    "LOGGED_GB_MONTH",
+    "STORED_GB_MONTH",
+    "TABLE_DATE",
+    "Architecture",
+    "Cost",
+    "Estimate",
+    "Prices",
+    "affordable",
+    "billed_seconds",
+    "built_in",
+    "check_hourly_cost",
+    "estimate",
+    "fitting",
+    "spent",
+    "worker_hour",
+]
+
+Architecture = Literal["X86_64", "ARM64"]
+
+_HOUR = 3600.0
+_MINIMUM = 60.0  # seconds; of Fargate and of Linux on EC2
+_GIB = 1024.0  # MiB
+
+TABLE_DATE = date(2026, 9, 28)
+_TABLE_REGION = "us-east-1"
+# Dollars for a vCPU-hour and a GB-hour on Fargate, as copies of the AWS price list and of the list behind
+# aws.amazon.com/fargate/pricing had them on that date. Spot floats; it changes about once a day.
+_FARGATE: dict[tuple[Architecture, bool], tuple[float, float]] = {
+    ("X86_64", False): (0.04048, 0.004445),
+    ("ARM64", False): (0.03238, 0.00356),
+    ("X86_64", True): (0.01288871, 0.00141527),
+    ("ARM64", True): (0.01030969, 0.00113349),
+}
+_ADDRESS = 0.005  # dollars for an hour of a public IPv4 address
+_WRITE = 0.005 / 1000  # dollars for a PUT, COPY, POST or LIST in S3 Standard
+_READ = 0.0004 / 1000  # and for a GET
+STORED_GB_MONTH = 0.023  # dollars for a GB in S3 Standard for a month
+LOGGED_GB_MONTH = 0.03  # and in CloudWatch Logs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """Prices in US dollars, of one region, market and architecture.
+
+    Attributes:
+        region: The region that they are of; not the one asked for, where only another's are known.
+        use_spot: Whether they are those of Spot capacity.
+        vcpu_hour: A vCPU on Fargate for an hour.
+        gb_hour: A GB of memory on Fargate for an hour.
+        instance_hour: An EC2 instance for an hour; None on Fargate.
+        instance_vcpus: vCPUs of that instance.
+        instance_gb: GB of memory of that instance.
+        address_hour: A public IPv4 address for an hour.
+        write: One PUT, COPY, POST or LIST.
+        read: One GET.
+        source: Where they are from, for people.
+        taken: When they were taken down.
+    """
+
+    region: str
+    use_spot: bool = False
+    vcpu_hour: float = 0.0
+    gb_hour: float = 0.0
+    instance_hour: float | None = None
+    instance_vcpus: float = 0.0
+    instance_gb: float = 0.0
+    address_hour: float = _ADDRESS
+    write: float = _WRITE
+    read: float = _READ
+    source: str
+    taken: date
+
+    def __str__(self) -> str:
+        market = "Spot" if self.use_spot else "on-demand"
+        return f"{market} prices of {self.region} from {self.source}, {self.taken:%Y-%m-%d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What was used and what it costs, in US dollars.
+
+    Attributes:
+        workers: How many workers there were.
+        vcpu_seconds: vCPUs times seconds, as they are billed.
+        gb_seconds: GB of memory times seconds, as they are billed.
+        compute: Dollars for the workers, their addresses included.
+        requests: Dollars for the requests to S3.
+        prices: The prices applied.
+    """
+
+    workers: int
+    vcpu_seconds: float
+    gb_seconds: float
+    compute: float
+    requests: float
+    prices: Prices
+
+    @property
+    def total(self) -> float:
+        """Dollars in all."""
+        return self.compute + self.requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run would take and cost.
+
+    Attributes:
+        workers: Workers at once, as many as are wanted, needed and fit.
+        waves: How often each of their slots is filled.
+        seconds: From the start to the last result.
+        hourly: Dollars an hour while all of them run.
+        cost: What it comes to.
+    """
+
+    workers: int
+    waves: int
+    seconds: float
+    hourly: float
+    cost: Cost
+
+
+def built_in(
+    region: str, *, use_spot: bool = False, architecture: Architecture = "X86_64"
+) -> Prices:
+    """Fargate's prices from the table here, which has one region and a date.
+
+    Args:
+        region: The region wanted, for the source to say that it is another's.
+        use_spot: Those of Fargate Spot.
+        architecture: Of the processor.
+    """
+    vcpu, gb = _FARGATE[architecture, use_spot]
+    source = "the built-in table"
+    if region != _TABLE_REGION:
+        source += f", which lacks {region or 'your region'}"
+    return Prices(
+        region=_TABLE_REGION,
+        use_spot=use_spot,
+        vcpu_hour=vcpu,
+        gb_hour=gb,
+        source=source,
+        taken=TABLE_DATE,
+    )
+
+
+def worker_hour(spec: WorkerSpec, prices: Prices, *, public_ip: bool = True) -> float:
+    """Dollars for one worker of that size for an hour.
+
+    On EC2 an instance's price is shared by as many workers as fit on it, as when all are full.
+
+    Raises:
+        ValueError: the worker does not fit on the instance.
+    """
+    if spec.launcher == "local":
+        return 0.0
+    gb = memory_mib(spec.memory) / _GIB
+    if prices.instance_hour is None:
+        address = prices.address_hour if public_ip else 0.0
+        return spec.cpu * prices.vcpu_hour + gb * prices.gb_hour + address
+    fit = math.floor(min(prices.instance_vcpus / spec.cpu, prices.instance_gb / gb))
+    if fit < 1:
+        raise ValueError(
+            f"a worker with cpu={spec.cpu:g} and memory={spec.memory!r} does not fit on {spec.instance_type}, "
+            f"which has {prices.instance_vcpus:g} vCPUs and {prices.instance_gb:g} GB; take less, or a larger "
+            "instance_type"
+        )
+    return prices.instance_hour / fit
+
+
+def billed_seconds(seconds: float) -> float:
+    """What is billed for a worker that lived so long: whole seconds, at least a minute."""
+    return max(_MINIMUM, math.ceil(seconds))
+
+
+def spent(
+    spec: WorkerSpec,
+    prices: Prices,
+    stays: Iterable[float],
+    *,
+    writes: float = 0,
+    reads: float = 0,
+    public_ip: bool = True,
+) -> Cost:
+    """What workers that lived so long, and requests, cost.
+
+    Args:
+        spec: The workers' size.
+        prices: What to reckon with.
+        stays: Seconds of each worker, from its start to its end or now.
+        writes: PUT, COPY, POST and LIST requests.
+        reads: GET requests.
+        public_ip: Whether workers have public addresses.
+    """
+    billed = [billed_seconds(seconds) for seconds in stays]
+    seconds = math.fsum(billed)
+    return Cost(
+        workers=len(billed),
+        vcpu_seconds=seconds * spec.cpu,
+        gb_seconds=seconds * memory_mib(spec.memory) / _GIB,
+        compute=seconds / _HOUR * worker_hour(spec, prices, public_ip=public_ip),
+        requests=writes * prices.write + reads * prices.read,
+        prices=prices,
+    )
+
+
+def fitting(quota: float, used: float, cpu: float) -> int:
+    """How many more workers of `cpu` vCPUs a quota of vCPUs allows, `used` being taken."""
+    return max(0, math.floor((quota - used) / cpu + 1e-9))  # 0.3 / 0.1 is below 3
+
+
+def affordable(max_hourly_cost: float, hourly: float) -> int | None:
+    """How many workers at `hourly` dollars an hour each stay within a limit; None: any number."""
+    return None if hourly <= 0 else math.floor(max_hourly_cost / hourly + 1e-9)
+
+
+def check_hourly_cost(
+    max_hourly_cost: float, workers: int, hourly: float, prices: Prices
+) -> None:
+    """Refuse workers that together cost more an hour than allowed.
+
+    Args:
+        max_hourly_cost: Dollars.
+        workers: How many are wanted.
+        hourly: Dollars for one of them.
+        prices: What `hourly` was reckoned with, for the message.
+
+    Raises:
+        ValueError: they cost more; says how many do not.
+    """
+    most = affordable(max_hourly_cost, hourly)
+    if most is not None and workers > most:
+        raise ValueError(
+            f"max_workers={workers} would cost ${workers * hourly:.4g} an hour ({prices}), more than "
+            f"max_hourly_cost={max_hourly_cost:g}; max_workers={most} would not, nor might smaller workers "
+            "or use_spot=True"
+        )
+
+
+# The requests that the protocol makes, as the README's table has them.
+_TASK_WRITES = 4.0  # of a task stored on its own
+_TASK_READS = 3.0
+_BUSIEST_WRITES = 1.0  # a second and worker, however many tasks end in it
+_WORKER_WRITES = 3 / 60  # a second; heartbeats
+_WORKER_READS = 4 / 60
+_CLIENT_WRITES = 13 / 60  # a second; listings by a client that waits
+_CLIENT_READS = 1 / 60
+
+
+def estimate(
+    spec: WorkerSpec,
+    prices: Prices,
+    *,
+    tasks: int,
+    task_seconds: float,
+    workers: int,
+    fit: int | None = None,
+    startup: float = 60.0,
+    idle_timeout: float = 300.0,
+    public_ip: bool = True,
+) -> Estimate:
+    """What a run of equal tasks would take and cost, nothing being lost or retried.
+
+    Args:
+        spec: The workers' size.
+        prices: What to reckon with.
+        tasks: How many.
+        task_seconds: How long each takes.
+        workers: Most workers at once.
+        fit: How many the quota allows at once; None if that is not known.
+        startup: Seconds from a worker's start, when it begins to cost, to its first task.
+        idle_timeout: Seconds after which a worker with nothing to do leaves.
+        public_ip: Whether workers have public addresses.
+
+    Raises:
+        ValueError: nothing to do, or no worker fits.
+    """
+    if tasks < 1 or workers < 1 or not 0 <= task_seconds < math.inf:
+        raise ValueError(
+            f"{tasks} tasks of {task_seconds:g} s on {workers} workers: each must be positive"
+        )
+    if fit == 0:
+        raise ValueError(
+            "no worker fits within the quota while what runs now runs; "
+            "`starburst-executor quota` shows it and can ask for more"
+        )
+    needed = math.ceil(tasks / spec.slots)
+    at_once = min(workers, needed, fit or workers)
+    waves = math.ceil(tasks / (at_once * spec.slots))
+    last = math.ceil((tasks - (waves - 1) * at_once * spec.slots) / spec.slots)
+    busy = startup + waves * task_seconds
+    idle = busy - task_seconds + min(idle_timeout, task_seconds)
+    stays = [busy] * last + [idle] * (at_once - last)
+    seconds = math.fsum(stays)
+    # Tasks of one batch share their writes, up to one a second and worker.
+    shared = min(_TASK_WRITES * tasks, _BUSIEST_WRITES * seconds + _TASK_WRITES)
+    cost = spent(
+        spec,
+        prices,
+        stays,
+        writes=shared + _WORKER_WRITES * seconds + _CLIENT_WRITES * busy,
+        reads=_TASK_READS * tasks + _WORKER_READS * seconds + _CLIENT_READS * busy,
+        public_ip=public_ip,
+    )
+    return Estimate(
+        workers=at_once,
+        waves=waves,
+        seconds=busy,
+        hourly=at_once * worker_hour(spec, prices, public_ip=public_ip),
+        cost=cost,
+    )
