@@ -1,0 +1,276 @@
+"""Which AWS permissions this package needs, as data: printed for administrators, compared with the code by a test.
+
+client     whoever makes, watches and ends sessions: S3, ECS
+worker     the workers, and with them the tasks: S3, and starting replacements of themselves
+setup      whoever runs `setup` and `teardown`: CloudFormation, and what it makes in their name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = [
+    "CALLS",
+    "MADE_BY_STACK",
+    "Scope",
+    "client_policy",
+    "setup_policy",
+]
+
+# Operation that the package calls -> actions that it takes, by the module that calls it.
+CALLS: dict[str, dict[str, tuple[str, ...]]] = {
+    "s3": {
+        "s3:AbortMultipartUpload": ("s3:AbortMultipartUpload",),
+        "s3:CompleteMultipartUpload": ("s3:PutObject",),
+        "s3:CreateMultipartUpload": ("s3:PutObject",),
+        "s3:DeleteObjects": ("s3:DeleteObject",),
+        "s3:GetObject": ("s3:GetObject",),
+        "s3:HeadObject": ("s3:GetObject",),
+        "s3:ListObjectsV2": ("s3:ListBucket",),
+        "s3:PutObject": ("s3:PutObject",),
+        "s3:UploadPart": ("s3:PutObject",),
+    },
+    "ecs": {
+        "ecs:DescribeTaskDefinition": ("ecs:DescribeTaskDefinition",),
+        "ecs:DescribeTasks": ("ecs:DescribeTasks",),
+        "ecs:ListTasks": ("ecs:ListTasks",),
+        "ecs:RegisterTaskDefinition": (
+            "ecs:RegisterTaskDefinition",
+            "ecs:TagResource",
+            "iam:PassRole",
+        ),
+        "ecs:RunTask": ("ecs:RunTask", "ecs:TagResource", "iam:PassRole"),
+        "ecs:StopTask": ("ecs:StopTask",),
+        "logs:GetLogEvents": ("logs:GetLogEvents",),
+    },
+    "account": {
+        "ecs:DescribeTasks": ("ecs:DescribeTasks",),
+        "ecs:ListClusters": ("ecs:ListClusters",),
+        "ecs:ListTasks": ("ecs:ListTasks",),
+        "service-quotas:GetAWSDefaultServiceQuota": (
+            "servicequotas:GetAWSDefaultServiceQuota",
+        ),
+        "service-quotas:GetServiceQuota": ("servicequotas:GetServiceQuota",),
+        "service-quotas:ListRequestedServiceQuotaChangeHistoryByQuota": (
+            "servicequotas:ListRequestedServiceQuotaChangeHistoryByQuota",
+        ),
+        "service-quotas:RequestServiceQuotaIncrease": (
+            "servicequotas:RequestServiceQuotaIncrease",
+        ),
+        "sts:GetCallerIdentity": (),  # takes none
+    },
+    "prices": {
+        "ec2:DescribeSpotPriceHistory": ("ec2:DescribeSpotPriceHistory",),
+        "pricing:GetProducts": ("pricing:GetProducts",),
+    },
+    "setup": {
+        "cloudformation:CreateStack": (
+            "cloudformation:CreateStack",
+            "cloudformation:TagResource",
+        ),
+        "cloudformation:DeleteStack": ("cloudformation:DeleteStack",),
+        "cloudformation:DescribeStackEvents": ("cloudformation:DescribeStackEvents",),
+        "cloudformation:DescribeStackResources": (
+            "cloudformation:DescribeStackResources",
+        ),
+        "cloudformation:DescribeStacks": ("cloudformation:DescribeStacks",),
+        "cloudformation:UpdateStack": (
+            "cloudformation:TagResource",
+            "cloudformation:UpdateStack",
+        ),
+        "ec2:DescribeRouteTables": ("ec2:DescribeRouteTables",),
+        "ec2:DescribeSubnets": ("ec2:DescribeSubnets",),
+        "ec2:DescribeVpcEndpoints": ("ec2:DescribeVpcEndpoints",),
+        "ec2:DescribeVpcs": ("ec2:DescribeVpcs",),
+        "ecs:DeregisterTaskDefinition": ("ecs:DeregisterTaskDefinition",),
+        "ecs:DescribeClusters": ("ecs:DescribeClusters",),
+        "ecs:DescribeTaskDefinition": ("ecs:DescribeTaskDefinition",),
+        "ecs:DescribeTasks": ("ecs:DescribeTasks",),
+        "ecs:ListTaskDefinitions": ("ecs:ListTaskDefinitions",),
+        "ecs:ListTasks": ("ecs:ListTasks",),
+        "ecs:StopTask": ("ecs:StopTask",),
+        "s3:DeleteBucket": ("s3:DeleteBucket",),
+        "s3:DeleteObjects": ("s3:DeleteObject",),
+        "s3:HeadBucket": ("s3:ListBucket",),
+        "s3:ListMultipartUploads": ("s3:ListBucketMultipartUploads",),
+        "s3:AbortMultipartUpload": ("s3:AbortMultipartUpload",),
+        "s3:ListObjectsV2": ("s3:ListBucket",),
+    },
+}
+
+# Type of a resource of the template -> actions that CloudFormation takes in the name of who deploys it.
+MADE_BY_STACK: dict[str, tuple[str, ...]] = {
+    "AWS::S3::Bucket": (
+        "s3:CreateBucket",
+        "s3:PutBucketOwnershipControls",
+        "s3:PutBucketPublicAccessBlock",
+        "s3:PutBucketTagging",
+        "s3:PutEncryptionConfiguration",
+        "s3:PutLifecycleConfiguration",
+    ),
+    "AWS::S3::BucketPolicy": ("s3:GetBucketPolicy", "s3:PutBucketPolicy"),
+    "AWS::ECS::Cluster": (
+        "ecs:CreateCluster",
+        "ecs:DeleteCluster",
+        "ecs:DescribeClusters",
+        "ecs:PutClusterCapacityProviders",
+        "ecs:TagResource",
+        "ecs:UpdateCluster",
+        "iam:CreateServiceLinkedRole",
+    ),
+    "AWS::Logs::LogGroup": (
+        "logs:CreateLogGroup",
+        "logs:DeleteLogGroup",
+        "logs:DescribeLogGroups",
+        "logs:ListTagsForResource",
+        "logs:PutRetentionPolicy",
+        "logs:TagResource",
+    ),
+    "AWS::IAM::Role": (
+        "iam:AttachRolePolicy",
+        "iam:CreateRole",
+        "iam:DeleteRole",
+        "iam:DetachRolePolicy",
+        "iam:GetRole",
+        "iam:TagRole",
+        "iam:UpdateAssumeRolePolicy",
+        "iam:UpdateRoleDescription",
+    ),
+    "AWS::IAM::Policy": (
+        "iam:DeleteRolePolicy",
+        "iam:GetRolePolicy",
+        "iam:PutRolePolicy",
+    ),
+    "AWS::EC2::SecurityGroup": (
+        "ec2:AuthorizeSecurityGroupEgress",
+        "ec2:CreateSecurityGroup",
+        "ec2:CreateTags",
+        "ec2:DeleteSecurityGroup",
+        "ec2:DescribeSecurityGroups",
+        "ec2:RevokeSecurityGroupEgress",
+    ),
+    "AWS::EC2::VPCEndpoint": (
+        "ec2:CreateTags",
+        "ec2:CreateVpcEndpoint",
+        "ec2:DeleteVpcEndpoints",
+        "ec2:DescribeVpcEndpoints",
+        "ec2:ModifyVpcEndpoint",
+    ),
+}
+
+
+class Scope:
+    """The names that a policy is narrowed to.
+
+    Args:
+        account: Id of the account.
+        region: The region.
+        bucket: The bucket of the store.
+        prefix: What its keys begin with, with a slash at the end unless empty.
+        stack: Name of the stack, which cluster and roles are named after.
+    """
+
+    def __init__(
+        self, *, account: str, region: str, bucket: str, prefix: str, stack: str
+    ) -> None:
+        self.bucket = f"arn:aws:s3:::{bucket}"
+        self.objects = f"{self.bucket}/{prefix}*"
+        self.cluster = f"arn:aws:ecs:{region}:{account}:cluster/{stack}"
+        self.definitions = f"arn:aws:ecs:{region}:{account}:task-definition/starburst-*"
+        self.tasks = f"arn:aws:ecs:{region}:{account}:task/*"
+        self.roles = f"arn:aws:iam::{account}:role/{stack}-*"
+        self.stack = f"arn:aws:cloudformation:{region}:{account}:stack/{stack}/*"
+        self.logs = (
+            f"arn:aws:logs:{region}:{account}:log-group:/starburst-executor/{stack}:*"
+        )
+
+
+def client_policy(scope: Scope) -> dict[str, Any]:
+    """What whoever makes and watches sessions needs, `quota` and `estimate` included."""
+    return _document(_actions("s3", "ecs", "account", "prices"), scope)
+
+
+def setup_policy(scope: Scope) -> dict[str, Any]:
+    """What whoever runs `setup` and `teardown` needs, besides being a client."""
+    made = {action for actions in MADE_BY_STACK.values() for action in actions}
+    return _document(_actions("setup") | made, scope)
+
+
+def _actions(*modules: str) -> set[str]:
+    calls = (CALLS[module] for module in modules)
+    return {action for call in calls for actions in call.values() for action in actions}
+
+
+_PASSING = {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+_LINKED = {"StringEquals": {"iam:AWSServiceName": "ecs.amazonaws.com"}}
+_OBJECT_ACTIONS = {
+    "s3:AbortMultipartUpload",
+    "s3:DeleteObject",
+    "s3:GetObject",
+    "s3:PutObject",
+}
+_ANYWHERE = {  # AWS cannot narrow these
+    "ecs:CreateCluster",
+    "ecs:DeregisterTaskDefinition",
+    "ecs:DescribeTaskDefinition",
+    "ecs:ListClusters",
+    "ecs:ListTaskDefinitions",
+    "logs:DescribeLogGroups",
+}
+
+
+def _document(actions: Iterable[str], scope: Scope) -> dict[str, Any]:
+    groups: dict[tuple[str, str], set[str]] = {}
+    for action in actions:
+        groups.setdefault(_place(action, scope), set()).add(action)
+    statements = [
+        _statement(sorted(together), resource, name, scope)
+        for (resource, name), together in sorted(groups.items())
+    ]
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _place(action: str, scope: Scope) -> tuple[str, str]:
+    """The resource that an action is allowed on, and the name of the condition that goes with it."""
+    service = action.partition(":")[0]
+    if action in _ANYWHERE or service in ("ec2", "pricing", "servicequotas"):
+        return "*", ""
+    if action == "iam:PassRole":
+        return scope.roles, "passing"
+    if action == "iam:CreateServiceLinkedRole":
+        return "*", "linked"
+    if action in ("ecs:DescribeTasks", "ecs:ListTasks"):
+        return "*", ""  # those of other clusters too: they count towards the quota
+    if action == "ecs:StopTask":
+        return "*", "cluster"
+    if action == "ecs:TagResource":
+        return scope.tasks.replace(":task/*", ":*"), ""
+    if action in ("ecs:RunTask", "ecs:RegisterTaskDefinition"):
+        return scope.definitions, ""
+    by_service = {
+        "s3": scope.objects if action in _OBJECT_ACTIONS else scope.bucket,
+        "ecs": scope.cluster,
+        "iam": scope.roles,
+        "logs": scope.logs,
+        "cloudformation": scope.stack,
+    }
+    return by_service[service], ""
+
+
+def _statement(
+    actions: list[str], resource: str, condition: str, scope: Scope
+) -> dict[str, Any]:
+    statement: dict[str, Any] = {
+        "Effect": "Allow",
+        "Action": actions,
+        "Resource": resource,
+    }
+    conditions: Mapping[str, Any] = {
+        "passing": _PASSING,
+        "linked": _LINKED,
+        "cluster": {"ArnEquals": {"ecs:cluster": scope.cluster}},
+    }
+    if condition:
+        statement["Condition"] = conditions[condition]
+    return statement

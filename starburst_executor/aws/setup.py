@@ -1,0 +1,302 @@
+"""Setting up what workers need in an AWS account, by one CloudFormation stack.
+
+    plan       looks (account, stack, bucket, network) and decides; changes nothing
+    deploy     makes the stack, or updates it in place; returns the settings for the configuration file
+
+Everything that was brought along is a parameter of the stack, and everything that workers need is an output: a
+second `setup` repeats what the first was told, from whichever machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from starburst_executor.aws.account import Clients, account_id, asking
+from starburst_executor.aws.network import find_network
+from starburst_executor.aws.stack import (
+    Say,
+    Stack,
+    find_stack,
+    put_stack,
+    resource_of,
+)
+from starburst_executor.errors import AccountError
+from starburst_executor.runtime import Runtime
+
+__all__ = ["DEFAULT_STACK", "Plan", "Wishes", "bucket_name", "deploy", "plan"]
+
+DEFAULT_STACK = "starburst-executor"
+
+_STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,27}[a-z0-9]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What to use instead of making it; None or empty: as the stack has it, else found or made.
+
+    Attributes:
+        stack: Name of the stack.
+        store: `s3://bucket/prefix` in a bucket that exists.
+        vpc: The VPC for workers.
+        subnets: Subnets for workers, all of one VPC.
+        security_groups: Security groups for workers.
+        cluster: Name of an ECS cluster.
+        execution_role_arn: A role for ECS.
+        task_role_arn: A role for workers.
+        log_days: How long logs are kept.
+        public_ip: Whether workers get public addresses; None: if their subnets have a way out for those.
+    """
+
+    stack: str = DEFAULT_STACK
+    store: str | None = None
+    vpc: str | None = None
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    cluster: str | None = None
+    execution_role_arn: str | None = None
+    task_role_arn: str | None = None
+    log_days: int | None = None
+    public_ip: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `deploy` would do.
+
+    Attributes:
+        stack: Name of the stack.
+        region: Where.
+        account: Whose.
+        found: The stack as it is; None if there is none.
+        parameters: What it will be given.
+        makes: What it makes or keeps up, for people.
+        uses: What is used as it is, for people.
+        warnings: What may not work, for people.
+    """
+
+    stack: str
+    region: str
+    account: str
+    found: Stack | None
+    parameters: Mapping[str, str]
+    makes: Sequence[str]
+    uses: Sequence[str]
+    warnings: Sequence[str]
+
+
+# --- planning ------------------------------------------------------------------------
+
+
+def plan(clients: Clients, wishes: Wishes) -> Plan:
+    """Look at the account and decide what to make; changes nothing.
+
+    Raises:
+        ValueError: a wish is wrong.
+        AccountError: something that was brought is not there, or the account does not say.
+    """
+    _check_stack_name(wishes.stack)
+    account = account_id(clients)
+    found = find_stack(clients, wishes.stack)
+    _check_idle(found)
+    before = dict(found.parameters) if found and not found.is_debris else {}
+    made = bucket_name(wishes.stack, account, clients.region)
+    bucket = _bucket(clients, wishes.store, made, before)
+    network = find_network(
+        clients,
+        vpc=wishes.vpc,
+        subnets=wishes.subnets,
+        public_ip=wishes.public_ip,
+        before=before,
+        own_endpoint=resource_of(clients, wishes.stack, "S3Endpoint"),
+    )
+    parameters = {
+        **bucket,
+        "ClusterName": _kept(wishes.cluster, before, "ClusterName"),
+        "ExecutionRoleArn": _kept(
+            wishes.execution_role_arn, before, "ExecutionRoleArn"
+        ),
+        "TaskRoleArn": _kept(wishes.task_role_arn, before, "TaskRoleArn"),
+        "SecurityGroupIds": _kept(
+            ",".join(wishes.security_groups), before, "SecurityGroupIds"
+        ),
+        "LogRetentionDays": str(
+            wishes.log_days or before.get("LogRetentionDays") or 30
+        ),
+        "VpcId": network.vpc,
+        "SubnetIds": ",".join(network.subnets),
+        "AssignPublicIp": "true" if network.public_ip else "false",
+        "EndpointRouteTableIds": ",".join(network.without_s3),
+    }
+    makes, uses = _described(parameters)
+    return Plan(
+        stack=wishes.stack,
+        region=clients.region,
+        account=account,
+        found=found,
+        parameters=parameters,
+        makes=makes,
+        uses=uses,
+        warnings=(*network.warnings, *_cluster_warnings(clients, parameters)),
+    )
+
+
+def bucket_name(stack: str, account: str, region: str) -> str:
+    """The bucket that a stack makes: always the same, so that results left behind are found again."""
+    return f"{stack}-{account}-{region}"
+
+
+def _check_stack_name(name: str) -> None:
+    if not _STACK_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of the stack: a bucket is named after it, so that it takes 2 to 29 small "
+            "letters, digits and dashes, beginning with a letter"
+        )
+
+
+def _check_idle(found: Stack | None) -> None:
+    if found and found.status.endswith("_IN_PROGRESS"):
+        raise AccountError(
+            f"the stack {found.name} is being changed already ({found.status}); wait until that has ended"
+        )
+
+
+def _kept(wish: str | None, before: Mapping[str, str], parameter: str) -> str:
+    return wish or before.get(parameter, "")
+
+
+def _bucket(
+    clients: Clients, store: str | None, made: str, before: Mapping[str, str]
+) -> dict[str, str]:
+    """The parameters about the bucket."""
+    if store is None and before:
+        return {p: before[p] for p in ("BucketName", "MakeBucket", "KeyPrefix")}
+    if store is None:
+        # One that an earlier stack of this name left behind is used again.
+        there = _bucket_exists(clients, made)
+        return _bucket_parameters(made, "", make=not there)
+    match = re.fullmatch(r"s3://([^/?]+)/?([^?]*)", store)
+    if match is None:
+        raise ValueError(
+            f"{store!r} is not a place in a bucket; write s3://bucket/prefix"
+        )
+    name, prefix = match[1], match[2].strip("/")
+    if before.get("BucketName") == name and before.get("MakeBucket") == "true":
+        return _bucket_parameters(name, prefix, make=True)
+    if not _bucket_exists(clients, name):
+        raise AccountError(
+            f"the bucket {name} does not exist; leave --store out to have one made, or make it"
+        )
+    return _bucket_parameters(name, prefix, make=False)
+
+
+def _bucket_parameters(name: str, prefix: str, *, make: bool) -> dict[str, str]:
+    return {
+        "BucketName": name,
+        "MakeBucket": "true" if make else "false",
+        "KeyPrefix": f"{prefix}/" if prefix else "",
+    }
+
+
+def _bucket_exists(clients: Clients, name: str) -> bool:
+    with asking(f"looking for the bucket {name}"):
+        try:
+            clients.get("s3").head_bucket(Bucket=name)
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 404:
+                return False
+            if status == 301:
+                raise AccountError(
+                    f"the bucket {name} is in another region than {clients.region}; workers and bucket must share one"
+                ) from error
+            raise
+    return True
+
+
+def _cluster_warnings(clients: Clients, parameters: Mapping[str, str]) -> Iterable[str]:
+    name = parameters["ClusterName"]
+    if not name:
+        return
+    with asking(f"looking at the cluster {name}"):
+        found = clients.get("ecs").describe_clusters(clusters=[name])["clusters"]
+    if not found or found[0].get("status") != "ACTIVE":
+        raise AccountError(
+            f"the cluster {name} does not exist in {clients.region}; leave --cluster out to have one made"
+        )
+    lacking = {"FARGATE", "FARGATE_SPOT"} - set(found[0].get("capacityProviders", ()))
+    if lacking:
+        yield (
+            f"the cluster {name} lacks {' and '.join(sorted(lacking))}, without which workers cannot start; add with "
+            "`aws ecs put-cluster-capacity-providers`"
+        )
+
+
+def _described(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What is made and what is used, for people."""
+    bucket = f"s3://{parameters['BucketName']}/{parameters['KeyPrefix']}"
+    days = parameters["LogRetentionDays"]
+    makes = [f"log group, keeping {days} days"]
+    uses = [f"VPC {parameters['VpcId']}, subnets {parameters['SubnetIds']}"]
+    made = {
+        "ClusterName": "ECS cluster with FARGATE and FARGATE_SPOT",
+        "ExecutionRoleArn": "role for ECS: pulls images, writes logs",
+        "TaskRoleArn": "role for workers: this store's objects, starting workers like themselves",
+        "SecurityGroupIds": "security group: nothing in, everything out",
+    }
+    for parameter, text in made.items():
+        given = parameters[parameter]
+        (uses if given else makes).append(
+            f"{text.partition(':')[0].partition(' with')[0]} {given}" if given else text
+        )
+    if parameters["MakeBucket"] == "true":
+        makes.insert(0, f"bucket {bucket}: private, encrypted, TLS only")
+    else:
+        uses.insert(0, f"bucket {bucket}, which exists")
+    if parameters["EndpointRouteTableIds"]:
+        tables = parameters["EndpointRouteTableIds"]
+        makes.append(f"gateway endpoint to S3 for {tables}: free of charge")
+    return makes, uses
+
+
+# --- deploying -----------------------------------------------------------------------
+
+
+def deploy(clients: Clients, plan: Plan, runtime: Runtime, say: Say) -> dict[str, Any]:
+    """Make the stack or update it, and wait until it is done.
+
+    Args:
+        clients: Of the region.
+        plan: What to do.
+        runtime: For waiting.
+        say: Gets a line for each thing that is made.
+
+    Returns:
+        The settings for the configuration file.
+
+    Raises:
+        AccountError: it failed; says what CloudFormation said. What it had begun is rolled back.
+    """
+    stack = put_stack(clients, plan.stack, plan.found, plan.parameters, runtime, say)
+    return _settings(stack, plan.region)
+
+
+def _settings(stack: Stack, region: str) -> dict[str, Any]:
+    outputs = stack.outputs
+    return {
+        "store": f"{outputs['Store'].rstrip('/')}?region={region}",
+        "launcher": "ecs",
+        "region": region,
+        "cluster": outputs["Cluster"],
+        "subnets": outputs["SubnetIds"].split(","),
+        "security_groups": outputs["SecurityGroupIds"].split(","),
+        "assign_public_ip": outputs["AssignPublicIp"] == "true",
+        "execution_role_arn": outputs["ExecutionRoleArn"],
+        "task_role_arn": outputs["TaskRoleArn"],
+        "log_group": outputs["LogGroup"],
+        "stack": stack.name,
+    }

@@ -1,0 +1,207 @@
+"""Taking down what `setup` made, and what launching workers left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from botocore.exceptions import ClientError
+from msgspec.structs import replace
+
+from starburst_executor import catalog
+from starburst_executor.aws.account import Clients, account_id, asking
+from starburst_executor.aws.setup import bucket_name
+from starburst_executor.aws.stack import Say, Stack, delete_stack
+from starburst_executor.errors import AccountError, SessionNotFound
+from starburst_executor.records import SessionState
+from starburst_executor.runtime import Runtime
+from starburst_executor.session import Session
+from starburst_executor.store import Store
+
+__all__ = ["teardown", "terminate_sessions", "unfinished_sessions"]
+
+_FAMILY = re.compile(r".*:task-definition/starburst-[0-9a-f]{16}:\d+")
+_STORE_TAG = "starburst-executor:store"
+_LOOK_SECONDS = 3.0
+_STOP_SECONDS = 240.0  # a worker has 120 to hand back
+
+
+def unfinished_sessions(store: Store) -> list[catalog.SessionSummary]:
+    """Sessions of a store that tasks are unfinished in, and that nobody has terminated."""
+    return [
+        summary
+        for summary in catalog.summaries(store)
+        if summary.pending + summary.running
+        and summary.state != str(SessionState.TERMINATED)
+    ]
+
+
+def terminate_sessions(
+    store: Store, sessions: Iterable[catalog.SessionSummary], runtime: Runtime
+) -> None:
+    """Mark sessions terminated, so that neither clients nor workers start more workers."""
+    for summary in sessions:
+        session = Session(store, summary.session_id, runtime)
+        try:
+            session.amend(lambda m: replace(m, state=SessionState.TERMINATED))
+        except SessionNotFound:  # its own client was quicker
+            continue
+
+
+def teardown(
+    clients: Clients,
+    stack: Stack,
+    runtime: Runtime,
+    say: Say,
+    *,
+    delete_data: bool = False,
+) -> list[str]:
+    """Remove everything that `deploy` made, and what launching left.
+
+    Args:
+        clients: Of the region.
+        stack: What to remove.
+        runtime: For waiting.
+        say: Gets a line for each thing that is removed.
+        delete_data: Delete the store too: all below its prefix, and the bucket if the stack made it.
+
+    Returns:
+        What remains, for people.
+
+    Raises:
+        AccountError: something could not be removed.
+    """
+    outputs, parameters = stack.outputs, stack.parameters
+    if "Cluster" in outputs:
+        whole = not parameters["ClusterName"]
+        _stop_workers(clients, outputs, runtime, say, whole=whole)
+        _forget_definitions(clients, outputs["TaskRoleArn"], say)
+    delete_stack(clients, stack.name, runtime, say)
+    bucket, prefix = parameters["BucketName"], parameters["KeyPrefix"]
+    # One that an earlier stack of this name left behind is brought along to the next, and its own all the same.
+    own = bucket == bucket_name(stack.name, account_id(clients), clients.region)
+    if not delete_data:
+        mend = "; --delete-data deletes it" if own else ""
+        return [f"the bucket s3://{bucket}/{prefix} with its results{mend}"]
+    say(f"deleting s3://{bucket}/{prefix}")
+    _delete_objects(clients, bucket, prefix)
+    if not own:
+        return [
+            f"the bucket {bucket}, which was brought along, without s3://{bucket}/{prefix}"
+        ]
+    _delete_bucket(clients, bucket)
+    return []
+
+
+def _stop_workers(
+    clients: Clients,
+    outputs: Mapping[str, str],
+    runtime: Runtime,
+    say: Say,
+    *,
+    whole: bool,
+) -> None:
+    """Stop the workers of this store, or all tasks if the cluster is to go, and wait until they are gone."""
+    ecs, cluster = clients.get("ecs"), outputs["Cluster"]
+    pause, told = runtime.signal(), set[str]()
+    deadline = runtime.monotonic() + _STOP_SECONDS
+    with asking(f"stopping the tasks in {cluster}"):
+        while left := _tasks(ecs, cluster, outputs["Store"], whole=whole):
+            for arn in left - told:
+                say(f"stopping task {arn.rpartition('/')[2]}")
+                ecs.stop_task(
+                    cluster=cluster, task=arn, reason="starburst-executor teardown"
+                )
+            told |= left
+            if runtime.monotonic() > deadline:
+                raise AccountError(
+                    f"{len(left)} tasks are still there {_STOP_SECONDS:.0f} s after they were told to stop: "
+                    f"{', '.join(sorted(left)[:5])}. Run teardown again."
+                )
+            pause.wait(_LOOK_SECONDS)
+
+
+def _tasks(ecs: Any, cluster: str, store: str, *, whole: bool) -> set[str]:
+    """ARNs of the tasks that are not over."""
+    found: set[str] = set()
+    # Those that were told to stop are listed as stopped at once, but their network goes only with them.
+    for status in ("RUNNING", "STOPPED"):
+        pages = ecs.get_paginator("list_tasks").paginate(
+            cluster=cluster, desiredStatus=status
+        )
+        for page in pages:
+            if page["taskArns"]:
+                tasks = ecs.describe_tasks(
+                    cluster=cluster, tasks=page["taskArns"], include=["TAGS"]
+                )["tasks"]
+                found |= {
+                    task["taskArn"]
+                    for task in tasks
+                    if task.get("lastStatus") != "STOPPED"
+                    and (whole or _is_of(task, store))
+                }
+    return found
+
+
+def _is_of(task: Any, store: str) -> bool:
+    tags = {tag["key"]: tag["value"] for tag in task.get("tags", ())}
+    named: str = tags.get(_STORE_TAG, "").partition("?")[0]
+    return bool(named) and named.rstrip("/") == store.rstrip("/")
+
+
+def _forget_definitions(clients: Clients, task_role: str, say: Say) -> None:
+    """Deregister the task definitions that launching registered for this role."""
+    ecs = clients.get("ecs")
+    with asking("removing task definitions"):
+        for page in ecs.get_paginator("list_task_definitions").paginate(
+            status="ACTIVE"
+        ):
+            for arn in filter(_FAMILY.fullmatch, page["taskDefinitionArns"]):
+                about = ecs.describe_task_definition(taskDefinition=arn)
+                if about["taskDefinition"].get("taskRoleArn") == task_role:
+                    say(f"removing task definition {arn.rpartition('/')[2]}")
+                    ecs.deregister_task_definition(taskDefinition=arn)
+
+
+def _delete_objects(clients: Clients, bucket: str, prefix: str) -> None:
+    s3 = clients.get("s3")
+    with asking(f"deleting the objects of s3://{bucket}/{prefix}"):
+        for page in s3.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=prefix
+        ):
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
+            if keys:
+                reply = s3.delete_objects(
+                    Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
+                )
+                _check_deleted(bucket, reply.get("Errors", ()))
+        for page in s3.get_paginator("list_multipart_uploads").paginate(
+            Bucket=bucket, Prefix=prefix
+        ):
+            for upload in page.get("Uploads", ()):
+                s3.abort_multipart_upload(
+                    Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+
+
+def _check_deleted(bucket: str, errors: Sequence[Any]) -> None:
+    if errors:
+        first = errors[0]
+        raise AccountError(
+            f"{len(errors)} objects of {bucket} could not be deleted; the first is {first.get('Key')}: "
+            f"{first.get('Code')} {first.get('Message', '')}"
+        )
+
+
+def _delete_bucket(clients: Clients, bucket: str) -> None:
+    with asking(f"deleting the bucket {bucket}"):
+        try:
+            clients.get("s3").delete_bucket(Bucket=bucket)
+        except ClientError as error:
+            if "BucketNotEmpty" not in str(error):
+                raise
+            raise AccountError(
+                f"the bucket {bucket} was emptied but holds something again, or something outside the store; delete "
+                f"it by hand: `aws s3 rb --force s3://{bucket}`"
+            ) from error
