@@ -64,7 +64,11 @@ class Launcher(Protocol):
         """Start `count` workers, each as `python -m starburst_executor worker SESSION_URL --id WORKER_ID`.
 
         Returns:
-            Their worker ids. That they have begun to look for work is not promised.
+            Their worker ids, fewer than `count` if there is no room for more at the moment. That they
+            have begun to look for work is not promised.
+
+        Raises:
+            LaunchFailed, OSError: none can be started; to try again is of no use.
         """
 
     def live(self, session_url: str) -> set[str] | None:
@@ -96,10 +100,9 @@ def open_launcher(spec: WorkerSpec) -> Launcher:
     """The launcher that `spec` asks for."""
     if spec.launcher == "local":
         return LocalLauncher()
-    raise ValueError(
-        f'launcher={spec.launcher!r}: workers on ECS are not part of this version; use launcher="local", '
-        "or start workers yourself with `python -m starburst_executor worker SESSION_URL`"
-    )
+    from starburst_executor.aws.ecs import open_ecs
+
+    return open_ecs(spec)
 
 
 def data_home() -> Path:

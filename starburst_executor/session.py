@@ -134,7 +134,7 @@ class Session:
                 if session._get("session.json") != data:
                     raise
 
-        session._patiently(once)
+        session.patiently(once)
         return session
 
     def load(self) -> Manifest:
@@ -162,21 +162,22 @@ class Session:
         try:
             return self._through_conflicts(once)
         except ObjectNotFound as error:
-            raise self._not_found() from error
+            raise self._not_found(error) from error
 
     def _load(self) -> tuple[Manifest, str]:
         key = "session.json"
         try:
             got = self.store.get(self.key(key))
         except ObjectNotFound as error:
-            raise self._not_found() from error
+            raise self._not_found(error) from error
         assert got is not None
         return records.decode(got.data, Manifest, key), got.version
 
-    def _not_found(self) -> SessionNotFound:
+    def _not_found(self, error: ObjectNotFound) -> SessionNotFound:
         return SessionNotFound(
             f"there is no session {self.id!r} in {self.store.url}. It may have been cleaned up, or be "
-            "in another store or region: `starburst-executor list --store URL` shows what a store has."
+            "in another store or region: `starburst-executor list --store URL` shows what a store has. "
+            f"({error})"
         )
 
     def check_open(self) -> Manifest:
@@ -292,15 +293,9 @@ class Session:
         record = records.fail_all(
             Record.fresh(batch.size), self.runtime.time(), damage(error)
         )
-        record = replace(record, nonce=self.runtime.new_id(8))
         try:
-            return Known(
-                record,
-                self.store.replace(
-                    self.key(batch.record_key), records.encode(record), version
-                ),
-            )
-        except (Conflict, ObjectNotFound):
+            return self._write(batch, record, version)
+        except Conflict:
             raise StoreUnavailable(
                 f"{batch.record_key} changed while it was read"
             ) from error

@@ -609,5 +609,5 @@ def test_memory_is_counted_as_aws_counts_it_and_rounded_up(text: str, mib: int) 
 
 def test_launcher_is_opened_by_name() -> None:
     assert isinstance(open_launcher(WorkerSpec()), LocalLauncher)
-    with pytest.raises(ValueError, match="ECS are not part of this version"):
+    with pytest.raises(ValueError, match="no ECS cluster is configured"):
         open_launcher(WorkerSpec(launcher="ecs"))

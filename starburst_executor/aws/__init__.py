@@ -26,7 +26,7 @@ _READ_TIMEOUT = 30  # seconds without a byte
 _CONNECTIONS = 32  # more threads than these would wait for one another
 
 
-def make_client(service: str, *, region: str | None = None) -> Any:
+def make_client(service: str, *, region: str | None = None, tries: int = _TRIES) -> Any:
     """Make a boto3 client with this package's time-outs, retries and user agent.
 
     Credentials, endpoint and, unless given, region come from the usual AWS settings.
@@ -35,6 +35,7 @@ def make_client(service: str, *, region: str | None = None) -> Any:
     Args:
         service: boto3's name of the service, such as `s3`.
         region: Name of the AWS region.
+        tries: How often a request is made; 1 where the caller itself repeats it.
     """
     import boto3
     import botocore.session
@@ -46,7 +47,7 @@ def make_client(service: str, *, region: str | None = None) -> Any:
     core.register_component("data_loader", loader)
     _parse_timestamps_fast(core)
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": _TRIES},
+        retries={"mode": "standard", "total_max_attempts": tries},
         connect_timeout=_CONNECT_TIMEOUT,
         read_timeout=_READ_TIMEOUT,
         max_pool_connections=_CONNECTIONS,

@@ -1,0 +1,822 @@
+"""Workers as ECS tasks on Fargate: starting them, knowing which live, and why others do not.
+
+    launch   RunTask, up to 10 tasks a call, startedBy = the session's id
+               container: the definition's entry point + SESSION_URL --id @ecs-task
+               the worker asks the task's metadata who it is: its id is "w-" and the task's id
+    look     ListTasks(startedBy)                      what lives
+             DescribeTasks(those starting, those no longer listed)
+                                                       what has begun, what has ended, and why
+
+Nothing is kept but in ECS: any client finds a session's workers by the session's id. ECS tells of a
+stopped task for about an hour. What it tells may be some seconds old, so a task that was just started
+counts as there although it is not listed yet.
+
+A task that ended before its process was started never was a worker: it is neither live nor ended, and
+the launcher itself judges whether to try again, to wait for capacity, or to give up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from starburst_executor.aws import make_client
+from starburst_executor.aws.account import Clients, Vcpus, fargate_vcpus
+from starburst_executor.aws.fargate import fargate_size
+from starburst_executor.aws.metadata import ECS_TASK
+from starburst_executor.aws.verdict import (
+    Outlook,
+    Stop,
+    Verdict,
+    is_passing,
+    judge_error,
+    judge_failure,
+    judge_start,
+)
+from starburst_executor.config import Deployment, load_deployment
+from starburst_executor.errors import AccountError, LaunchFailed
+from starburst_executor.runtime import Runtime, SystemRuntime
+from starburst_executor.spec import WorkerSpec
+from starburst_executor.store import split_session_url
+
+if TYPE_CHECKING:
+    from mypy_boto3_ecs import ECSClient
+    from mypy_boto3_ecs.type_defs import (
+        RegisterTaskDefinitionRequestTypeDef,
+        TaskTypeDef,
+    )
+    from mypy_boto3_logs import CloudWatchLogsClient
+
+__all__ = ["EcsLauncher", "Pace", "open_ecs"]
+
+log = logging.getLogger(__name__)
+
+CONTAINER = "worker"
+STREAM_PREFIX = "starburst"
+_ENTRY_POINT = ["python", "-P", "-m", "starburst_executor", "worker"]
+_ARCHITECTURE: Final = "X86_64"  # Fargate does not ask the image
+_STOP_TIMEOUT = 120  # seconds from SIGTERM to SIGKILL: the most that Fargate gives
+
+# ECS's own limits.
+_AT_ONCE = 10  # tasks of one RunTask
+_PAGE = 100  # tasks of one ListTasks or DescribeTasks
+_LAUNCHES = (100, 20.0)  # Fargate: tasks at once, then so many a second
+_STOPS = (100, 40.0)  # calls that change tasks
+_UNSEEN = 60.0  # seconds for which a new task may not be listed or described yet
+
+# The one retry policy for ECS: botocore is told to try once. Passing errors (throttling, 5xx, no
+# connection, a role that is not known everywhere yet) are tried 6 times; the pauses of half a
+# second to 8 s come to at most 16 s. RunTask carries a client token, the rest may be done twice.
+_TRIES = 6
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
+
+_LOOK_SECONDS = 5.0  # between looks at a session's tasks
+_LOOK_AGAIN = 30.0  # after one without an answer, which may have cost the budget
+_STOPPED_PAGES = 10  # the newest 1,000 stopped tasks of this size, of all sessions
+_TRY_AGAIN = (5.0, 60.0)  # first and last pause after a launch that fell short
+_DOUBTS = 3  # launches in a row of which nothing began, each perhaps by accident
+_SLOW_START = 300.0  # seconds: Fargate takes 20 to 60
+_STOP_SECONDS = 60.0  # beyond the stop timeout: what ECS takes to say so
+_LOG_LINES = 30
+_STOP_WIDTH = 8  # StopTasks at once
+
+_TAG_FORBIDDEN = re.compile(r"[^\w +\-=.:/@]")
+
+
+class Phase(Enum):
+    """How far a task is."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"  # told to; its process may still hand back
+    ENDED = "ended"
+    UNBORN = "unborn"  # stopped before its process was started
+
+
+_THERE = (Phase.STARTING, Phase.RUNNING)
+_OVER = (Phase.ENDED, Phase.UNBORN)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """A task of a session, as of the last look."""
+
+    arn: str
+    since: float  # monotonic: first heard of
+    launch: int = 0  # which launch of this object; 0: of somebody else
+    phase: Phase = Phase.STARTING
+    stop: Stop | None = None
+    slow: bool = False  # that it takes long was said
+
+    @property
+    def worker(self) -> str:
+        return f"w-{self.id}"
+
+    @property
+    def id(self) -> str:
+        return self.arn.rpartition("/")[2]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Crew:
+    """The tasks of one session."""
+
+    url: str
+    session_id: str
+    tasks: dict[str, _Task] = field(default_factory=dict)
+    looked_at: float | None = None
+    known: bool = False  # whether the last look was answered
+    launches: int = 0
+    hopeless: str = ""  # why those last started were not, and no other would be
+    doubts: dict[int, str] = field(default_factory=dict)  # launch -> why none began
+    not_before: float = 0.0
+    pause: float = 0.0
+
+    def having(self, *phases: Phase) -> list[_Task]:
+        return [task for task in self.tasks.values() if task.phase in phases]
+
+    def take(self, arn: str, now: float, launch: int = 0) -> _Task:
+        return self.tasks.setdefault(arn, _Task(arn=arn, since=now, launch=launch))
+
+
+class _Refused(Exception):
+    """A call that ECS refused for good, or until the budget of retries was spent."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.text)
+        self.verdict = verdict
+
+
+class Pace:
+    """A bucket of tokens: `burst` at once, then `rate` a second; taking waits for what lacks."""
+
+    def __init__(self, runtime: Runtime, burst: int, rate: float) -> None:
+        self._runtime = runtime
+        self._burst = float(burst)
+        self._rate = rate
+        self._left = float(burst)
+        self._at = runtime.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Take `count` tokens, of which there may be fewer than none until the wait is over."""
+        with self._lock:
+            now = self._runtime.monotonic()
+            self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+            self._at = now
+            self._left -= count
+            wait = -self._left / self._rate
+        if wait > 0:
+            self._runtime.signal().wait(wait)
+
+
+def open_ecs(spec: WorkerSpec) -> EcsLauncher:
+    """The launcher for workers like `spec`, where the configuration says.
+
+    Raises:
+        ValueError, ConfigError: there can be no such workers, or nothing is configured.
+    """
+    deployment = load_deployment()
+    if deployment is None:
+        raise ValueError(
+            'launcher="ecs": no ECS cluster is configured. Run `starburst-executor setup` once for this account '
+            'and region, or set STARBURST_CLUSTER and what goes with it; launcher="local" needs nothing.'
+        )
+    clients = Clients(deployment.region)
+    return EcsLauncher(
+        spec, deployment, vcpus=lambda spot: fargate_vcpus(clients, use_spot=spot)
+    )
+
+
+class EcsLauncher:
+    """Workers on Fargate, each the one process of an ECS task.
+
+    Args:
+        spec: What a worker shall be.
+        deployment: Where: cluster, network, roles, image.
+        runtime: Clock, waits and ids.
+        vcpus: Asks for the account's Fargate vCPUs, Spot or not; None if they cannot be known.
+
+    Raises:
+        ValueError: Fargate has no such workers.
+    """
+
+    name = "ecs"
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        deployment: Deployment,
+        runtime: Runtime | None = None,
+        vcpus: Callable[[bool], Vcpus | None] = lambda spot: None,
+    ) -> None:
+        _check(spec, deployment)
+        self._spec = spec
+        self._deployment = deployment
+        self._runtime = SystemRuntime() if runtime is None else runtime
+        self._vcpus = vcpus
+        self._size = fargate_size(spec.cpu, spec.memory)
+        self._definition_arn: str | None = None
+        self._crews: dict[str, _Crew] = {}
+        self._lock = threading.RLock()
+        self._launch_pace = Pace(self._runtime, *_LAUNCHES)
+        self._stop_pace = Pace(self._runtime, *_STOPS)
+        self._policy = Retrying(
+            retry=retry_if_exception(is_passing),
+            stop=stop_after_attempt(_TRIES),
+            wait=self._pause_after,
+            sleep=self._sleep,
+            reraise=True,
+        )
+
+    # --- the launcher's promise -------------------------------------------------------
+
+    def launch(self, session_url: str, count: int) -> list[str]:
+        """Start up to `count` workers; returns the ids of those that ECS took on.
+
+        They are fewer when capacity or quota lacks, and none for some seconds after that: whoever
+        still lacks workers calls again. Paced to the rate at which Fargate starts tasks.
+
+        Raises:
+            LaunchFailed: none lives, and none will ever start unless something is mended.
+        """
+        with self._lock:
+            crew = self._crew(session_url)
+            self._check_store(session_url)
+            self._look_if_due(crew)
+            if crew.hopeless and not crew.having(Phase.RUNNING, Phase.STOPPING):
+                # Those that are starting will fare no better.
+                raise self._failure(crew, crew.hopeless)
+            if self._runtime.monotonic() < crew.not_before:
+                return []
+            return self._launch(crew, count)
+
+    def live(self, session_url: str) -> set[str] | None:
+        """Ids of the workers that are starting or running; None while ECS does not answer."""
+        with self._lock:
+            crew = self._crew(session_url)
+            self._look_if_due(crew)
+            return _workers(crew.having(*_THERE)) if crew.known else None
+
+    def ended(self, session_url: str) -> set[str]:
+        """Ids of the workers whose process has ended, of those that ECS still tells of."""
+        with self._lock:
+            crew = self._crew(session_url)
+            self._look_if_due(crew)
+            return _workers(crew.having(Phase.ENDED))
+
+    def stop(
+        self,
+        session_url: str,
+        worker_ids: Collection[str] | None = None,
+        *,
+        grace: float,
+    ) -> None:
+        """End workers by StopTask: SIGTERM, and SIGKILL two minutes later, for `grace` is not ECS's to vary.
+
+        Raises:
+            AccountError: ECS refused or did not answer, or tasks are still there after that time.
+        """
+        with self._lock:
+            crew = self._crew(session_url)
+            deadline = self._runtime.monotonic() + _STOP_TIMEOUT + _STOP_SECONDS
+            told: set[str] = set()
+            while left := self._left(crew, worker_ids):
+                if self._runtime.monotonic() > deadline:
+                    raise AccountError(_immortal(crew, left))
+                fresh = [t for t in left if t.phase in _THERE and t.arn not in told]
+                self._stop_tasks(crew, fresh)
+                told.update(task.arn for task in fresh)
+                self._sleep(0.5 if fresh else 1.0)
+
+    def forget(self, session_url: str) -> None:
+        """Forget a session that has ended; in ECS nothing is left of it."""
+        with self._lock:
+            self._crews.pop(session_url, None)
+
+    def log_tail(self, session_url: str, worker_id: str) -> str:
+        """Why the worker's task stopped, and the last lines that it printed."""
+        with self._lock:
+            tasks = self._crew(session_url).tasks.values()
+            stop = next((t.stop for t in tasks if t.worker == worker_id), None)
+        printed = self._printed(worker_id.removeprefix("w-"))
+        return "\n".join(part for part in (str(stop or ""), printed) if part)
+
+    # --- launching --------------------------------------------------------------------
+
+    def _launch(self, crew: _Crew, count: int) -> list[str]:
+        crew.launches += 1
+        crew.hopeless = ""
+        started: list[_Task] = []
+        verdict: Verdict | None = None
+        try:
+            definition = self._definition()
+            fit, verdict = self._fitting(count)
+            for tasks, short in self._groups(crew, definition, fit):
+                started += tasks
+                verdict = short or verdict
+        except _Refused as refused:
+            verdict = refused.verdict
+            self._definition_arn = None  # it may have been deregistered
+        self._note_launch(crew, count, len(started), verdict)
+        return [task.worker for task in started]
+
+    def _groups(
+        self, crew: _Crew, definition: str, count: int
+    ) -> Iterator[tuple[list[_Task], Verdict | None]]:
+        """Run tasks, group by group, until there are `count` or ECS has no more."""
+        most = _AT_ONCE
+        while count:
+            group = min(most, count)
+            self._launch_pace.take(group)
+            try:
+                tasks, verdict = self._run(crew, definition, group)
+            except _Refused as refused:
+                if refused.verdict.outlook is not Outlook.FULL:
+                    raise
+                # A group that does not fit is refused as a whole.
+                tasks, verdict = [], refused.verdict
+                if group > 1:
+                    most = group // 2
+                    continue
+            yield tasks, verdict
+            if verdict is not None:
+                return
+            count -= len(tasks)
+
+    def _run(
+        self, crew: _Crew, definition: str, count: int
+    ) -> tuple[list[_Task], Verdict | None]:
+        """One RunTask: the tasks that it started, and what kept it from the others."""
+        reply = self._call(
+            "run_task",
+            cluster=self._deployment.cluster,
+            taskDefinition=definition,
+            count=count,
+            clientToken=self._runtime.new_id(32),
+            startedBy=crew.session_id,
+            capacityProviderStrategy=[
+                {"capacityProvider": self._provider, "weight": 1}
+            ],
+            networkConfiguration=_network(self._deployment),
+            overrides={
+                "containerOverrides": [
+                    {"name": CONTAINER, "command": [crew.url, "--id", ECS_TASK]}
+                ]
+            },
+            enableECSManagedTags=True,
+            tags=_tags(crew),
+        )
+        now = self._runtime.monotonic()
+        tasks = [
+            crew.take(task["taskArn"], now, crew.launches) for task in reply["tasks"]
+        ]
+        failures = reply.get("failures", [])
+        if len(tasks) >= count:
+            return tasks, None
+        first = failures[0] if failures else {}
+        reason = first.get("reason", "neither a task nor a failure was returned")
+        return tasks, judge_failure(reason, first.get("detail", ""))
+
+    def _fitting(self, count: int) -> tuple[int, Verdict | None]:
+        """How many of `count` workers the account's quota has room for."""
+        vcpus = self._vcpus(self._spec.use_spot)
+        if vcpus is None:
+            return count, None
+        each = self._size.cpu / 1024
+        fit = min(count, max(0, int((vcpus.quota - vcpus.used) / each)))
+        if fit == count:
+            return count, None
+        market = "Fargate Spot" if self._spec.use_spot else "Fargate"
+        never = vcpus.quota < each
+        return fit, Verdict(
+            outlook=Outlook.NEVER if never else Outlook.FULL,
+            text=f"the account's quota is {vcpus.quota:g} {market} vCPUs at once, of which {vcpus.used:g} are in "
+            f"use, and a worker takes {each:g}. `starburst-executor quota` shows it and can ask for more.",
+        )
+
+    def _note_launch(
+        self, crew: _Crew, count: int, started: int, verdict: Verdict | None
+    ) -> None:
+        if started:
+            log.info("session %s: ECS starts %d workers", crew.session_id, started)
+        if verdict is None:
+            crew.pause = 0.0
+            return
+        never = self._is_hopeless(crew, verdict, crew.launches)
+        if never and not crew.having(*_THERE, Phase.STOPPING):
+            raise self._failure(crew, verdict.text)
+        log.warning(
+            "session %s: ECS starts %d of %d workers that are wanted; the rest is tried again in %.0f s. %s",
+            crew.session_id, started, count, self._hold_off(crew), verdict.text,
+        )  # fmt: skip
+
+    def _is_hopeless(self, crew: _Crew, verdict: Verdict, launch: int) -> bool:
+        """Whether nothing will start unless something is mended; counts the doubtful launches."""
+        if verdict.outlook is Outlook.DOUBTFUL:
+            crew.doubts[launch] = verdict.text
+        return verdict.outlook is Outlook.NEVER or len(crew.doubts) >= _DOUBTS
+
+    def _hold_off(self, crew: _Crew) -> float:
+        """Launch nothing for a while; returns the seconds."""
+        first, last = _TRY_AGAIN
+        crew.pause = min(last, max(first, 2 * crew.pause))
+        crew.not_before = self._runtime.monotonic() + crew.pause
+        return crew.pause
+
+    def _failure(self, crew: _Crew, text: str) -> LaunchFailed:
+        crew.hopeless = ""
+        crew.doubts.clear()
+        return LaunchFailed(
+            f"no worker of session {crew.session_id} can be started on ECS (cluster {self._deployment.cluster}, "
+            f"{self._deployment.region}): {text}"
+        )
+
+    def _check_store(self, session_url: str) -> None:
+        if not session_url.startswith("s3://"):
+            raise LaunchFailed(
+                f"workers on ECS cannot reach {session_url}, which is in a directory of this machine; say "
+                'store="s3://bucket/prefix"'
+            )
+
+    @property
+    def _provider(self) -> str:
+        return "FARGATE_SPOT" if self._spec.use_spot else "FARGATE"
+
+    # --- the task definition ----------------------------------------------------------
+
+    def _definition(self) -> str:
+        """ARN of the task definition for such workers: found, or else registered."""
+        if self._definition_arn is None:
+            self._definition_arn = self._find_definition() or self._register()
+        return self._definition_arn
+
+    def _find_definition(self) -> str | None:
+        family = self._definition_request["family"]
+        try:
+            reply = self._call("describe_task_definition", taskDefinition=family)
+        except _Refused as refused:
+            if "Unable to describe task definition" in refused.verdict.text:
+                return None
+            raise
+        found = reply["taskDefinition"]
+        return found["taskDefinitionArn"] if found.get("status") == "ACTIVE" else None
+
+    def _register(self) -> str:
+        reply = self._call("register_task_definition", **self._definition_request)
+        arn: str = reply["taskDefinition"]["taskDefinitionArn"]
+        log.info("registered task definition %s", arn)
+        return arn
+
+    @cached_property
+    def _definition_request(self) -> RegisterTaskDefinitionRequestTypeDef:
+        """What to register. Its family is named after all that it says, so that equals are shared."""
+        request: RegisterTaskDefinitionRequestTypeDef = {
+            "family": "",
+            "requiresCompatibilities": ["FARGATE"],
+            "networkMode": "awsvpc",
+            "cpu": str(self._size.cpu),
+            "memory": str(self._size.memory),
+            "runtimePlatform": {
+                "cpuArchitecture": _ARCHITECTURE,
+                "operatingSystemFamily": "LINUX",
+            },
+            "executionRoleArn": self._deployment.execution_role_arn,
+            "taskRoleArn": self._deployment.task_role_arn,
+            "containerDefinitions": [
+                {
+                    "name": CONTAINER,
+                    "image": self._deployment.image,
+                    "essential": True,
+                    "entryPoint": _ENTRY_POINT,
+                    "stopTimeout": _STOP_TIMEOUT,
+                    # A first process that passes SIGTERM on also before the worker listens for it.
+                    "linuxParameters": {"initProcessEnabled": True},
+                    "logConfiguration": {
+                        "logDriver": "awslogs",
+                        "options": {
+                            "awslogs-group": self._deployment.log_group,
+                            "awslogs-region": self._deployment.region,
+                            "awslogs-stream-prefix": STREAM_PREFIX,
+                            "mode": "non-blocking",  # a stalled log must not stall a worker
+                        },
+                    },
+                }
+            ],
+            "tags": [{"key": "starburst-executor", "value": "worker"}],
+        }
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
+        return {**request, "family": f"starburst-{digest.hexdigest()[:16]}"}
+
+    # --- looking ----------------------------------------------------------------------
+
+    def _crew(self, session_url: str) -> _Crew:
+        if session_url not in self._crews:
+            _, session_id = split_session_url(session_url)
+            self._crews[session_url] = _Crew(url=session_url, session_id=session_id)
+        return self._crews[session_url]
+
+    def _look_if_due(self, crew: _Crew) -> None:
+        now = self._runtime.monotonic()
+        pause = _LOOK_SECONDS if crew.known else _LOOK_AGAIN
+        if crew.looked_at is not None and now - crew.looked_at < pause:
+            return
+        try:
+            self._look(crew)
+        except _Refused as refused:
+            if crew.known or crew.looked_at is None:
+                log.warning(
+                    "session %s: ECS does not say which workers live. %s",
+                    crew.session_id, refused.verdict.text,
+                )  # fmt: skip
+            crew.known = False
+        crew.looked_at = self._runtime.monotonic()
+
+    def _look(self, crew: _Crew) -> None:
+        """Bring the crew up to date, and say what has become of those that are gone."""
+        stopped = [] if crew.known else self._stopped(crew)
+        now = self._runtime.monotonic()
+        arns = self._list(startedBy=crew.session_id)
+        listed = set(arns)
+        for arn in arns:
+            crew.take(arn, now)
+        unsure = [
+            task
+            for task in crew.tasks.values()
+            if task.phase not in _OVER
+            and (task.phase is Phase.STARTING or task.arn not in listed)
+        ]
+        described = {t["taskArn"]: t for t in self._describe([t.arn for t in unsure])}
+        over = [
+            task
+            for task in unsure
+            if self._update(crew, task, described.get(task.arn), now)
+        ]
+        for old in stopped:
+            self._update(crew, crew.take(old["taskArn"], now), old, now)
+        crew.known = True
+        self._tell(crew, over)
+
+    def _stopped(self, crew: _Crew) -> list[TaskTypeDef]:
+        """Tasks of the session that ended before this launcher looked for the first time."""
+        # ListTasks filters by startedBy or by status, not by both.
+        family = self._definition_request["family"]
+        arns = self._list(pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED")
+        tasks = self._describe(arns)
+        return [task for task in tasks if task.get("startedBy") == crew.session_id]
+
+    def _list(self, pages: int | None = None, **filters: str) -> list[str]:
+        arns: list[str] = []
+        token: dict[str, str] = {}
+        while pages is None or pages > 0:
+            reply = self._call(
+                "list_tasks",
+                cluster=self._deployment.cluster,
+                maxResults=_PAGE,
+                **filters,
+                **token,
+            )
+            arns += reply["taskArns"]
+            if not reply.get("nextToken"):
+                break
+            token = {"nextToken": reply["nextToken"]}
+            pages = None if pages is None else pages - 1
+        return arns
+
+    def _describe(self, arns: Sequence[str]) -> list[TaskTypeDef]:
+        """What ECS tells of the tasks that it still knows."""
+        tasks: list[TaskTypeDef] = []
+        for start in range(0, len(arns), _PAGE):
+            reply = self._call(
+                "describe_tasks",
+                cluster=self._deployment.cluster,
+                tasks=list(arns[start : start + _PAGE]),
+            )
+            tasks += reply["tasks"]
+        return tasks
+
+    def _update(
+        self, crew: _Crew, task: _Task, said: TaskTypeDef | None, now: float
+    ) -> bool:
+        """Take in what ECS says of a task; whether it was heard just now that it is over."""
+        if said is None:
+            if now - task.since < _UNSEEN:
+                return False
+            task.phase = Phase.ENDED
+            return True
+        task.phase = _phase(said)
+        if task.phase is Phase.RUNNING:
+            crew.hopeless = ""
+            crew.doubts.clear()
+        if task.phase is Phase.STARTING and now - task.since > _SLOW_START:
+            self._tell_slow(crew, task, said)
+        if task.phase in _OVER:
+            task.stop = Stop.of(said)
+        return task.phase in _OVER
+
+    # --- telling ----------------------------------------------------------------------
+
+    def _tell(self, crew: _Crew, over: Iterable[_Task]) -> None:
+        """Say, once for all tasks with the same fate, what it was; and draw conclusions."""
+        fates: defaultdict[str, list[_Task]] = defaultdict(list)
+        for task in over:
+            fates[str(task.stop or "")].append(task)
+        for fate, tasks in fates.items():
+            unborn = [t for t in tasks if t.phase is Phase.UNBORN and t.launch]
+            if unborn:
+                self._tell_unborn(crew, unborn)
+            elif tasks[0].stop is None or tasks[0].stop.expected:
+                log.info("session %s: %s: %s", crew.session_id, _names(tasks), fate)
+            else:
+                printed = self._printed(tasks[0].id) if tasks[0].stop.exit_code else ""
+                log.warning(
+                    "session %s: %s ended: %s%s",
+                    crew.session_id, _names(tasks), fate, f"; it printed:\n{printed}" if printed else "",
+                )  # fmt: skip
+
+    def _tell_unborn(self, crew: _Crew, tasks: list[_Task]) -> None:
+        stop = tasks[0].stop
+        assert stop is not None
+        if stop.code == "UserInitiated":
+            return
+        verdict = judge_start(stop)
+        for launch in {task.launch for task in tasks}:
+            if self._is_hopeless(crew, verdict, launch):
+                crew.hopeless = verdict.text
+        self._hold_off(crew)
+        log.warning(
+            "session %s: %s could not be started. %s",
+            crew.session_id, _names(tasks), verdict.text,
+        )  # fmt: skip
+
+    def _tell_slow(self, crew: _Crew, task: _Task, said: TaskTypeDef) -> None:
+        if not task.slow:
+            task.slow = True
+            log.warning(
+                "session %s: worker %s is still %s after %.0f s",
+                crew.session_id, task.worker, said.get("lastStatus", "starting"), _SLOW_START,
+            )  # fmt: skip
+
+    def _printed(self, task_id: str) -> str:
+        """The last lines of a task's log; what is wrong, if they cannot be had."""
+        stream = f"{STREAM_PREFIX}/{CONTAINER}/{task_id}"
+        try:
+            reply = self._logs.get_log_events(
+                logGroupName=self._deployment.log_group,
+                logStreamName=stream,
+                limit=_LOG_LINES,
+                startFromHead=False,
+            )
+        except (ClientError, BotoCoreError) as error:
+            if "ResourceNotFound" in str(error):
+                return ""  # it never printed anything
+            return f"(its log {stream} cannot be read: {error})"
+        return "\n".join(event["message"].rstrip("\n") for event in reply["events"])
+
+    # --- stopping ---------------------------------------------------------------------
+
+    def _left(self, crew: _Crew, worker_ids: Collection[str] | None) -> list[_Task]:
+        """The tasks, of those named or of all, that are not over."""
+        try:
+            self._look(crew)
+        except _Refused as refused:
+            raise AccountError(
+                f"workers of session {crew.session_id} cannot be stopped, for ECS does not say which live. "
+                f"{refused.verdict.text} Stop them with `aws ecs list-tasks --cluster {self._deployment.cluster} "
+                f"--started-by {crew.session_id}` and `aws ecs stop-task`."
+            ) from refused
+        crew.looked_at = self._runtime.monotonic()
+        there = crew.having(*_THERE, Phase.STOPPING)
+        return [t for t in there if worker_ids is None or t.worker in worker_ids]
+
+    def _stop_tasks(self, crew: _Crew, tasks: Sequence[_Task]) -> None:
+        if not tasks:
+            return
+        with ThreadPoolExecutor(min(_STOP_WIDTH, len(tasks)), "starburst-stop") as pool:
+            for _ in pool.map(lambda task: self._stop_task(crew, task), tasks):
+                pass
+
+    def _stop_task(self, crew: _Crew, task: _Task) -> None:
+        self._stop_pace.take(1)
+        reason = f"starburst_executor: session {crew.session_id} stops it"
+        try:
+            self._call(
+                "stop_task",
+                cluster=self._deployment.cluster,
+                task=task.arn,
+                reason=reason,
+            )
+        except _Refused as refused:
+            if "not found" not in refused.verdict.text:
+                raise AccountError(
+                    f"worker {task.worker} cannot be stopped. {refused.verdict.text}"
+                ) from refused
+
+    # --- calls ------------------------------------------------------------------------
+
+    @cached_property
+    def _ecs(self) -> ECSClient:
+        client: ECSClient = make_client("ecs", region=self._deployment.region, tries=1)
+        return client
+
+    @cached_property
+    def _logs(self) -> CloudWatchLogsClient:
+        region = self._deployment.region
+        client: CloudWatchLogsClient = make_client("logs", region=region)
+        return client
+
+    def _call(self, operation: str, **request: Any) -> Any:
+        """Make a call of ECS, again while its error is a passing one.
+
+        Raises:
+            _Refused: with what the error means.
+        """
+        try:
+            return self._policy(getattr(self._ecs, operation), **request)
+        except (ClientError, BotoCoreError) as error:
+            raise _Refused(judge_error(error)) from error
+
+    def _pause_after(self, state: RetryCallState) -> float:
+        longest = min(_LAST_PAUSE, _FIRST_PAUSE * 2.0 ** (state.attempt_number - 1))
+        return longest * self._runtime.random.uniform(0.5, 1.0)
+
+    def _sleep(self, seconds: float) -> None:
+        self._runtime.signal().wait(seconds)
+
+
+def _check(spec: WorkerSpec, deployment: Deployment) -> None:
+    if spec.launch_type != "FARGATE":
+        raise ValueError(
+            f"launch_type={spec.launch_type!r}: this version starts workers on Fargate alone; use "
+            'launch_type="FARGATE", or start workers on your instances yourself with '
+            "`python -m starburst_executor worker SESSION_URL`"
+        )
+    if spec.region not in (None, deployment.region):
+        raise ValueError(
+            f"region={spec.region!r}, but the cluster {deployment.cluster} that is configured is in "
+            f"{deployment.region}. Leave region out, or run `starburst-executor setup --region {spec.region} "
+            "--profile NAME` and set STARBURST_PROFILE=NAME."
+        )
+
+
+def _phase(task: TaskTypeDef) -> Phase:
+    status = task.get("lastStatus", "")
+    # In DEPROVISIONING only the network is still taken down: no process of it is left.
+    if status in ("STOPPED", "DEPROVISIONING"):
+        return Phase.ENDED if "startedAt" in task else Phase.UNBORN
+    if task.get("desiredStatus") == "STOPPED":
+        return Phase.STOPPING
+    return Phase.RUNNING if status == "RUNNING" else Phase.STARTING
+
+
+def _network(deployment: Deployment) -> dict[str, Any]:
+    public = "ENABLED" if deployment.assign_public_ip else "DISABLED"
+    return {
+        "awsvpcConfiguration": {
+            "subnets": list(deployment.subnets),
+            "securityGroups": list(deployment.security_groups),
+            "assignPublicIp": public,
+        }
+    }
+
+
+def _tags(crew: _Crew) -> list[dict[str, str]]:
+    values = {
+        "Name": f"starburst {crew.session_id}",
+        "starburst-executor:session": crew.session_id,
+        "starburst-executor:store": crew.url.partition("/sessions/")[0],
+    }
+    return [
+        {"key": key, "value": _TAG_FORBIDDEN.sub("_", value)[:256]}
+        for key, value in values.items()
+    ]
+
+
+def _workers(tasks: Iterable[_Task]) -> set[str]:
+    return {task.worker for task in tasks}
+
+
+def _names(tasks: Sequence[_Task]) -> str:
+    first = ", ".join(task.worker for task in tasks[:3])
+    more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
+    return f"worker{'s' if len(tasks) > 1 else ''} {first}{more}"
+
+
+def _immortal(crew: _Crew, tasks: Sequence[_Task]) -> str:
+    return (
+        f"{len(tasks)} ECS tasks of session {crew.session_id} are still there {_STOP_TIMEOUT + _STOP_SECONDS:.0f} s "
+        f"after they were told to stop: {', '.join(task.arn for task in tasks[:5])}. Look at them in the ECS console."
+    )
