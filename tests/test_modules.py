@@ -97,7 +97,7 @@ def test_what_is_installed_and_ourselves_and_main_stay_behind() -> None:
 
 
 def test_this_test_module_is_local() -> None:
-    assert Path(__file__) in found()[__name__.partition(".")[0]]
+    assert Path(__file__).parent in found()[__name__.partition(".")[0]]
 
 
 def test_a_namespace_package_is_local(root: Path) -> None:
