@@ -874,7 +874,7 @@ class StarburstExecutor(Executor):
             return first
 
     def _end_when_done(self, cancel_futures: bool, clean: bool) -> None:
-        """Wait as the standard says, then take everything down; on a thread of its own."""
+        """Wait as the standard says, then take everything down; on a thread of its own, but at exit."""
         try:
             if cancel_futures:
                 self._cancel_pending()
@@ -967,10 +967,14 @@ class StarburstExecutor(Executor):
 
     def _close(self) -> None:
         _open_executors.discard(self)
+        self._own_runtime.close()
+        self._session.store.close()
+
+    @property
+    def _own_runtime(self) -> SystemRuntime:
         runtime = self._session.runtime
         assert isinstance(runtime, SystemRuntime)
-        runtime.close()
-        self._session.store.close()
+        return runtime
 
     def _leave_at_exit(self) -> None:
         """The interpreter ends: leave nothing behind if all is done, else leave it running."""
@@ -981,11 +985,13 @@ class StarburstExecutor(Executor):
         if ending is not None:
             ending.join()
             return
+        self._own_runtime.start_no_threads()
         if self._end is not None:
             if isinstance(self._end, ExecutorBroken):
-                self.shutdown()  # its workers are of no use to anybody
+                self._end_when_done(False, clean=False)  # nobody can use its workers
             return
         if self._watcher.unfinished or not self._submitter.idle:
+            self._start_last_workers()
             session_id = self.detach()
             log.warning(
                 "session %s is left running with unfinished tasks; "
@@ -993,7 +999,18 @@ class StarburstExecutor(Executor):
                 session_id, session_id, self._session.store.url,
             )  # fmt: skip
         else:
-            self.shutdown()
+            self._staff.close()
+            self._end = RuntimeError("the interpreter has ended")
+            self._end_when_done(False, clean=True)
+
+    def _start_last_workers(self) -> None:
+        """What was submitted last may have no worker yet; but Python 3.12 starts no process at exit."""
+        try:
+            self.flush()
+            self._staff.need(self._watcher.unfinished)
+        except RuntimeError as error:
+            log.warning("no worker could be started, attach will: %s", error)
+        self._staff.close()
 
 
 def _leave_all_at_exit() -> None:

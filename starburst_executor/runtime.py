@@ -74,6 +74,7 @@ class SystemRuntime:
         self._width = width
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._alone = False
         self._here = threading.local()  # `inside` on the threads of the pool
 
     def time(self) -> float:
@@ -97,7 +98,7 @@ class SystemRuntime:
 
         A pool whose threads waited for calls that no thread is left for would hang.
         """
-        if len(calls) <= 1 or getattr(self._here, "inside", False):
+        if len(calls) <= 1 or self._alone or getattr(self._here, "inside", False):
             return [call() for call in calls]
         pool = self._threads()
         futures = [pool.submit(call) for call in calls]
@@ -109,6 +110,10 @@ class SystemRuntime:
     def new_id(self, length: int) -> str:
         """Random letters and digits from the system's entropy."""
         return "".join(self.random.choices(_ID_ALPHABET, k=length))
+
+    def start_no_threads(self) -> None:
+        """Make all calls of `gather` one by one from now on: the interpreter is about to end."""
+        self._alone = True
 
     def close(self) -> None:
         """End the threads of `gather`."""

