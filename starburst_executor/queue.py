@@ -27,6 +27,9 @@ __all__ = ["Queue", "Sight", "Totals"]
 
 PAGE = 1000
 
+_KEYS_PER_BATCH = 8  # seldom more: tasks, record, done, and two for each round
+_FEW_RUNS = 8
+
 
 @dataclass(slots=True)
 class Sight:
@@ -50,6 +53,11 @@ class Sight:
             else self.drained
         )
         return self.done is None and drained < self.requeued
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has begun with it, so that a claim most likely meets no other."""
+        return self.record is None and self.done is None
 
     def add(self, name: str, entry: Entry) -> None:
         """Take in one object of the batch."""
@@ -98,6 +106,7 @@ class _Progress:
         self._ends: list[int] = []
         self.totals = Totals()
         self.seen = 0  # the number after the last one that exists
+        self._size = 1  # tasks of the batch that was added last
 
     @property
     def prefix(self) -> int:
@@ -109,9 +118,21 @@ class _Progress:
         i = bisect.bisect_right(self._starts, number) - 1
         return max(number, self._ends[i]) if i >= 0 else number
 
+    def keys_until_done(self, number: int) -> int:
+        """About how many keys lie between `number` and the next run of done numbers, a page at most.
+
+        A whole page where there are many such runs: to list between them all would take longer.
+        """
+        i = bisect.bisect_right(self._starts, number)
+        if i == len(self._starts) or i + _FEW_RUNS < len(self._starts):
+            return PAGE
+        batches = -(-(self._starts[i] - number) // self._size)
+        return min(PAGE, _KEYS_PER_BATCH * batches)
+
     def add(self, start: int, end: int, totals: Totals) -> None:
         """Numbers `start` to `end` are done; what is known already is not counted again."""
         self.seen = max(self.seen, end)
+        self._size = max(1, end - start)
         if start >= end or self.end_of_run(start) >= end:
             return
         self.totals += totals
@@ -163,61 +184,85 @@ class Queue:
 
     def look(self) -> list[Sight]:
         """All batches that were not known to be done before this look, in order."""
-        return list(self._scan_all(PAGE))
+        return [sight for page in self._scan_all(PAGE) for sight in page]
 
     def look_for_open(
-        self, enough: int, start: float = 0.0
+        self,
+        enough: int,
+        start: float = 0.0,
+        *,
+        untouched: int = 0,
+        pages: int | None = None,
     ) -> tuple[list[Sight], bool]:
         """At least `enough` open batches if there are, else all of them; and whether anything is unfinished.
 
         Args:
             enough: Stop at the end of the page on which so many were found.
-            start: Begin so far between the finished prefix and the end (0 to 1), then go round.
+            start: Begin so far between the finished prefix and the end that is known (0 to 1, or
+                beyond it, where more may have been stored since), then go round.
+            untouched: Among them, so many that nobody has begun with.
+            pages: Stop after so many pages in any case; what they did not show may be unfinished.
         """
-        page = max(100, min(PAGE, 8 * enough))
-        found: list[Sight] = []
+        # Whoever knows nothing yet learns with a whole page how much there is to choose from.
+        known = any(progress.seen for progress in self._lanes.values())
+        first = max(100, min(PAGE, 8 * enough)) if known else PAGE
+        found: dict[Batch, Sight] = {}
         unfinished = False
-        offsets = [start, 0.0] if start else [0.0]
-        for offset in offsets:
-            for sight in self._scan_all(page, offset):
-                unfinished = unfinished or sight.done is None
-                if sight.open:
-                    found.append(sight)
-                if len(found) >= enough:
-                    return found, unfinished
-        return found, unfinished
+        for page in self._round(first, start):
+            unfinished = unfinished or any(sight.done is None for sight in page)
+            found |= {sight.batch: sight for sight in page if sight.open}
+            if pages is not None:
+                pages -= 1
+            untouched -= sum(sight.untouched for sight in page)
+            if (len(found) >= enough and untouched <= 0) or pages == 0:
+                return list(found.values()), True
+        return list(found.values()), unfinished
 
-    def _scan_all(self, page: int, offset: float = 0.0) -> Iterator[Sight]:
+    def _round(self, first: int, start: float) -> Iterator[list[Sight]]:
+        """The pages from `start` to the end, then from the finished prefix on."""
+        if start > 1:
+            beyond = False
+            for page in self._scan_all(first, start):
+                beyond = beyond or bool(page)
+                yield page
+            start = 0.0 if beyond else min(1.0, 2 * (start - 1))
+        if start:
+            yield from self._scan_all(first, start)
+        yield from self._scan_all(first)
+
+    def _scan_all(self, first: int, offset: float = 0.0) -> Iterator[list[Sight]]:
         lanes = sorted(self._lanes)
         for lane in lanes:
             # The last lane's listing runs on into lanes that were not known yet.
             prefix = "queue/" if lane == lanes[-1] else lane_prefix(lane)
-            yield from self._scan(lane, prefix, page, offset)
+            yield from self._scan(lane, prefix, first, offset)
 
     def _scan(
-        self, lane: int, prefix: str, limit: int, offset: float
-    ) -> Iterator[Sight]:
+        self, lane: int, prefix: str, first: int, offset: float
+    ) -> Iterator[list[Sight]]:
+        """The batches of each page in turn; the first page has at most `first` keys."""
         progress = self._lanes[lane]
-        first = progress.prefix + int((progress.seen - progress.prefix) * offset)
-        after = before(lane, first)
+        start = progress.prefix + int((progress.seen - progress.prefix) * offset)
+        after = before(lane, start)
+        limit = min(first, progress.keys_until_done(start))
         cut: Sight | None = None  # a batch whose keys go on on the next page
         while True:
             page = self._store.list(
                 self._prefix + prefix, after=self._prefix + after, limit=limit
             )
             self.now = page.now
-            last: Sight | None = None
-            for sight in self._batches(page, cut):
-                last = sight
-                if sight.complete:
-                    self._note(sight)
-                    yield sight
+            sights = list(self._batches(page, cut))
+            complete = [sight for sight in sights if sight.complete]
+            for sight in complete:
+                self._note(sight)
+            yield complete
             if not page.truncated or not page.entries:
                 return
             after = page.entries[-1].key[len(self._prefix) :]
-            cut = last if last and not last.complete else None
-            if last is not None:
-                after, cut = self._skip_finished(last, cut, after)
+            limit = PAGE
+            if sights:
+                cut = None if sights[-1].complete else sights[-1]
+                after, cut, limit = self._skip_finished(sights[-1], cut, after)
 
     def _batches(self, page: Page, cut: Sight | None) -> Iterator[Sight]:
         """The page's batches; `cut` is the unfinished last one of the page before."""
@@ -251,11 +296,13 @@ class Queue:
 
     def _skip_finished(
         self, last: Sight, cut: Sight | None, after: str
-    ) -> tuple[str, Sight | None]:
-        """Where the next page begins: not inside a run of batches that are known to be done."""
+    ) -> tuple[str, Sight | None, int]:
+        """Where the next page begins: not inside a run of batches known to be done; and its limit."""
         batch = last.batch
         number = batch.number if cut else batch.end
-        end = self._lane(batch.lane).end_of_run(number)
+        progress = self._lane(batch.lane)
+        end = progress.end_of_run(number)
+        limit = progress.keys_until_done(end)
         if end <= number:
-            return after, cut
-        return max(after, before(batch.lane, end)), None
+            return after, cut, limit
+        return max(after, before(batch.lane, end)), None, limit

@@ -557,9 +557,7 @@ def advance(
         tasks[position] = _back(tasks[position], now, "handed back")
     if claim:
         limit = math.inf if solo else last_chance
-        chosen = _choose(
-            tasks, worker, claim, limit if begin else 0, frozenset(released)
-        )
+        chosen = _choose(tasks, worker, claim, limit, frozenset(released))
         _take(tasks, chosen, worker, now, begin)
     return replace(record, tasks=tuple(tasks), round=record.round + bool(released))
 
@@ -614,8 +612,8 @@ def _choose(
 ) -> list[int]:
     """Positions to claim, so that the worker holds `count` if there are as many.
 
-    What was lost once is claimed alone and begins at once, its start written first: if it takes
-    the worker down it is found out, and those claimed beside it are not blamed.
+    What was lost once is claimed alone: if it takes the worker down it is found out, and those
+    claimed beside it are not blamed.
     """
     wanted = count - sum(task.worker == worker and task.state.held for task in tasks)
     chosen: list[int] = []

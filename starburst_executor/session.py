@@ -130,8 +130,8 @@ class Session:
         def once() -> None:
             try:
                 store.create(session.key("session.json"), data)
-            except Conflict:
-                if session._get("session.json") != data:
+            except Conflict as conflict:
+                if session._get_refused("session.json", conflict) != data:
                     raise
 
         session.patiently(once)
@@ -199,16 +199,9 @@ class Session:
     def put_batch(self, batch: Batch, data: bytes) -> None:
         """Store the tasks of a batch; repeated, same key and same bytes, until the answer is plain.
 
-        The lane is this client's alone, so that a conflict is an earlier try of its own.
+        The lane is this client's alone, so that what is there is an earlier try of its own.
         """
-
-        def once() -> None:
-            try:
-                self.store.create(self.key(batch.tasks_key), data)
-            except Conflict:
-                return
-
-        self.patiently(once)
+        self._create_once(batch.tasks_key, data)
 
     def tasks(self, batch: Batch) -> Tasks:
         """Header of a batch, and the arguments too where they are small.
@@ -361,8 +354,9 @@ class Session:
         def once() -> None:
             try:
                 self._write(batch, record, None)
-            except Conflict:
-                return  # a worker was faster, and began with the header
+            except Conflict as conflict:
+                # Else a worker was faster, and began with the header.
+                self._get_refused(batch.record_key, conflict, 1)
 
         self.patiently(once)
         self.mark(batch, record)
@@ -467,14 +461,7 @@ class Session:
     def put_content(self, folder: str, data: bytes) -> str:
         """Store bytes under their digest in `functions` or `modules`; returns the digest."""
         digest = digest_of(data)
-
-        def once() -> None:
-            try:
-                self.store.create(self.key(f"{folder}/{digest}"), data)
-            except Conflict:
-                return  # the same content is there
-
-        self.patiently(once)
+        self._create_once(f"{folder}/{digest}", data)
         return digest
 
     def put_blob(self, digest: str, source: Path | memoryview) -> None:
@@ -487,14 +474,7 @@ class Session:
 
     def put_pack(self, batch: Batch, nonce: str, data: bytes) -> None:
         """Store what one write finishes and is too large for the record, under a fresh name."""
-
-        def once() -> None:
-            try:
-                self.store.create(self.key(batch.pack_key(nonce)), data)
-            except Conflict:
-                return  # an earlier try of this very call: nobody else knows the nonce
-
-        self.patiently(once)
+        self._create_once(batch.pack_key(nonce), data)
 
     def put_live_log(
         self, batch: Batch, position: int, attempt: int, text: LiveLog
@@ -537,6 +517,33 @@ class Session:
     def queue(self) -> Queue:
         """A reader of the queue that knows nothing yet."""
         return Queue(self.store, self.prefix)
+
+    def _create_once(self, key: str, data: bytes) -> None:
+        """Store what nobody else stores otherwise; what is there already is the same."""
+
+        def once() -> None:
+            try:
+                self.store.create(self.key(key), data)
+            except Conflict as conflict:
+                self._get_refused(key, conflict, 1)
+
+        self.patiently(once)
+
+    def _get_refused(
+        self, key: str, conflict: Conflict, stop: int | None = None
+    ) -> bytes:
+        """What is there in place of what could not be created.
+
+        Raises:
+            StoreUnavailable: nothing is. S3 refuses so (409) while another request for the same key
+                is under way, perhaps an earlier try that fails.
+        """
+        try:
+            return self._get(key, 0, stop)
+        except ObjectNotFound:
+            raise StoreUnavailable(
+                f"{key} was refused, though it is not there"
+            ) from conflict
 
     def _get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         got = self.store.get(self.key(key), start=start, stop=stop)

@@ -100,12 +100,14 @@ class Staff:
     def _check_started(self, ended: set[str]) -> None:
         """Notice workers that ended before their first heartbeat: a hang must not say nothing."""
         for worker in sorted(self._started & ended):
-            self._started.discard(worker)
             if self._session.heartbeat(worker) or self._session.heartbeat(
                 worker, "ended"
             ):
+                self._started.discard(worker)
                 self._stillborn = 0
                 continue
+            self._session.check_open()  # else they had a good reason
+            self._started.discard(worker)
             self._stillborn += 1
             tail = self._launcher.log_tail(self._session.url, worker)
             log.warning("worker %s ended before its first heartbeat: %s", worker, tail)

@@ -153,7 +153,7 @@ class Watcher:
         self._pause = self._intervals.look_first
         now = self._runtime.monotonic()
         self._checked_at = now
-        self._staffed_at = -1.0
+        self._staffed_at = -math.inf
         self._next_repair = now + self._repair_interval()
         self._ended: set[str] = set()
         self._run_time: float | None = None
@@ -229,12 +229,18 @@ class Watcher:
             began = self._runtime.thread_time()
             try:
                 progress = self._turn()
-            except (SessionTerminated, NewerSchema) as error:
+            except NewerSchema as error:
                 self._broken(error)
                 return
             except StoreError as error:
                 log.warning("session %s: %s", self.session.id, error)
                 progress = False
+            except Exception as error:
+                # Whatever it is (the session was ended, workers cannot be started): without this
+                # thread every future would wait for ever.
+                log.exception("session %s cannot be watched any more", self.session.id)
+                self._broken(error)
+                return
             cost = self._runtime.thread_time() - began
             self._pace(progress, cost)
 
@@ -243,7 +249,7 @@ class Watcher:
         if self._wake.wait(self._pause if self._unfinished else None):
             self._wake.clear()
             if self._unfinished and not self._closed:
-                self._staff(self._unfinished)
+                self._staffed_at = -math.inf  # there may be more to do for more workers
                 self._nap.wait(self._intervals.look_first)
         return not self._closed
 
@@ -326,7 +332,7 @@ class Watcher:
             for batch, waited in self._waited.items():
                 sight = sights.get(batch) or waited.sight
                 waited.sight = sight
-                if sight and self._worth_reading(sight, waited.known):
+                if self._worth_reading(batch, sight, waited.known):
                     changed.append((batch, waited))
         calls = [partial(self._read, batch, waited.known) for batch, waited in changed]
         reads = self._runtime.gather(calls)
@@ -336,12 +342,15 @@ class Watcher:
                 progress = self._take_in(batch, waited, known) or progress
         return progress
 
-    def _worth_reading(self, sight: Sight, known: Known) -> bool:
+    def _worth_reading(self, batch: Batch, sight: Sight | None, known: Known) -> bool:
         """Whether its record is new; not yet if it says, most likely, that it was just claimed."""
-        if sight.record is None or sight.record.version == known.version:
+        if self.queue.done(batch):
+            # Listings need not show it any more; perhaps none did since it is waited for.
+            return True
+        if not sight or not sight.record or sight.record.version == known.version:
             return False
         age = self.queue.now - sight.record.modified
-        return known.version is not None or sight.done is not None or age >= self._grace
+        return known.version is not None or age >= self._grace
 
     def _read(self, batch: Batch, known: Known) -> Known | None:
         try:

@@ -18,13 +18,12 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from starburst_executor import records
+from starburst_executor.beats import Beater
 from starburst_executor.errors import (
     Conflict,
     DamagedObject,
@@ -34,6 +33,7 @@ from starburst_executor.errors import (
     SessionTerminated,
     StoreError,
 )
+from starburst_executor.hold import Hold, Key, packed
 from starburst_executor.leases import MARKER_GRACE, Repair
 from starburst_executor.library import Library
 from starburst_executor.queue import Sight
@@ -46,144 +46,27 @@ from starburst_executor.records import (
     Piece,
     Record,
     SessionState,
+    State,
 )
 from starburst_executor.runtime import Signal
-from starburst_executor.session import Known, Session, Tasks, damage
+from starburst_executor.session import Known, Session, damage
 from starburst_executor.slots import Ended, Job, Slots
+from starburst_executor.workload import Workload
 
-__all__ = ["Beater", "Key", "Worker"]
+__all__ = ["Worker"]
 
 log = logging.getLogger(__name__)
 
 # A record larger than this would make every compare-and-swap slow: results go beside it.
 INLINE_RECORD = 64 << 10
-# A task that ends sooner has its start written together with its end.
-LONG_TASK = 2.0
-# As much work is claimed at a time, in seconds of all slots.
-CLAIM_SECONDS = 1.0
-# What has not begun by then, because the task before it turned out long, is handed back.
-STUCK_SECONDS = 5.0
-
-
-class Key(NamedTuple):
-    """One attempt, as the slots know it."""
-
-    batch: Batch
-    position: int
-    attempt: int
-
-
-@dataclass(slots=True)
-class Hold:
-    """A batch of which this worker holds tasks, or held the last."""
-
-    batch: Batch
-    tasks: Tasks
-    known: Known
-    marked: set[str]
-    waiting: dict[int, Key] = field(
-        default_factory=dict
-    )  # claimed, not given to a slot yet
-    given: dict[int, Key] = field(
-        default_factory=dict
-    )  # queued at the slots, or running
-    uploading: dict[int, Key] = field(
-        default_factory=dict
-    )  # ended, its large results on the way
-    ended: dict[int, Finish] = field(default_factory=dict)  # not yet said
-    claimed_at: dict[int, float] = field(default_factory=dict)  # monotonic
-    size: int = 0  # bytes of the record as last written
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything of it is unfinished or unsaid."""
-        return bool(self.waiting or self.given or self.uploading or self.ended)
-
-    @property
-    def queued(self) -> list[Key]:
-        """What is still to be run, or runs."""
-        return [*self.waiting.values(), *self.given.values()]
-
-
-class Beater:
-    """Writes heartbeats, on a thread of its own: the loop may be held up by a slow request.
-
-    Args:
-        session: Where to.
-        interval: Seconds between beats while the worker holds anything.
-        content: Makes the heartbeat.
-        holding: Whether the worker holds anything.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        interval: float,
-        content: Callable[[], Heartbeat],
-        holding: Callable[[], bool],
-    ) -> None:
-        self._session = session
-        self._interval = interval
-        self._content = content
-        self._holding = holding
-        self._wake = session.runtime.signal()
-        self._quiet = (
-            session.runtime.signal()
-        )  # no beat is in flight, and none will be begun
-        self._paused = self._closed = False
-        self._tried = -math.inf
-        self.last = -math.inf  # monotonic time of the last beat that was answered
-
-    def beat(self) -> None:
-        """Beat now; raises what the store raises."""
-        self._session.beat(self._content())
-        self._tried = self.last = self._session.runtime.monotonic()
-
-    def run(self) -> None:
-        """Beat until `close`."""
-        while not self._closed:
-            self._wake.wait(self._patience())
-            self._wake.clear()
-            if self._paused:
-                self._quiet.set()
-            elif self._since(self._tried) >= self._interval:
-                self._try()
-
-    def poke(self) -> None:
-        """Have it beat soon if a beat is due, and notice whether anything is held now."""
-        self._wake.set()
-
-    def pause(self) -> None:
-        """Return when no beat is in flight; none follows until `resume`."""
-        self._quiet.clear()
-        self._paused = True
-        self._wake.set()
-        self._quiet.wait()
-
-    def resume(self) -> None:
-        """Beat again, at once."""
-        self.beat()
-        self._paused = False
-
-    def close(self) -> None:
-        """Have `run` return; after `pause`."""
-        self._closed = True
-        self._wake.set()
-
-    def _try(self) -> None:
-        self._tried = self._session.runtime.monotonic()
-        try:
-            self.beat()
-        except StoreError as error:
-            log.warning("heartbeat failed: %s", error)
-
-    def _patience(self) -> float | None:
-        if self._paused or not self._holding():
-            return None
-        return max(0.0, self._interval - self._since(self._tried))
-
-    def _since(self, moment: float) -> float:
-        return self._session.runtime.monotonic() - moment
+# So many may all look at the front of the queue; more would meet there.
+FEW_WORKERS = 32
+# A look that saw only a part of the queue, and nothing to do there, is so often soon followed by another.
+PERSISTENCE = 4
+# As often do looks follow soon where others were faster; more means that they do not take it either.
+BEATEN_MOST = 16
+# A worker that finds more workers than wanted leaves; so often, in leases, does an idle one look.
+RANK_LEASES = 2
 
 
 class Worker:
@@ -222,45 +105,47 @@ class Worker:
         self._repair = Repair(session, manifest.intervals, manifest.limits.max_attempts)
         self._heartbeat = describe
         self._signal: Signal = slots.signal
-        self._holds: dict[Batch, Hold] = {}
+        last_chance = manifest.limits.max_attempts - 1
+        self._load = Workload(slots, self._runtime, last_chance)
         self._uploaded: deque[tuple[Key, Finish]] = deque()
         self._fetched: deque[tuple[Key, Exception | None]] = deque()
         self._inbox: deque[Ended] = deque()
         self._fetching: set[Key] = set()
-        self._gone = (
-            False  # the session is being deleted: nothing may be written any more
-        )
+        self._stop_reason: str | None = None
+        self._idle_reason: str | None = None
+        # The session is being deleted: nothing may be written any more.
+        self._gone = False
+        self._paused = False
         self._window: list[Sight] = []
         self._window_at = -math.inf
-        self._recent: dict[str, deque[float]] = {}  # function digest -> last run times
-        self._round_trip = 0.02
-        self._stop_reason: str | None = None
+        self._unfinished = True
+        self._from_front = False
+        self._unseen = False  # the last look found nothing, and did not see all
+        self._beaten = 0  # looks in a row that found work, and others took it
+        self._live = manifest.workers  # as of the last look at heartbeats
         self._busy_seconds = 0.0
         self._counts = {True: 0, False: 0}
         now = self._runtime.monotonic()
         self._store_time = (manifest.created, now)
         self._poll = self._intervals.poll_first
-        self._next_look = now
         self._idle_since = now
-        self._said_at = now
-        self._refreshed_at = now
-        self._checked_at = now
-        self._ranked = ""
-        self._unfinished = True
-        self._beaten = False  # the last look found work, and others took it
-        self._paused = False
+        # When things are due, on the monotonic clock.
+        self._next_look = now
+        self._next_refresh = now + self._intervals.heartbeat
+        self._next_check = now + self._intervals.session_check
+        self._next_rank = now
         self._next_repair = now + self._repair_interval()
         self.beater = Beater(
             session,
             self._intervals.heartbeat,
             self._describe,
-            lambda: any(hold.busy for hold in self._holds.values()),
+            lambda: self._load.working,
         )
 
     # --- life -----------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
-        """Hand back and leave, soon; safe to call from a signal handler."""
+        """Hand back and leave, soon."""
         self._stop_reason = self._stop_reason or reason
         self._signal.set()
 
@@ -288,17 +173,7 @@ class Worker:
         if self._stop_reason:
             return self._stop_reason
         try:
-            self._take_ended()
-            self._check_lease()
-            reason = self._check_session() or self._refresh_held()
-            if reason is None:
-                self._give_waiting()
-                self._hand_back_stuck()
-                self._say_what_is_due()
-                self._claim_more()
-                self._give_waiting()
-                self._repair_when_due()
-                reason = self._reason_to_leave()
+            reason = self._do_what_is_due()
         except SessionTerminated as error:
             self._gone = True
             return str(error)
@@ -313,6 +188,22 @@ class Worker:
             self._wait()
         return reason
 
+    def _do_what_is_due(self) -> str | None:
+        self._take_ended()
+        self._check_lease()
+        reason = self._check_session()
+        if reason is not None:
+            return reason
+        self._refresh_held()
+        self._give_waiting()
+        self._hand_back_stuck()
+        self._say_what_is_due()
+        self._claim_more()
+        self._give_waiting()
+        self._repair_when_due()
+        self._idle_reason = self._reason_to_leave()
+        return self._idle_reason
+
     def _wait(self) -> None:
         """Wait until something is due, or a slot is free, or another thread has news.
 
@@ -326,41 +217,36 @@ class Worker:
             self._inbox.extend(self._slots.take())
             if self._stop_reason or self._uploaded or self._fetched:
                 return
-            if self._queued - len(self._inbox) < self._slots.size:
+            if self._load.queued - len(self._inbox) < self._slots.size:
                 return
-            if self._inbox:
-                until = min(until, self._said_at + self._intervals.commit)
+            for ended in self._inbox:
+                until = min(until, self._due_to_be_said(ended))
+
+    def _due_to_be_said(self, ended: Ended) -> float:
+        assert isinstance(ended.key, Key)
+        hold = self._load.holds.get(ended.key.batch)
+        return hold.said_at + self._intervals.commit if hold else math.inf
 
     def _until_next(self) -> float:
         """Seconds until something is due that no signal tells."""
-        now = self._runtime.monotonic()
         if self._paused:
             return self._intervals.heartbeat / 4
-        due = [self._checked_at + self._intervals.session_check]
+        now = self._runtime.monotonic()
+        due = [self._next_check, now + self._load.until_due()]
         if self._unfinished:
             due.append(self._next_repair)
-        if self._working:
-            due.append(self._refreshed_at + self._intervals.heartbeat)
-            if self._unsaid:
-                due.append(self._said_at + self._intervals.commit)
-            ahead = self._work_ahead()
-            if math.isfinite(ahead):
-                due.append(now + max(ahead - self._lead(), 0.002))
-            else:
-                due.append(now + LONG_TASK)
-        if not self._full():
+        for hold in self._load.holds.values():
+            if hold.ended:
+                due.append(hold.said_at + self._intervals.commit)
+            if hold.busy or hold.doubt is not None:
+                due.append(self._next_refresh)
+        if self._load.full():
+            due.append(now + self._load.until_not_full())
+        else:
             due.append(self._next_look)
-        if not self._working:
+        if not self._load.working:
             due.append(self._idle_since + self._patience())
         return max(0.0, min(due) - now)
-
-    @property
-    def _working(self) -> bool:
-        return any(hold.busy for hold in self._holds.values())
-
-    @property
-    def _unsaid(self) -> bool:
-        return any(hold.ended for hold in self._holds.values())
 
     # --- what ended -----------------------------------------------------------------
 
@@ -370,24 +256,27 @@ class Worker:
             ended = self._inbox.popleft()
             key = ended.key
             assert isinstance(key, Key)
-            self._busy_seconds += ended.ended - ended.began
+            self._busy_seconds += max(0.0, ended.ended - ended.began)
             self._counts[ended.ok] += 1
-            self._learn_pace(key, ended.ended - ended.began)
             self._note_end(key, ended)
             if ended.kind == "initializer":
                 self.stop("its initializer failed")
         while self._uploaded:
             key, finish = self._uploaded.popleft()
-            hold = self._holds.get(key.batch)
-            if hold is not None and hold.uploading.pop(key.position, None) == key:
+            hold = self._load.holds.get(key.batch)
+            if hold is not None and hold.uploading.get(key.position) == key:
+                del hold.uploading[key.position]
                 hold.ended[key.position] = finish
 
     def _note_end(self, key: Key, ended: Ended) -> None:
-        hold = self._holds.get(key.batch)
-        if hold is None or hold.given.pop(key.position, None) != key:
+        hold = self._load.holds.get(key.batch)
+        if hold is None or hold.given.get(key.position) != key:
             for _, path, _ in ended.blobs:
                 path.unlink(missing_ok=True)
-        elif ended.blobs:
+            return
+        del hold.given[key.position]
+        self._load.learn_run(hold, key.position, max(0.0, ended.ended - ended.began))
+        if ended.blobs:
             hold.uploading[key.position] = key
             self._aside(partial(self._upload, key, ended))
         else:
@@ -409,86 +298,53 @@ class Worker:
         self._uploaded.append((key, finish))
         self._signal.set()
 
-    def _learn_pace(self, key: Key, seconds: float) -> None:
-        hold = self._holds.get(key.batch)
-        if hold is None:
-            return
-        function = hold.tasks.header.functions[
-            hold.tasks.header.calls[key.position].function
-        ]
-        self._recent.setdefault(function, deque(maxlen=5)).append(seconds)
-
     # --- saying it ------------------------------------------------------------------
 
     def _say_what_is_due(self) -> None:
         now = self._runtime.monotonic()
-        due = now - self._said_at >= self._intervals.commit
-        for hold in list(self._holds.values()):
-            starts = self._unwritten_starts(hold)
-            if starts or (hold.ended and (due or self._nothing_else(hold))):
+        for hold in list(self._load.holds.values()):
+            # The worker would stand idle, or almost, while it kept its last end to itself.
+            last = not hold.waiting and not hold.given
+            due = last or now >= hold.said_at + self._intervals.commit
+            if (hold.ended and due) or self._load.unwritten_starts(hold):
                 self._say(hold, claim=self._wanted(hold))
-            if not hold.busy and hold.batch != self._current:
-                del self._holds[hold.batch]
-
-    def _nothing_else(self, hold: Hold) -> bool:
-        """Whether the worker would stand idle, or almost, while it kept an end to itself."""
-        return not hold.waiting and not hold.given
-
-    @property
-    def _current(self) -> Batch | None:
-        """The batch that this worker stays with: the last one claimed from."""
-        return next(reversed(self._holds), None)
-
-    def _unwritten_starts(self, hold: Hold) -> dict[int, tuple[int, float]]:
-        """Tasks that run for long and are still recorded as claimed."""
-        if all(
-            task.state is not records.State.CLAIMED for task in hold.known.record.tasks
-        ):
-            return {}
-        now = self._runtime.time()
-        begun = self._slots.begun()
-        return {
-            position: (key.attempt, begun[key])
-            for position, key in hold.given.items()
-            if key in begun
-            and now - begun[key] >= LONG_TASK
-            and hold.known.record.tasks[position].state is records.State.CLAIMED
-        }
+            if not hold.busy and hold.doubt is None and hold is not self._load.current:
+                del self._load.holds[hold.batch]
 
     def _say(
         self,
         hold: Hold,
         *,
         claim: int = 0,
+        starts: Mapping[int, tuple[int, float]] | None = None,
         releases: Mapping[int, int] | None = None,
     ) -> None:
         """Write ends, starts, claims and hand-backs of one batch in one compare-and-swap."""
         finishes = self._pack(hold)
-        starts = self._unwritten_starts(hold)
+        starts = {**self._load.unwritten_starts(hold), **(starts or {})}
         holding = len(hold.queued) + len(hold.uploading) - len(releases or {})
         begin = min(self._beginning(hold), claim)
-
         seen: list[Record] = []  # what the change was applied to, once or more often
 
         def edit(record: Record) -> Record:
             seen.append(record)
-            return records.advance(
+            return self._edit(
                 record,
-                self.id,
-                self._runtime.time(),
                 finishes=finishes,
                 starts=starts,
                 releases=releases,
                 claim=holding + claim if claim else 0,
                 begin=begin,
-                last_chance=self._manifest.limits.max_attempts - 1,
-                solo=not self._queued,
             )
 
         began = self._runtime.monotonic()
-        known = self.session.change(hold.batch, hold.known, edit)
-        self._said_at = self._runtime.monotonic()
-        self._round_trip += 0.2 * (self._said_at - began - self._round_trip)
+        try:
+            known = self.session.change(hold.batch, hold.known, edit)
+        except StoreError:
+            self._doubt(hold)
+            raise
+        hold.said_at = self._runtime.monotonic()
+        self._load.learn_round_trip(hold.said_at - began)
         for finish in finishes:
             hold.ended.pop(finish.position, None)
         self._accept(hold, known)
@@ -496,69 +352,55 @@ class Worker:
         # cannot be told who made a marker due.
         self._mark(hold, None if known.record is seen[-1] else seen[-1])
 
+    def _edit(
+        self,
+        record: Record,
+        *,
+        claim: int,
+        begin: int,
+        finishes: Iterable[Finish] = (),
+        starts: Mapping[int, tuple[int, float]] | None = None,
+        releases: Mapping[int, int] | None = None,
+    ) -> Record:
+        return records.advance(
+            record,
+            self.id,
+            self._runtime.time(),
+            finishes=finishes,
+            starts=starts,
+            releases=releases,
+            claim=claim,
+            begin=begin,
+            last_chance=self._load.last_chance,
+            solo=not self._load.queued,
+        )
+
+    def _doubt(self, hold: Hold) -> None:
+        """A write had no answer: it may have taken effect, or may still do so."""
+        hold.doubt = set()
+        self._next_refresh = self._runtime.monotonic()
+
     def _pack(self, hold: Hold) -> list[Finish]:
         """The ends to be said, with what is too large for the record stored beside it first."""
         finishes = list(hold.ended.values())
         weight = sum(len(p.inline) for f in finishes for p in _pieces(f))
-        if hold.size + 4 * weight // 3 <= INLINE_RECORD:
+        if hold.known.size + 4 * weight // 3 <= INLINE_RECORD:
             return finishes
         nonce = self._runtime.new_id(12)
-        pack: list[bytes] = []
-        offset = 0
-
-        def place(piece: Piece | None) -> Piece | None:
-            nonlocal offset
-            if piece is None or len(piece.inline) < 256:
-                return piece
-            pack.append(piece.inline)
-            placed = Piece(pack=nonce, start=offset, size=len(piece.inline))
-            offset += placed.size
-            return placed
-
-        packed = [
-            f._replace(
-                outcome=place(f.outcome) or f.outcome,
-                stdout=place(f.stdout),
-                stderr=place(f.stderr),
-            )
-            for f in finishes
-        ]
+        finishes, pack = packed(finishes, nonce)
         if pack:
-            self.session.put_pack(hold.batch, nonce, b"".join(pack))
-        return packed
+            self.session.put_pack(hold.batch, nonce, pack)
+        return finishes
 
     def _accept(self, hold: Hold, known: Known) -> None:
-        """Make this worker's idea of what it holds that of the record."""
-        if known is not hold.known:
-            hold.known = known
-            hold.size = len(records.encode(known.record))
-        held = records.held_by(known.record, self.id)
-        for position, attempt in held.items():
-            key = Key(hold.batch, position, attempt)
-            mine = (hold.waiting, hold.given, hold.uploading, hold.ended)
-            if not any(position in part for part in mine):
-                hold.waiting[position] = key
-                hold.claimed_at[position] = self._runtime.monotonic()
-        gone = [
-            key
-            for key in [*hold.queued, *hold.uploading.values()]
-            if held.get(key.position) != key.attempt
-        ]
-        for position in [p for p, f in hold.ended.items() if held.get(p) != f.attempt]:
-            del hold.ended[position]
-        self._drop(hold, gone)
+        """Make this worker's idea of what it holds that of the record; stop what is no longer its own."""
+        gone = hold.accept(known, self.id, self._runtime.monotonic())
+        withdrawn = self._slots.withdraw(gone)
+        for key in gone:
+            if key not in withdrawn:
+                self._slots.kill(key)
         if hold.busy:
             self._idle_since = self._runtime.monotonic()
-            self.beater.poke()
-
-    def _drop(self, hold: Hold, keys: list[Key]) -> None:
-        """Stop what is no longer this worker's: cancelled, or taken after it was thought lost."""
-        withdrawn = self._slots.withdraw(keys)
-        for key in keys:
-            hold.waiting.pop(key.position, None)
-            hold.uploading.pop(key.position, None)
-            if hold.given.pop(key.position, None) and key not in withdrawn:
-                self._slots.kill(key)
 
     def _mark(self, hold: Hold, before: Record | None = None) -> None:
         """Write the markers that are due; those due `before` were somebody else's to write."""
@@ -574,177 +416,131 @@ class Worker:
     def _claim_more(self) -> None:
         if self._paused:
             return
-        current = self._holds.get(self._current) if self._current else None
-        if current is not None and (count := self._wanted(current)):
-            self._say(current, claim=count)
+        current = self._load.current
+        if current is not None and self._claim_from(current):
             self._give_waiting()
             self._poll = self._intervals.poll_first
-        if self._full() or self._runtime.monotonic() < self._next_look:
+        now = self._runtime.monotonic()
+        if self._load.full() or now < self._next_look:
             return
         claimed = self._look_and_claim()
         now = self._runtime.monotonic()
         if claimed:
             self._poll = self._intervals.poll_first
             self._next_look = now
-        elif self._beaten:
+        elif 0 < self._beaten <= BEATEN_MOST:
             # There is work, and others were faster: try again soon, but not in step with them.
-            self._next_look = now + self._runtime.random.uniform(
-                0, 5 * self._round_trip
-            )
+            pause = self._load.lead * 2**self._beaten
+            pause = min(pause, self._intervals.poll_first)
+            self._next_look = now + self._runtime.random.uniform(0, pause)
         else:
             self._next_look = now + self._back_off()
 
     def _wanted(self, hold: Hold) -> int:
-        """How many more tasks of this batch to claim now."""
-        record = hold.known.record
-        pending = record.count(records.State.PENDING)
-        if not pending or self._full() or self._paused:
-            return 0
-        pace = self._pace_of(hold.tasks)
-        free = self._free()
-        if pace is None or pace >= LONG_TASK or self._lost_first(record):
-            return min(free, (pending + 1) // 2)
-        unbegun = self._queued - len(self._slots.begun())
-        per_claim = math.ceil(self._slots.size * CLAIM_SECONDS / max(pace, 1e-4))
-        return max(
-            0,
-            min(per_claim - unbegun, (pending + 1) // 2, records.MAX_BATCH_TASKS)
-            or free,
-        )
-
-    def _lost_first(self, record: Record) -> bool:
-        first = next(t for t in record.tasks if t.state is records.State.PENDING)
-        return first.lost > 0
-
-    def _pace_of(self, tasks: Tasks) -> float | None:
-        """The longest of its callables' run times, each the (lower) median of the last few.
-
-        Not the mean: the first call in a process pays for imports.
-        """
-        recents = [self._recent.get(digest) for digest in tasks.header.functions]
-        paces = [sorted(r)[(len(r) - 1) // 2] for r in recents if r]
-        return max(paces) if paces and len(paces) == len(recents) else None
-
-    def _free(self) -> int:
-        """Slots with nothing to run."""
-        return max(0, self._slots.size - self._queued)
-
-    @property
-    def _queued(self) -> int:
-        return sum(len(h.waiting) + len(h.given) for h in self._holds.values())
+        return 0 if self._paused else self._load.wanted(hold)
 
     def _beginning(self, hold: Hold) -> int:
         """How many tasks of the batch would begin as soon as they are claimed."""
         header = hold.tasks.header
         if not header.light or any(self._library.missing(f) for f in header.functions):
             return 0
-        return self._free()
-
-    def _lead(self) -> float:
-        """How long before the work runs out the next is claimed: a few round trips."""
-        return min(0.5, 5 * self._round_trip)
-
-    def _work_ahead(self) -> float:
-        """Seconds until a slot runs out of work, as far as run times are known; 0 if one is free."""
-        if self._free():
-            return 0.0
-        now = self._runtime.time()
-        begun = self._slots.begun()
-        ahead = 0.0
-        for hold in self._holds.values():
-            pace = self._pace_of(hold.tasks)
-            if pace is None or pace >= LONG_TASK:
-                return math.inf
-            for key in hold.queued:
-                spent = now - begun[key] if key in begun else 0.0
-                # One that ran over what was expected has, as a rule, as long again to go.
-                ahead += pace - spent if spent < pace else max(spent, 0.0)
-        return ahead / self._slots.size
-
-    def _full(self) -> bool:
-        """Whether there is enough to do for now."""
-        if self._last_chance_held():
-            return True
-        return self._free() == 0 and self._work_ahead() > self._lead()
-
-    def _last_chance_held(self) -> bool:
-        """Whether a task is held that must be alone, so that its fate is blamed on nobody else."""
-        last = self._manifest.limits.max_attempts - 1
-        return any(
-            (task := hold.known.record.tasks[key.position]).lost > 0
-            and task.losses >= last
-            for hold in self._holds.values()
-            for key in hold.queued
-        )
+        return self._load.free
 
     def _look_and_claim(self) -> bool:
         """Claim from a batch at random among the first open ones; whether anything was claimed."""
-        self._beaten = False
+        beaten = self._beaten + 1
+        self._beaten = 0
         for sight in self._candidates():
-            self._beaten = True
+            self._beaten = beaten
             hold = self._approach(sight)
-            if hold is None:
-                continue
-            if self._try_claim(hold) and hold.queued:
+            if hold is not None and self._claim_from(hold):
+                self._beaten = 0
                 self._give_waiting()
                 return True
+        if self._unseen and beaten <= PERSISTENCE:
+            self._beaten = beaten
         return False
 
     def _candidates(self) -> Iterable[Sight]:
         now = self._runtime.monotonic()
         reach = 2 * max(1, self._manifest.workers)
         if not self._window or now - self._window_at > self._intervals.commit:
-            large = reach > 64
-            start = self._runtime.random.random() if large else 0.0
-            enough = 16 if large else reach
-            self._window, self._unfinished = self._queue.look_for_open(enough, start)
-            self._window_at = now
-            self._store_time = (self._queue.now, self._runtime.monotonic())
-            self.beater.poke()
+            self._look()
         tries = 4  # each costs a read; then look again
         while self._window and tries:
             nearest = self._window[:reach]
             # What nobody has begun with is claimed without a conflict.
-            nearest = [sight for sight in nearest if not sight.record] or nearest
+            nearest = [sight for sight in nearest if sight.untouched] or nearest
             sight = nearest[self._runtime.random.randrange(len(nearest))]
             self._window.remove(sight)
             tries -= 1
             yield sight
 
+    def _look(self) -> None:
+        """List some open batches: the first ones, or where many workers look, some anywhere."""
+        queue = self._queue
+        if self._manifest.workers <= FEW_WORKERS:
+            found = queue.look_for_open(2 * self._manifest.workers)
+            self._unseen = False
+        else:
+            # What is finished need be listed no more once it was seen from the front on: there look
+            # those every other time that have found nothing for a while.
+            idle = self._poll > self._intervals.poll_first
+            self._from_front = idle and not self._from_front
+            start = 0.0 if self._from_front else self._runtime.random.uniform(0, 1.5)
+            found = queue.look_for_open(16, start, untouched=4, pages=3)
+            self._unseen = found[1] and not found[0]
+        self._window, self._unfinished = found
+        self._window_at = self._runtime.monotonic()
+        self._store_time = (queue.now, self._window_at)
+        self.beater.poke()
+
     def _approach(self, sight: Sight) -> Hold | None:
         """What is needed before claiming from a batch: header, record, callable."""
-        batch = sight.batch
-        if batch in self._holds:
-            return None
         try:
-            tasks = self.session.tasks(batch)
-            hold = Hold(
-                batch,
-                tasks,
-                Known(tasks.header.fresh_record(), None),
-                set(sight.markers),
-            )
-            if sight.record is not None:
-                hold.known = self.session.read(batch, hold.known)
-            self._library.path(tasks.header.modules)
-            for digest in tasks.header.functions:
+            hold = self._load.holds.get(sight.batch) or self._new_hold(sight)
+            self._read_newer(hold, sight)
+            self._library.path(hold.tasks.header.modules)
+            for digest in hold.tasks.header.functions:
                 self._library.function(digest)
         except NewerSchema:
             raise
         except ObjectNotFound:
-            return None
+            return None  # it is being deleted
         except DamagedObject as error:
-            self._fail_damaged(batch, error)
+            self._fail_damaged(sight.batch, error)
             return None
-        if not hold.known.record.count(records.State.PENDING):
-            # The marker that says so is late, or missing: then whoever notices writes it.
-            if (
-                sight.record is None
-                or self._queue.now - sight.record.modified >= MARKER_GRACE
-            ):
-                self._mark(hold)
-            return None
-        return hold
+        if hold.known.record.count(State.PENDING):
+            return hold
+        self._tell_drained(sight, hold)
+        return None
+
+    def _tell_drained(self, sight: Sight, hold: Hold) -> None:
+        """What has nothing to claim is still listed as open: if nobody is at it, somebody died at it."""
+        if self._queue.now - sight.modified < MARKER_GRACE:
+            return
+        if hold.known.version is None:
+            # Its tasks were cancelled before they were stored, and only its header says so.
+            self.session.withdraw(hold.batch, hold.tasks.header.withdrawn)
+        else:
+            self._mark(hold)
+
+    def _new_hold(self, sight: Sight) -> Hold:
+        tasks = self.session.tasks(sight.batch)
+        known = Known(tasks.header.fresh_record(), None)
+        return Hold(sight.batch, tasks, known, set(sight.markers))
+
+    def _read_newer(self, hold: Hold, sight: Sight) -> None:
+        """Read the record if the listing shows another than is known."""
+        if sight.record is None or sight.record.version == hold.known.version:
+            return
+        known = self.session.read(sight.batch, hold.known)
+        if known.version is None:
+            # Not all pending, but gone: to claim would be to run again what has ended.
+            raise ObjectNotFound(f"{sight.batch.record_key} was deleted")
+        self._accept(hold, known)
+        if hold.busy:
+            self._load.holds.setdefault(hold.batch, hold)
 
     def _fail_damaged(self, batch: Batch, error: DamagedObject) -> None:
         log.error("batch %s cannot be run: %s", batch, error)
@@ -757,54 +553,70 @@ class Worker:
         )
         self.session.mark(batch, known.record)
 
-    def _try_claim(self, hold: Hold) -> bool:
-        """Claim with at most two conflicts; then better elsewhere."""
+    def _claim_from(self, hold: Hold) -> bool:
+        """Claim, with at most two conflicts: then better elsewhere. Whether anything was claimed."""
+        self._take_ended()  # or what ended during the look would seem to be still to do
         for _ in range(2):
-            count = self._wanted(hold)
+            count = self._load.wanted(hold)
             if not count:
                 return False
-            edit = partial(
-                records.advance,
-                worker=self.id,
-                now=self._runtime.time(),
-                claim=count,
-                begin=min(count, self._beginning(hold)),
-                last_chance=self._manifest.limits.max_attempts - 1,
-                solo=not self._queued,
-            )
-            try:
-                known = self.session.change_once(hold.batch, hold.known, edit)
-            except Conflict:
-                hold.known = self.session.read(hold.batch, hold.known)
-                if records.held_by(hold.known.record, self.id):
-                    known = (
-                        hold.known
-                    )  # the conflict was with an earlier try of this very write
-                else:
-                    continue
-            self._holds[hold.batch] = hold
-            self._accept(hold, known)
-            self._mark(hold)
-            return True
+            before = len(hold.waiting)
+            self._try_claim(hold, count)
+            if len(hold.waiting) > before:
+                self._load.holds.pop(hold.batch, None)
+                self._load.holds[hold.batch] = hold
+                self._mark(hold)
+                return True
         return False
 
+    def _try_claim(self, hold: Hold, count: int) -> None:
+        if hold.ended:  # which must be said anyway
+            self._say(hold, claim=count)
+            return
+        holding = len(hold.queued) + len(hold.uploading)
+        begin = min(count, self._beginning(hold))
+        edit = partial(self._edit, claim=holding + count, begin=begin)
+        try:
+            known = self._change_once(hold, edit)
+        except StoreError:
+            self._load.holds[hold.batch] = hold
+            self._doubt(hold)
+            raise
+        self._accept(hold, known)
+
+    def _change_once(self, hold: Hold, edit: Callable[[Record], Record]) -> Known:
+        try:
+            return self.session.change_once(hold.batch, hold.known, edit)
+        except Conflict:
+            # Perhaps with an earlier try of this very write: then the record names this worker.
+            # Else others are at it: the next try should not be in step with theirs.
+            pause = self._runtime.random.uniform(0, self._load.lead)
+            self._runtime.signal().wait(pause)
+            return self.session.read(hold.batch, hold.known)
+
     # --- running --------------------------------------------------------------------
+
+    def _may_begin(self) -> bool:
+        """Whether others know that this worker lives, and it that the session goes on."""
+        return (
+            not self._paused
+            and self.beater.silent() <= self._intervals.lease / 2
+            and self._runtime.monotonic() < self._next_check
+        )
 
     def _give_waiting(self) -> None:
         """Hand to the slots what is claimed and has all that it needs here."""
         self._take_fetched()
-        if self._paused:
-            return
-        for hold in self._holds.values():
+        for hold in list(self._load.holds.values()):
             for key in list(hold.waiting.values()):
-                if key not in self._fetching:
+                if key not in self._fetching and self._may_begin():
                     self._give(hold, key)
 
     def _give(self, hold: Hold, key: Key) -> None:
         try:
             call = self.session.arguments(hold.batch, hold.tasks, key.position)
             header = hold.tasks.header
-            digest = header.functions[header.calls[key.position].function]
+            digest = hold.function(key.position)
             function = self._library.function(digest)
             missing = self._library.missing(digest, b"" if header.light else call)
             if missing:
@@ -816,6 +628,8 @@ class Worker:
             raise
         except (DamagedObject, ObjectNotFound) as error:
             self._fail(hold, key, error)
+            return
+        if not self._own_up(hold, key):
             return
         del hold.waiting[key.position]
         hold.given[key.position] = key
@@ -832,13 +646,26 @@ class Worker:
             )
         )
 
+    def _own_up(self, hold: Hold, key: Key) -> bool:
+        """Whether the task may begin; the start of one that was lost before is written first."""
+        if hold.waiting.get(key.position) != key:
+            return False
+        if not hold.task(key).lost or not hold.claimed(key):
+            return True
+        if self._load.given >= self._slots.size:
+            return False
+        now = self._runtime.time()
+        self._say(hold, starts={key.position: (key.attempt, now)})
+        return hold.waiting.get(key.position) == key
+
     def _fail(self, hold: Hold, key: Key, error: Exception) -> None:
         now = self._runtime.time()
-        del hold.waiting[key.position]
-        outcome = Piece(inline=damage(error))
-        hold.ended[key.position] = Finish(
-            key.position, key.attempt, False, now, now, outcome
-        )
+        if hold.waiting.get(key.position) == key:
+            del hold.waiting[key.position]
+            outcome = Piece(inline=damage(error))
+            hold.ended[key.position] = Finish(
+                key.position, key.attempt, False, now, now, outcome
+            )
 
     def _fetch(self, key: Key, blobs: list[str]) -> None:
         """Bring blobs here; on the thread of transfers."""
@@ -853,70 +680,56 @@ class Worker:
         while self._fetched:
             key, error = self._fetched.popleft()
             self._fetching.discard(key)
-            hold = self._holds.get(key.batch)
-            if error is not None and hold is not None and key.position in hold.waiting:
+            hold = self._load.holds.get(key.batch)
+            if error is not None and hold is not None:
                 self._fail(hold, key, error)
 
     def _hand_back_stuck(self) -> None:
         """Hand back what has waited too long behind a task that turned out long."""
-        now = self._runtime.monotonic()
-        for hold in list(self._holds.values()):
-            begun = self._slots.begun()
-            stuck = [
-                key
-                for key in hold.queued
-                if now - hold.claimed_at.get(key.position, now) > STUCK_SECONDS
-                and key not in begun
-                and key not in self._fetching
-            ]
-            if stuck and not self._free():
-                withdrawn = self._slots.withdraw(stuck)
-                self._release(
-                    hold,
-                    [k for k in stuck if k.position in hold.waiting or k in withdrawn],
-                )
-
-    def _release(self, hold: Hold, keys: Iterable[Key]) -> None:
-        releases = {key.position: key.attempt for key in keys}
-        if releases:
-            self._say(hold, releases=releases)
+        for hold, stuck in self._load.stuck():
+            keys = [key for key in stuck if key not in self._fetching]
+            withdrawn = self._slots.withdraw(keys)
+            releases = {
+                key.position: key.attempt
+                for key in keys
+                if key in withdrawn or hold.waiting.get(key.position) == key
+            }
+            if releases:
+                self._say(hold, releases=releases)
 
     # --- leases and the session -----------------------------------------------------
 
     def _check_lease(self) -> None:
         """Begin nothing new while heartbeats do not get through; read before going on."""
-        silent = self._runtime.monotonic() - self.beater.last
-        if silent <= self._intervals.lease / 2:
+        if self.beater.silent() <= self._intervals.lease / 2:
             if self._paused:
                 self._paused = False
-                self._refreshed_at = -math.inf
+                self._next_refresh = -math.inf
             return
         self.beater.poke()
         if not self._paused:
             self._paused = True
-            for hold in self._holds.values():
+            for hold in self._load.holds.values():
                 for key in self._slots.withdraw(list(hold.given.values())):
                     assert isinstance(key, Key)
                     hold.waiting[key.position] = hold.given.pop(key.position)
 
-    def _refresh_held(self) -> str | None:
-        """Read, once a heartbeat, the records that this worker is named in."""
+    def _refresh_held(self) -> None:
+        """Read, once a heartbeat, the records that this worker is named in, or may be."""
         now = self._runtime.monotonic()
-        if now - self._refreshed_at < self._intervals.heartbeat:
-            return None
-        self._refreshed_at = now
-        for hold in [h for h in self._holds.values() if h.busy]:
-            self._accept(hold, self.session.read(hold.batch, hold.known))
-            self._write_live_logs(hold)
-        return None
+        if now < self._next_refresh:
+            return
+        for hold in list(self._load.holds.values()):
+            if hold.busy or hold.doubt is not None:
+                self._accept(hold, self.session.read(hold.batch, hold.known))
+                self._write_live_logs(hold)
+        self._next_refresh = now + self._intervals.heartbeat
 
     def _write_live_logs(self, hold: Hold) -> None:
         begun = self._slots.begun()
         for key in hold.given.values():
-            if (
-                self._runtime.time() - begun.get(key, math.inf)
-                < self._intervals.heartbeat / 2
-            ):
+            ran = self._runtime.time() - begun.get(key, math.inf)
+            if ran < self._intervals.heartbeat / 2:
                 continue
             out, err = self._slots.live_output(key)
             if out or err:
@@ -928,15 +741,15 @@ class Worker:
 
     def _check_session(self) -> str | None:
         """Read the manifest, once a minute; a reason if the worker should leave."""
-        now = self._runtime.monotonic()
-        if now - self._checked_at >= self._intervals.session_check:
-            self._checked_at = now
+        if self._runtime.monotonic() >= self._next_check:
             try:
                 self._manifest = self.session.load()
             except SessionNotFound as error:
                 raise SessionTerminated(
                     f"session {self.session.id} was deleted"
                 ) from error
+            now = self._runtime.monotonic()
+            self._next_check = now + self._intervals.session_check
             self._queue.learn(self._manifest.lanes)
         if self._manifest.state is SessionState.TERMINATED:
             return "the session was terminated"
@@ -950,18 +763,23 @@ class Worker:
         return at + self._runtime.monotonic() - monotonic
 
     def _repair_interval(self) -> float:
-        leases = max(1.0, self._manifest.workers / 4)
+        """Some four looks in a lease, of all workers together."""
+        leases = max(1.0, self._live / 4)
         return self._intervals.lease * leases * self._runtime.random.uniform(0.75, 1.25)
 
     def _repair_when_due(self) -> None:
-        now = self._runtime.monotonic()
-        if now < self._next_repair or not self._unfinished:
+        if self._runtime.monotonic() < self._next_repair or not self._unfinished:
             return
         sights = [sight for sight in self._queue.look() if sight.done is None]
         self._unfinished = bool(sights)
+        self._window = [sight for sight in sights if sight.open]
+        self._window_at = self._runtime.monotonic()
+        if not self._window:
+            self._next_look = self._window_at + self._back_off()  # this was one
         self._repair.look(sights)
-        suspects = self._repair.leases.suspects
-        wait = self._intervals.lease / 2 if suspects else self._repair_interval()
+        leases = self._repair.leases
+        self._live = len(leases.live)
+        wait = self._intervals.lease / 2 if leases.suspects else self._repair_interval()
         self._next_repair = self._runtime.monotonic() + wait
 
     # --- leaving --------------------------------------------------------------------
@@ -981,33 +799,38 @@ class Worker:
         return min(limits.idle_timeout, limits.session_timeout)
 
     def _reason_to_leave(self) -> str | None:
-        if self._working:
+        if self._load.working:
             return None
-        if self._ranked != self._manifest.nonce:
-            self._ranked = self._manifest.nonce
-            if self._rank() >= self._manifest.workers:
-                return "there are more workers than wanted"
-        idle = self._runtime.monotonic() - self._idle_since
-        if idle < self._patience():
+        now = self._runtime.monotonic()
+        if now >= self._next_rank and self._is_surplus():
+            return "there are more workers than wanted"
+        if now < self._idle_since + self._patience():
             return None
         if self._unfinished and self._rank() < 2:
             # The first two stay while anything is unfinished: somebody must be there to repair.
-            self._idle_since = self._runtime.monotonic()
+            self._idle_since = now
             return None
-        return f"idle for {idle:.0f} s"
+        return f"idle for {now - self._idle_since:.0f} s"
+
+    def _is_surplus(self) -> bool:
+        wait = RANK_LEASES * self._intervals.lease
+        self._next_rank = self._runtime.monotonic() + wait
+        needed = max(self._manifest.workers, 2 if self._unfinished else 1)
+        return self._rank() >= needed
 
     def _rank(self) -> int:
         """How many live workers come before this one, by id."""
         beats = self.session.beats()
         half = self._intervals.lease / 2
-        return sum(
-            worker < self.id and beats.now - entry.modified <= half
-            for worker, entry in beats.entries.items()
-        )
+        live = [w for w, e in beats.entries.items() if beats.now - e.modified <= half]
+        self._live = len(live)
+        # If others have left, this one must look after the rest sooner than it thought.
+        soon = self._runtime.monotonic() + self._repair_interval()
+        self._next_repair = min(self._next_repair, soon)
+        return sum(worker < self.id for worker in live)
 
     def _leave(self, reason: str) -> bool:
         """Hand back and go; False if an idle worker found work at the last moment and stays."""
-        idle = not self._working
         self._stop_slots()
         if not self._gone:
             self._hand_back_all()
@@ -1015,30 +838,42 @@ class Worker:
         try:
             if self._gone:
                 self.session.forget(self.id)
-                return True
-            self.session.bury(replace(self._describe(), state="left", reason=reason))
-            if idle and reason.startswith("idle") and self._open_work():
-                self._idle_since = self._next_look = self._runtime.monotonic()
-                self.beater.resume()
-                return False
+            elif reason == self._idle_reason:
+                return self._leave_idle(reason)
+            else:
+                self._say_goodbye(reason)
         except StoreError as error:
             log.warning("worker %s could not say goodbye: %s", self.id, error)
         return True
 
+    def _leave_idle(self, reason: str) -> bool:
+        """Delete the heartbeat, then look once more; both until the store answers.
+
+        A client stores first and looks who lives after: so one of the two sees the other.
+        """
+        self.session.patiently(partial(self._say_goodbye, reason))
+        if not self.session.patiently(self._open_work):
+            return True
+        self._idle_since = self._next_look = self._runtime.monotonic()
+        self.session.patiently(self.beater.resume)
+        return False
+
+    def _say_goodbye(self, reason: str) -> None:
+        self.session.bury(replace(self._describe(), state="left", reason=reason))
+
     def _stop_slots(self) -> None:
-        self._slots.withdraw(
-            [k for h in self._holds.values() for k in h.given.values()]
-        )
+        holds = self._load.holds.values()
+        self._slots.withdraw([key for hold in holds for key in hold.given.values()])
         for key in list(self._slots.begun()):
             self._slots.kill(key)
         self._take_ended()
 
     def _hand_back_all(self) -> None:
-        calls = [
-            partial(self._hand_back, hold) for hold in self._holds.values() if hold.busy
-        ]
-        self._runtime.gather(calls)
-        self._holds.clear()
+        busy = [hold for hold in self._load.holds.values() if hold.busy]
+        self._runtime.gather([partial(self._hand_back, hold) for hold in busy])
+        for hold in list(self._load.holds.values()):
+            if hold.doubt is None:  # it may stay, and be told later what it holds
+                del self._load.holds[hold.batch]
 
     def _hand_back(self, hold: Hold) -> None:
         keys = [*hold.queued, *hold.uploading.values()]
@@ -1055,7 +890,7 @@ class Worker:
 
     def _describe(self) -> Heartbeat:
         now = self._runtime.time()
-        holding = self._queued
+        holding = self._load.queued
         return replace(
             self._heartbeat,
             state="working" if holding else "idle",

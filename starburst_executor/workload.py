@@ -1,0 +1,197 @@
+"""How much a worker has to do, how long that will take, and how much more it should claim."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from starburst_executor import records
+from starburst_executor.hold import Hold, Key
+from starburst_executor.records import Batch, State
+from starburst_executor.runtime import Runtime
+from starburst_executor.session import Tasks
+from starburst_executor.slots import Slots
+
+__all__ = ["LONG_TASK", "STUCK_SECONDS", "Workload"]
+
+# A task that ends sooner has its start written together with its end.
+LONG_TASK = 2.0
+# As much work is claimed at a time, in seconds of all slots.
+CLAIM_SECONDS = 1.0
+# What has not begun by then, because the task before it turned out long, is handed back.
+STUCK_SECONDS = 5.0
+
+
+class Workload:
+    """What a worker holds, as work. Makes no requests.
+
+    Args:
+        slots: What runs the tasks.
+        runtime: The clocks.
+        last_chance: What was lost while running so often must be held alone.
+    """
+
+    def __init__(self, slots: Slots, runtime: Runtime, last_chance: int) -> None:
+        self.holds: dict[Batch, Hold] = {}  # the last one is that last claimed from
+        self.last_chance = last_chance
+        self._slots = slots
+        self._runtime = runtime
+        self._recent: dict[str, deque[float]] = {}  # function digest -> last run times
+        self._round_trip = 0.02
+
+    @property
+    def working(self) -> bool:
+        """Whether anything is unfinished or unsaid; may be asked by any thread."""
+        return any(hold.busy for hold in list(self.holds.values()))
+
+    @property
+    def queued(self) -> int:
+        """How many tasks are still to be run, or run; may be asked by any thread."""
+        holds = list(self.holds.values())
+        return sum(len(hold.waiting) + len(hold.given) for hold in holds)
+
+    @property
+    def given(self) -> int:
+        """How many tasks the slots have."""
+        return sum(len(hold.given) for hold in self.holds.values())
+
+    @property
+    def free(self) -> int:
+        """Slots with nothing to run."""
+        return max(0, self._slots.size - self.queued)
+
+    @property
+    def current(self) -> Hold | None:
+        """The batch that the worker stays with while it lasts: the last one claimed from."""
+        return next(reversed(self.holds.values()), None)
+
+    def learn_run(self, hold: Hold, position: int, seconds: float) -> None:
+        """A task of this batch took so long."""
+        function = hold.function(position)
+        self._recent.setdefault(function, deque(maxlen=5)).append(seconds)
+
+    def learn_round_trip(self, seconds: float) -> None:
+        """A write took so long."""
+        self._round_trip += 0.2 * (seconds - self._round_trip)
+
+    def wanted(self, hold: Hold) -> int:
+        """How many more tasks of this batch to claim now."""
+        record = hold.known.record
+        pending = record.count(State.PENDING)
+        if not pending or self.full():
+            return 0
+        half = (pending + 1) // 2
+        pace = self._pace_of(hold.tasks)
+        if pace is None or pace >= LONG_TASK or _first_pending_was_lost(record):
+            return min(self.free, half)
+        per_claim = math.ceil(self._slots.size * CLAIM_SECONDS / max(pace, 1e-4))
+        unbegun = self.queued - len(self._slots.begun())
+        more = max(per_claim - unbegun, self.free, 1)
+        return min(more, half, records.MAX_BATCH_TASKS)
+
+    def full(self) -> bool:
+        """Whether there is enough to do for now."""
+        if self._last_chance_held():
+            return True
+        return not self.free and self._ahead() > self.lead
+
+    def until_not_full(self) -> float:
+        """Seconds until more should be claimed, if nothing ends before; inf if only an end can tell."""
+        if self._last_chance_held():
+            return math.inf
+        return max(self._ahead() - self.lead, 0.002)
+
+    def until_due(self) -> float:
+        """Seconds until a start should be written or something has been stuck for too long."""
+        now, wall = self._runtime.monotonic(), self._runtime.time()
+        begun = self._slots.begun()
+        due = math.inf
+        for hold in self.holds.values():
+            for key in hold.queued:
+                if key not in begun:
+                    left = hold.claimed_at[key.position] + STUCK_SECONDS - now
+                elif hold.claimed(key):
+                    left = begun[key] + LONG_TASK - wall
+                else:
+                    continue
+                # What cannot be done when it is due is tried again now and then.
+                due = min(due, left if left > 0 else LONG_TASK / 2)
+        return due
+
+    def unwritten_starts(self, hold: Hold) -> dict[int, tuple[int, float]]:
+        """Attempt and begin of tasks that have run for long and are still recorded as claimed."""
+        if not hold.given:
+            return {}
+        now = self._runtime.time()
+        begun = self._slots.begun()
+        return {
+            key.position: (key.attempt, begun[key])
+            for key in hold.given.values()
+            if key in begun and now - begun[key] >= LONG_TASK and hold.claimed(key)
+        }
+
+    def stuck(self) -> list[tuple[Hold, list[Key]]]:
+        """What has waited for too long behind tasks that turned out long."""
+        if self.free:
+            return []
+        now = self._runtime.monotonic()
+        begun = self._slots.begun()
+        found: list[tuple[Hold, list[Key]]] = []
+        for hold in self.holds.values():
+            keys = [
+                key
+                for key in hold.queued
+                if key not in begun
+                and now - hold.claimed_at[key.position] >= STUCK_SECONDS
+            ]
+            if keys:
+                found.append((hold, keys))
+        return found
+
+    @property
+    def lead(self) -> float:
+        """How long before the work runs out the next is claimed: a few round trips."""
+        return min(0.5, 5 * self._round_trip)
+
+    def _ahead(self) -> float:
+        """Seconds until a slot runs out of work, as far as run times are known; 0 if one is free."""
+        if self.free:
+            return 0.0
+        now = self._runtime.time()
+        begun = self._slots.begun()
+        first, queued = math.inf, 0.0
+        for hold in self.holds.values():
+            if not hold.waiting and not hold.given:
+                continue
+            pace = self._pace_of(hold.tasks)
+            if pace is None or pace >= LONG_TASK:
+                return math.inf
+            for key in hold.queued:
+                if key not in begun:
+                    queued += pace
+                    continue
+                spent = max(now - begun[key], 0.0)
+                # One that ran over what was expected has, as a rule, as long again to go.
+                first = min(first, pace - spent if spent < pace else spent)
+        return (first if first < math.inf else 0.0) + queued / self._slots.size
+
+    def _pace_of(self, tasks: Tasks) -> float | None:
+        """The longest of its callables' run times, each the (lower) median of the last few.
+
+        Not the mean: the first call in a process pays for imports.
+        """
+        recents = [self._recent.get(digest) for digest in tasks.header.functions]
+        paces = [sorted(r)[(len(r) - 1) // 2] for r in recents if r]
+        return max(paces) if paces and len(paces) == len(recents) else None
+
+    def _last_chance_held(self) -> bool:
+        """Whether a task is held that must be alone, so that its fate is blamed on nobody else."""
+        return any(
+            (task := hold.task(key)).lost > 0 and task.losses >= self.last_chance
+            for hold in self.holds.values()
+            for key in hold.queued
+        )
+
+
+def _first_pending_was_lost(record: records.Record) -> bool:
+    return next(t for t in record.tasks if t.state is State.PENDING).lost > 0
