@@ -17,6 +17,7 @@ any order, and a batch that appeared behind a cursor would never be seen again.
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -61,20 +62,23 @@ class Sight:
 
     def add(self, name: str, entry: Entry) -> None:
         """Take in one object of the batch."""
-        kind, _, rest = name.partition(".")
         self.modified = max(self.modified, entry.modified)
         if name == "record":
             self.record = entry
         elif name == "tasks":
             self.complete = True
-        elif kind == "done":
+        else:
+            self._add_marker(*name.split(".", 1))
+        self.markers.add(name)
+
+    def _add_marker(self, kind: str, rest: str = "") -> None:
+        if kind == "done":
             completed, failed, cancelled = map(int, rest.split("."))
             self.done = completed, failed, cancelled
         elif kind == "drained":
             self.drained = max(self.drained, int(rest))
         elif kind == "requeued":
             self.requeued = max(self.requeued, int(rest))
-        self.markers.add(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +255,7 @@ class Queue:
                 self._prefix + prefix, after=self._prefix + after, limit=limit
             )
             self.now = page.now
-            sights = list(self._batches(page, cut))
+            sights = self._sights(page, cut)
             complete = [sight for sight in sights if sight.complete]
             for sight in complete:
                 self._note(sight)
@@ -260,26 +264,28 @@ class Queue:
                 return
             after = page.entries[-1].key[len(self._prefix) :]
             limit = PAGE
-            if sights:
-                cut = None if sights[-1].complete else sights[-1]
-                after, cut, limit = self._skip_finished(sights[-1], cut, after)
+            last = _batch_of(after.split("/")[1])
+            if last is not None:
+                cut = sights[-1] if sights and sights[-1].batch == last else None
+                after, cut, limit = self._skip_finished(last, cut, after)
 
-    def _batches(self, page: Page, cut: Sight | None) -> Iterator[Sight]:
-        """The page's batches; `cut` is the unfinished last one of the page before."""
+    def _sights(self, page: Page, cut: Sight | None) -> list[Sight]:
+        """The page's batches but those known to be done; `cut` is the last one of the page before."""
+        sights = [cut] if cut else []
         sight = cut
         name = str(cut.batch) if cut else ""
         skip = len(self._prefix) + len("queue/")
         for entry in page.entries:
             folder, _, rest = entry.key[skip:].partition("/")
-            if folder != name or sight is None:
-                if sight is not None:
-                    yield sight
-                batch = Batch.parse(folder)
-                name, sight = folder, Sight(batch) if batch else None
-            if sight is not None and rest:
+            if folder != name:
+                name, sight = folder, None
+                batch = _batch_of(folder)
+                if batch is not None and not self.done(batch):
+                    sight = Sight(batch)
+                    sights.append(sight)
+            if sight is not None:
                 sight.add(rest, entry)
-        if sight is not None:
-            yield sight
+        return sights
 
     def _note(self, sight: Sight) -> None:
         batch = sight.batch
@@ -295,14 +301,23 @@ class Queue:
         return self._lanes[number]
 
     def _skip_finished(
-        self, last: Sight, cut: Sight | None, after: str
+        self, last: Batch, cut: Sight | None, after: str
     ) -> tuple[str, Sight | None, int]:
         """Where the next page begins: not inside a run of batches known to be done; and its limit."""
-        batch = last.batch
-        number = batch.number if cut else batch.end
-        progress = self._lane(batch.lane)
+        if cut is not None and cut.complete:
+            cut = None
+            number = last.end
+        else:
+            number = last.number
+        progress = self._lane(last.lane)
         end = progress.end_of_run(number)
         limit = progress.keys_until_done(end)
         if end <= number:
             return after, cut, limit
-        return max(after, before(batch.lane, end)), None, limit
+        return max(after, before(last.lane, end)), None, limit
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _batch_of(name: str) -> Batch | None:
+    """The batch of that name; the same names are seen look after look."""
+    return Batch.parse(name)
