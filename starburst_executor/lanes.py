@@ -62,10 +62,15 @@ def give_back(
         finished: What is known of a lane's finished prefix, to be written on this occasion.
     """
 
+    holders: list[str] = []
+
     def edit(manifest: Manifest) -> Manifest:
         lanes = [_progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)]
         if lane is not None:
-            lanes[lane] = replace(lanes[lane], taken=False, number=number)
+            # When this is done again, an earlier try may have given it back, and another have it now.
+            holders.append(lanes[lane].client)
+            if holders[0] == holders[-1]:
+                lanes[lane] = replace(lanes[lane], taken=False, number=number)
         ends = manifest.state
         if state is not None and ends is not SessionState.TERMINATED:
             ends = state
