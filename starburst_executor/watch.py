@@ -24,6 +24,7 @@ from starburst_executor.errors import (
     SessionNotFound,
     SessionTerminated,
     StoreError,
+    StoreUnavailable,
 )
 from starburst_executor.future import Settled, TaskFuture
 from starburst_executor.leases import Repair
@@ -80,18 +81,28 @@ class Outcomes:
         self._lock = threading.Lock()
 
     def settled(self, batch: Batch, position: int, task: Task) -> Settled:
-        """How a final task ended; an outcome that cannot be read is an error of its own."""
+        """How a final task ended; an outcome that cannot be read is an error of its own.
+
+        Raises:
+            StoreUnavailable: no plain answer, for now.
+        """
         assert task.outcome is not None
         try:
             data = self._session.get_piece(batch, task.outcome)
             return self._open(batch, position, task, data)
+        except StoreUnavailable:
+            raise
         except StoreError as error:
             return False, error
 
     def later(self, batch: Batch, position: int) -> Settled:
         """How a task of a finished batch ended, with the record read now if it is not at hand."""
-        task = self.record(batch).tasks[position]
-        return self.settled(batch, position, task)
+
+        def once() -> Settled:
+            task = self.record(batch).tasks[position]
+            return self.settled(batch, position, task)
+
+        return self._session.patiently(once)
 
     def record(self, batch: Batch) -> Record:
         """The record of a finished batch; the last few are kept."""
@@ -365,7 +376,6 @@ class Watcher:
         """Settle what has ended; whether anything had."""
         with self._lock:
             futures = dict(waited.futures)
-        waited.known = known
         ended: dict[int, TaskFuture[Any]] = {}
         for position, future in futures.items():
             task = known.record.tasks[position]
@@ -373,18 +383,34 @@ class Watcher:
                 ended[position] = future
             elif task.state is State.RUNNING:
                 future.note_running()
-        pieces = self._in_few_reads(batch, known.record, ended)
-        for position, future in ended.items():
-            self._settle(batch, position, pieces[position], future)
+        settled = self._settle_all(batch, known.record, ended)
+        if len(settled) == len(ended):
+            waited.known = (
+                known  # else it is read again, and what lacks is settled then
+            )
         with self._lock:
-            for position in ended:
+            for position in settled:
                 if waited.futures.pop(position, None) and batch in self._waited:
                     self._unfinished -= 1
             if not waited.futures:
                 self._waited.pop(batch, None)
             if not self._unfinished:
                 self._idle.set()
-        return bool(ended)
+        return bool(settled)
+
+    def _settle_all(
+        self, batch: Batch, record: Record, ended: dict[int, TaskFuture[Any]]
+    ) -> list[int]:
+        """Settle the futures of ended tasks; the positions of those whose outcome could be had."""
+        settled: list[int] = []
+        try:
+            tasks = self._in_few_reads(batch, record, ended)
+            for position, future in ended.items():
+                self._settle(batch, position, tasks[position], future)
+                settled.append(position)
+        except StoreUnavailable as error:
+            log.warning("batch %s: an outcome cannot be had yet: %s", batch, error)
+        return settled
 
     def _in_few_reads(
         self, batch: Batch, record: Record, ended: Iterable[int]

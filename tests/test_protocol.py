@@ -630,7 +630,8 @@ def test_a_lane_given_back_twice_is_not_taken_from_who_has_it_now() -> None:
             taken.append(-1)
             world.client("b", take)
             return Fault.LOST
-        return None
+        # Which leaves the other client time.
+        return Fault.UNAVAILABLE if call.process == "a" and taken == [-1] else None
 
     def take(client: SimClient) -> None:
         client.runtime.signal().wait(0.1)
@@ -681,6 +682,21 @@ def test_a_watcher_survives_that_the_store_fails_while_workers_are_counted() -> 
         world.run_until(lambda: client.dead, 60)
         assert client.error is None
         assert only_task(world).state is State.COMPLETED
+
+
+def test_an_outcome_that_cannot_be_had_for_a_moment_is_no_outcome() -> None:
+    away = striking(
+        lambda call: Fault.UNAVAILABLE
+        if "/results/" in call.key and call.op == "get" and world.sim.now < 30
+        else None
+    )
+    with a_world(away) as world:
+        client = world.client("c", submitting(*[Work(size=100_000)] * 3))
+        world.run(29)
+        assert not any(future.done() for future in client.futures)
+        world.run_until(lambda: client.dead, 60)
+        world.check()
+        assert all(future.exception() is None for future in client.futures)
 
 
 def test_no_worker_is_started_for_a_session_that_was_terminated() -> None:
