@@ -61,7 +61,6 @@ def give_back(
         state: What the session is from now on, unless it was terminated; default as it is.
         finished: What is known of a lane's finished prefix, to be written on this occasion.
     """
-
     holders: list[str] = []
 
     def edit(manifest: Manifest) -> Manifest:

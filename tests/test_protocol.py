@@ -686,9 +686,11 @@ def test_a_watcher_survives_that_the_store_fails_while_workers_are_counted() -> 
 
 def test_an_outcome_that_cannot_be_had_for_a_moment_is_no_outcome() -> None:
     away = striking(
-        lambda call: Fault.UNAVAILABLE
-        if "/results/" in call.key and call.op == "get" and world.sim.now < 30
-        else None
+        lambda call: (
+            Fault.UNAVAILABLE
+            if "/results/" in call.key and call.op == "get" and world.sim.now < 30
+            else None
+        )
     )
     with a_world(away) as world:
         client = world.client("c", submitting(*[Work(size=100_000)] * 3))
