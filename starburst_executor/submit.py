@@ -120,12 +120,14 @@ class Submitter:
     def withdraw(self, future: TaskFuture[Any]) -> bool:
         """Cancel a task that is still queued here; False if it no longer is."""
         with self._lock:
-            for item in self._queue:
-                if item.future is future:
-                    item.arguments = None
-                    break
-            else:
+            # The queue has the lane's numbers, without gaps, from the next one on.
+            position = future.number - self._next
+            if not 0 <= position < len(self._queue):
                 return False
+            item = self._queue[position]
+            if item.future is not future:  # of another lane
+                return False
+            item.arguments = None
         future.settle_cancelled()
         return True
 
