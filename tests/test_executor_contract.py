@@ -105,7 +105,15 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StarburstExecutor
         gate.await_arrivals(2)
         gate.open()
         wait(futures)
+        _start_all_threads(executor)
         yield executor
+
+
+def _start_all_threads(executor: StarburstExecutor) -> None:
+    """Or the first test with many requests at once would seem to leave some running."""
+    width = 8
+    together = threading.Barrier(width)
+    executor._own_runtime.gather([together.wait] * width)
 
 
 @pytest.fixture(scope="module")
