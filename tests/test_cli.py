@@ -1123,7 +1123,7 @@ def test_exit_3_is_a_bucket_that_does_not_exist(
 def test_exit_4_is_want_of_credentials() -> None:
     result = run("list", store="s3://some-bucket-of-ours/x?region=us-east-1")
     assert result.exit_code == 4
-    assert "no credentials" in result.stderr
+    assert "no credentials: Unable to locate credentials. They are" in result.stderr
 
 
 def test_exit_5_is_a_timeout(made: Made) -> None:

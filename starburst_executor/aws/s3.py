@@ -526,7 +526,7 @@ class S3Store:
             raise self._refused(error, operation, key, condition) from error
         except _NO_CREDENTIALS as error:
             raise StoreDenied(
-                f"{operation} of {self._name(key)} had no credentials: {error} They are looked "
+                f"{operation} of {self._name(key)} had no credentials: {str(error).rstrip('.')}. They are looked "
                 "for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the profile (AWS_PROFILE) "
                 "of ~/.aws/credentials and ~/.aws/config, and in the role of the container or "
                 "instance. `aws sts get-caller-identity` shows what is found."
