@@ -582,6 +582,8 @@ class Worker:
             self._load.holds[hold.batch] = hold
             self._doubt(hold)
             raise
+        # A claim is a write like another: the first end after it can wait for more to say with it.
+        hold.said_at = self._runtime.monotonic()
         self._accept(hold, known)
 
     def _change_once(self, hold: Hold, edit: Callable[[Record], Record]) -> Known:
