@@ -428,6 +428,7 @@ PACKAGE = Path(account.__file__).parent
 SERVICES = (
     "s3",
     "ecs",
+    "autoscaling",
     "logs",
     "ec2",
     "sts",
@@ -438,6 +439,9 @@ SERVICES = (
 MODULES = {
     "s3": ("s3",),
     "ecs": ("ecs",),
+    "placement": ("placement", "instances"),
+    "capacity": ("capacity",),
+    "removal": ("removal",),
     "account": ("account",),
     "prices": ("prices",),
     "setup": ("setup", "stack", "network", "teardown"),

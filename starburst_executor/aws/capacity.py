@@ -28,12 +28,15 @@ from starburst_executor.aws.instances import InstanceType
 from starburst_executor.aws.verdict import NotYet, Outlook, Verdict
 from starburst_executor.config import Deployment
 
-__all__ = ["CLUSTER_TAG", "Capacity", "cluster_name", "market"]
+__all__ = ["CLUSTER_TAG", "PROFILE_TAG", "Capacity", "cluster_name", "market"]
 
 log = logging.getLogger(__name__)
 
 CLUSTER_TAG = "starburst-executor:cluster"
 """Tag of all that is made here; its value is the name of the cluster."""
+
+PROFILE_TAG = "starburst-executor:instance-profile"
+"""Another: ARN of the instances' profile, by which stacks that share a cluster tell theirs."""
 
 _MOST_INSTANCES = 10_000  # as many as a session has workers at most
 _AMI = "resolve:ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/{}recommended/image_id"
@@ -228,7 +231,10 @@ class Capacity:
     def _tags(
         self, key: str, value: str, *, named: bool = True
     ) -> list[dict[str, str]]:
-        tags = {CLUSTER_TAG: cluster_name(self._deployment)}
+        tags = {
+            CLUSTER_TAG: cluster_name(self._deployment),
+            PROFILE_TAG: self._deployment.instance_profile_arn,
+        }
         if named:
             tags["Name"] = self.name
         return [{key: name, value: text} for name, text in tags.items()]
