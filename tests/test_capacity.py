@@ -514,6 +514,9 @@ def worker_arn(number: int) -> str:
     return arn(number)
 
 
+NO_SPOT = "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity."
+
+
 @pytest.fixture
 def ec2(aws: Scripted, request: pytest.FixtureRequest) -> Iterator[Ec2Script]:
     """A launcher for Spot instances; `spot_fallback` by the fixture's parameter."""
@@ -574,14 +577,30 @@ def test_a_provider_that_the_cluster_lacks_is_made_and_asked_again(
     assert ec2.launcher.launch(URL, 1) == [worker(1)]
 
 
+def test_a_task_that_ecs_gave_up_on_for_lack_of_an_instance_is_started_again(
+    ec2: Ec2Script,
+) -> None:
+    start_one(ec2)
+    ec2.later(70)
+    ec2.waiting(1, use_spot=True)
+    ec2.activity(NO_SPOT)
+    ec2.launcher.live(URL)
+    for number in range(1, 6):  # more often than a doubtful start is tried
+        ec2.later(20)
+        ec2.look()
+        ec2.describe(unborn(number, "Something that nobody has seen yet"))
+        assert ec2.launcher.live(URL) == set()
+        ec2.later(61)
+        ec2.look()
+        ec2.run_on(1, number + 1, use_spot=True)
+        assert ec2.launcher.launch(URL, 1) == [worker(number + 1)]
+
+
 def test_nobody_is_asked_why_within_the_first_minute(ec2: Ec2Script) -> None:
     start_one(ec2)
     ec2.later(50)
     ec2.waiting(1, use_spot=True)
     assert ec2.launcher.live(URL) == workers(1)
-
-
-NO_SPOT = "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity."
 
 
 def test_without_fallback_what_is_waited_for_is_said_once(
@@ -633,7 +652,7 @@ def test_five_minutes_without_an_instance_are_no_capacity_whatever_is_said(
     ec2.activity(NO_SPOT, after=-3600)  # of an earlier session
     ec2.stop(1)
     ec2.launcher.live(URL)
-    assert "no instance came within 310 s" in caplog.text
+    assert "no instance came within 300 s" in caplog.text
 
 
 def test_a_group_that_can_never_grow_is_an_error(ec2: Ec2Script) -> None:

@@ -56,6 +56,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances that have not come at once are asked about."""
     monkeypatch.setattr(crew, "_ASK_SHORTAGE", 0.0)
     monkeypatch.setattr(ecs, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(ecs, "_ASK_AGAIN", 0.0)
 
 
 def on_ec2(

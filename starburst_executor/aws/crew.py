@@ -105,6 +105,7 @@ class Crew:
     pause: float = 0.0
     on_demand_until: float = 0.0  # Spot has no capacity
     shortage: str = ""  # why no instance comes; was said
+    ask_shortage_at: float = 0.0
 
     def having(self, *phases: Phase) -> list[Task]:
         """The tasks in one of these phases."""

@@ -96,6 +96,7 @@ _STOPPED_PAGES = 10  # the newest 1,000 stopped tasks of this size, of all sessi
 _TRY_AGAIN = (5.0, 60.0)  # first and last pause after a launch that fell short
 _DOUBTS = 3  # launches in a row of which nothing began, each perhaps by accident
 _SLOW_START = 300.0  # seconds: Fargate takes 20 to 60, an instance one to three minutes
+_ASK_AGAIN = 30.0  # between questions to a group why no instance comes
 _SPOT_AGAIN = 600.0  # seconds for which on-demand capacity is taken where Spot had none
 _STOP_SECONDS = 60.0  # beyond the stop timeout: what ECS takes to say so
 _LOG_LINES = 30
@@ -414,6 +415,11 @@ class EcsLauncher:
 
     def _check_waiting(self, crew: Crew, waiting: list[Waiting]) -> None:
         """Find out why no instances come for tasks that have waited for some time, and act on it."""
+        now = self._runtime.monotonic()
+        if now < crew.ask_shortage_at:
+            return
+        if waiting:
+            crew.ask_shortage_at = now + _ASK_AGAIN
         for use_spot in (True, False):
             some = [w for w in waiting if w.task.use_spot is use_spot]
             if some:
@@ -427,7 +433,8 @@ class EcsLauncher:
         longest = max(w.seconds for w in waiting)
         if not said and longest < _SLOW_START:
             return
-        verdict = judge_shortage(said or f"no instance came within {longest:.0f} s")
+        said = said or f"no instance came within {_SLOW_START:.0f} s"
+        verdict = judge_shortage(said)
         tasks = [w.task for w in waiting]
         if verdict.outlook is Outlook.NEVER:
             crew.hopeless = verdict.text
@@ -646,6 +653,9 @@ class EcsLauncher:
         if stop.code == "UserInitiated":
             return
         verdict = judge_start(stop)
+        if crew.shortage and verdict.outlook is Outlook.DOUBTFUL:
+            # ECS gave up waiting for an instance, in words that are not known.
+            verdict = judge_shortage(f"{verdict.text} {crew.shortage}")
         for launch in {task.launch for task in tasks}:
             if self._is_hopeless(crew, verdict, launch):
                 crew.hopeless = verdict.text

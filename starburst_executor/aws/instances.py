@@ -12,17 +12,26 @@ from botocore.exceptions import ClientError
 from starburst_executor.aws.fargate import Size
 from starburst_executor.spec import WorkerSpec, memory_mib
 
-__all__ = ["Architecture", "InstanceType", "describe_instance_type", "worker_size"]
+__all__ = [
+    "USABLE_MEMORY",
+    "Architecture",
+    "InstanceType",
+    "describe_instance_type",
+    "worker_size",
+]
 
 Architecture = Literal["X86_64", "ARM64"]
 
 # EC2's word for an architecture -> ECS's.
 _ARCHITECTURES: dict[str, Architecture] = {"x86_64": "X86_64", "arm64": "ARM64"}
 
-# Of the memory that EC2 names, the share that workers can have. The kernel keeps some before ECS counts
-# (2.5 % of an m4.large in the Batch guide, "Compute resource memory management"), and 5 % are
-# recommended for ECS's agent and the system (same guide, "Reserve system memory").
-_USABLE = 0.925
+USABLE_MEMORY = 0.925
+"""Of the memory that EC2 names, the share that workers can have.
+
+The kernel keeps some before ECS counts (2.5 % of an m4.large in the AWS Batch guide, "Compute resource memory
+management"), and 5 % are recommended for ECS's agent and the system (same guide, "Reserve system memory").
+"""
+
 # CPU units that a task on EC2 may have: "between 128 and 196608", says RegisterTaskDefinition.
 _LEAST_UNITS, _MOST_UNITS = 128, 196_608
 
@@ -48,7 +57,7 @@ class InstanceType:
     @property
     def usable(self) -> int:
         """MiB of memory that workers can have together; 92.5 % of it, the rest is for kernel and agent."""
-        return math.floor(self.memory * _USABLE)
+        return math.floor(self.memory * USABLE_MEMORY)
 
     def fits(self, size: Size) -> int:
         """How many workers of that size fit on one instance."""
