@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from botocore.stub import ANY, Stubber
 
+from starburst_executor.aws.account import Vcpus
 from starburst_executor.aws.calls import Calls, Refused
 from starburst_executor.aws.capacity import Capacity
 from starburst_executor.aws.ecs import EcsLauncher
@@ -722,6 +723,17 @@ def test_a_start_that_fails_for_lack_of_spot_falls_back_at_once() -> None:
         script.describe({**unborn(1, FULL), **provider})
         script.run(1, 2)
         assert launcher.launch(URL, 1) == [worker(2)]
+
+
+def test_a_quota_of_no_spot_falls_back_too() -> None:
+    def vcpus(spot: bool) -> Vcpus:
+        return Vcpus(quota=0 if spot else 16, used=0)
+
+    with on_fargate(vcpus, use_spot=True, spot_fallback=True) as (launcher, script):
+        script.first_look()
+        script.definition()
+        script.run(1, 1)
+        assert launcher.launch(URL, 1) == [worker(1)]
 
 
 def test_other_failures_do_not_fall_back() -> None:
