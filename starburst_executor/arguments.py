@@ -24,6 +24,7 @@ __all__ = [
     "check_intervals",
     "check_name",
     "check_session_id",
+    "check_store_reachable",
     "default_intervals",
     "launcher_name",
     "new_session_id",
@@ -123,6 +124,15 @@ def with_region(store: str | Path, region: str | None) -> str | Path:
     if region is None or not text.startswith("s3://") or "region=" in text:
         return store
     return f"{text}{'&' if '?' in text else '?'}region={region}"
+
+
+def check_store_reachable(launcher: str, store: str | Path) -> None:
+    """Refuse workers that could not reach the store."""
+    if launcher == "ecs" and not str(store).startswith("s3://"):
+        raise ValueError(
+            f'launcher="ecs" with store={str(store)!r}: workers on ECS cannot reach a directory of this machine. Say '
+            'store="s3://bucket/prefix", or launcher="local"'
+        )
 
 
 def new_session_id(runtime: Runtime) -> str:

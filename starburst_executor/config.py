@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             or VPC endpoints.
         execution_role_arn: The role by which ECS pulls the image and writes logs.
         task_role_arn: The role that workers and tasks have.
+        instance_profile_arn: The role, as an instance profile, of EC2 instances that workers run on.
         log_group: CloudWatch log group of the workers.
         image: Container image of the workers; "" for the stock one of this Python minor version.
         stack: Name of the CloudFormation stack that `setup` made; "" if none.
@@ -82,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     assign_public_ip: bool = True
     execution_role_arn: str = ""
     task_role_arn: str = ""
+    instance_profile_arn: str = ""
     log_group: str = ""
     image: str = ""
     stack: str = ""
@@ -103,6 +105,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     task_role_arn: str
     log_group: str
     image: str
+    instance_profile_arn: str = ""
 
 
 _NEEDED = (

@@ -75,7 +75,7 @@ class Prices:
         gb_hour: A GB of memory on Fargate for an hour.
         instance_hour: An EC2 instance for an hour; None on Fargate.
         instance_vcpus: vCPUs of that instance.
-        instance_gb: GB of memory of that instance.
+        instance_gb: GB of memory that workers can have of that instance.
         address_hour: A public IPv4 address for an hour.
         write: One PUT, COPY, POST or LIST.
         read: One GET.

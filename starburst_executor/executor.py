@@ -112,6 +112,7 @@ class StarburstExecutor(Executor):
         launch_type: "FARGATE" or "EC2".
         instance_type: With EC2, such as "c8a.xlarge".
         use_spot: Take Spot capacity.
+        spot_fallback: Take on-demand capacity for what Spot has no room for.
         region: AWS region of bucket and workers; default that of the AWS settings.
         initializer: Called once in each process that runs tasks, before its first.
         initargs: Its arguments.
@@ -150,6 +151,7 @@ class StarburstExecutor(Executor):
         launch_type: str = "FARGATE",
         instance_type: str | None = None,
         use_spot: bool = False,
+        spot_fallback: bool = False,
         region: str | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
@@ -172,6 +174,7 @@ class StarburstExecutor(Executor):
             launch_type=cast(Any, launch_type),
             instance_type=instance_type,
             use_spot=use_spot,
+            spot_fallback=spot_fallback,
             region=region,
             slots=slots,
         )
@@ -188,9 +191,11 @@ class StarburstExecutor(Executor):
         arguments.check_initializer(initializer, initargs)
         arguments.check_name(name)
         arguments.check_intervals(intervals)
+        place = arguments.with_region(store or default_store(), region)
+        arguments.check_store_reachable(spec.launcher, place)
         _register_at_exit()
         launches = open_launcher(spec)
-        opened = open_store(arguments.with_region(store or default_store(), region))
+        opened = open_store(place)
         with _closed_on_error(opened):
             runtime = SystemRuntime()
             session = Session(opened, arguments.new_session_id(runtime), runtime)
@@ -253,6 +258,7 @@ class StarburstExecutor(Executor):
             spec = manifest.spec
             if launcher is not None:
                 spec = replace(spec, launcher=arguments.launcher_name(launcher))
+            arguments.check_store_reachable(spec.launcher, opened.url)
             launches = open_launcher(spec)
             packer = Packer(session, manifest.python, modules)
             if count is not None and count != manifest.workers:

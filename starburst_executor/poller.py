@@ -9,7 +9,9 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from starburst_executor.records import Heartbeat, Manifest
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
 from starburst_executor.slots import ProcessSlots
+from starburst_executor.spec import MARKET_VARIABLE
 from starburst_executor.store import open_store, split_session_url
 from starburst_executor.worker import Worker
 
@@ -35,7 +38,8 @@ _ECS_TASK = (
 def serve(session_url: str, worker_id: str | None = None) -> str:
     """Work for a session until there is no reason to stay; returns why it left.
 
-    SIGTERM and SIGINT make it hand back what it holds and leave, within two seconds.
+    SIGTERM and SIGINT make it hand back what it holds and leave, within two seconds; so does EC2's notice that
+    it takes back the Spot instance that this runs on, if `STARBURST_MARKET` says that it is one.
 
     Args:
         session_url: `<store>/sessions/<session id>`.
@@ -90,12 +94,29 @@ def _serve(session: Session, manifest: Manifest, worker_id: str, folder: Path) -
         )
         beating.start()
         log.info("worker %s is at session %s", worker_id, session.id)
-        reason = worker.run()
+        with _spot_watched(worker, manifest):
+            reason = worker.run()
         worker.beater.close()
         return reason
     finally:
         slots.close()
         aside.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _spot_watched(worker: Worker, manifest: Manifest) -> Iterator[None]:
+    """Have the worker leave when its Spot instance is taken back; Fargate sends SIGTERM by itself."""
+    on_ec2 = manifest.spec.launch_type == "EC2"
+    if not on_ec2 or os.environ.get(MARKET_VARIABLE) != "spot":
+        yield
+        return
+    from starburst_executor.aws.notice import SpotNotice
+
+    notice = SpotNotice(worker.stop)
+    try:
+        yield
+    finally:
+        notice.close()
 
 
 def _initializer(library: DiskLibrary, manifest: Manifest) -> Path | None:

@@ -9,7 +9,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["WorkerSpec", "memory_mib"]
+__all__ = ["MARKET_VARIABLE", "WorkerSpec", "memory_mib"]
+
+MARKET_VARIABLE = "STARBURST_MARKET"
+"""Environment variable that tells a worker its market, "spot" or "on-demand"; whoever starts it sets it."""
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT])i?B", re.IGNORECASE | re.ASCII)
 _MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
@@ -32,6 +35,7 @@ class WorkerSpec(
         launch_type: "FARGATE" or "EC2".
         instance_type: The EC2 instance type, as in "c8a.xlarge"; with `launch_type="EC2"` and only then.
         use_spot: Whether to take Spot capacity.
+        spot_fallback: Whether to take on-demand capacity where Spot has none; with `use_spot` and only then.
         region: The AWS region, or None for the one that the AWS settings name.
         slots: How many tasks a worker runs at once.
 
@@ -45,6 +49,7 @@ class WorkerSpec(
     launch_type: Literal["FARGATE", "EC2"] = "FARGATE"
     instance_type: str | None = None
     use_spot: bool = False
+    spot_fallback: bool = False
     region: str | None = None
     slots: int = 1
 
@@ -55,6 +60,8 @@ class WorkerSpec(
         _check_choice("launch_type", self.launch_type, ("FARGATE", "EC2"))
         _check_instance_type(self.launch_type, self.instance_type)
         _check_type("use_spot", self.use_spot, bool, "True or False")
+        _check_type("spot_fallback", self.spot_fallback, bool, "True or False")
+        _check_spot_fallback(self.use_spot, self.spot_fallback)
         _check_region(self.region)
         _check_slots(self.slots)
 
@@ -125,6 +132,13 @@ def _check_instance_type(launch_type: str, instance_type: str | None) -> None:
         raise ValueError(
             f"instance_type={instance_type!r} is not an instance type; write family, dot and size, "
             'such as "c8a.xlarge"'
+        )
+
+
+def _check_spot_fallback(use_spot: bool, spot_fallback: bool) -> None:
+    if spot_fallback and not use_spot:
+        raise ValueError(
+            "spot_fallback=True has no meaning without use_spot=True; add that, or leave spot_fallback out"
         )
 
 

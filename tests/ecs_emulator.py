@@ -33,7 +33,9 @@ from ministack.core.responses import (  # type: ignore[import-untyped]  # noqa: 
     json_response,
 )
 from ministack.services import (  # type: ignore[import-untyped]  # noqa: E402
+    autoscaling,
     cloudwatch_logs,
+    ec2,
     ecs,
 )
 
@@ -52,6 +54,8 @@ class Settings:
     start_delay: float = 0.0  # seconds before a task's process starts
     list_delay: float = 0.0  # seconds before ListTasks and DescribeTasks tell of a task
     capacity: dict[str, int] = field(default_factory=dict)  # provider -> tasks at once
+    attach_delay: float = 0.0  # seconds for which a cluster's list of providers changes
+    shortage: dict[str, str] = field(default_factory=dict)  # market -> why no instance
     vcpus: dict[str, float] = field(default_factory=dict)  # provider -> quota
     throttle: dict[str, int] = field(default_factory=dict)  # action -> calls refused
     lose: dict[str, int] = field(default_factory=dict)  # action -> replies lost
@@ -85,7 +89,7 @@ class Task:
             "clusterArn": cluster["clusterArn"],
             "taskDefinitionArn": definition["taskDefinitionArn"],
             "capacityProviderName": provider,
-            "launchType": "FARGATE",
+            "launchType": definition["requiresCompatibilities"][0],
             "lastStatus": "PROVISIONING",
             "desiredStatus": "RUNNING",
             "createdAt": self.created,
@@ -107,6 +111,10 @@ class Task:
 
     def run(self) -> None:
         """Go through the life of a task; on a thread of its own."""
+        while _lacks_instance(self.provider):
+            if self.told.wait(0.05):
+                self._end()
+                return
         if self.told.wait(settings.start_delay):
             self._end()
             return
@@ -336,9 +344,15 @@ def _check_run(request: Request) -> tuple[Request, str]:
     if len(json.dumps(request.get("overrides", {}))) > 8192:
         raise Refusal("InvalidParameterException", "overrides are longer than 8192.")
     network = request.get("networkConfiguration", {}).get("awsvpcConfiguration", {})
-    if not network.get("subnets"):
+    own = definition["networkMode"] == "awsvpc"  # an interface of the task's own
+    if own and not network.get("subnets"):
         raise Refusal("InvalidParameterException", "subnets can not be empty.")
-    for subnet in network["subnets"]:
+    if network and not own:
+        raise Refusal(
+            "InvalidParameterException",
+            "Network Configuration is not valid for the given networkMode of this task definition.",
+        )
+    for subnet in network.get("subnets", ()):
         if "missing" in subnet:
             raise Refusal(
                 "InvalidParameterException", f"The subnet ID '{subnet}' does not exist"
@@ -354,7 +368,15 @@ def _check_run(request: Request) -> tuple[Request, str]:
     if provider not in cluster["capacityProviders"]:
         raise Refusal(
             "InvalidParameterException",
-            f"The capacity provider {provider} is not associated.",
+            "The specified capacity provider strategy cannot contain a capacity provider that is not associated with "
+            "the cluster. Associate the capacity provider with the cluster or specify a valid capacity provider and "
+            "try again.",
+        )
+    kind = "FARGATE" if provider.startswith("FARGATE") else "EC2"
+    if kind not in definition["requiresCompatibilities"]:
+        raise Refusal(
+            "InvalidParameterException",
+            f"The task definition is not compatible with {kind}.",
         )
     return definition, provider
 
@@ -397,6 +419,10 @@ def _start_problem(container: Request) -> str:
 # --- bits ----------------------------------------------------------------------------
 
 
+def _lacks_instance(provider: str) -> bool:
+    return any(f"-{market}-" in provider for market in settings.shortage)
+
+
 def _find(name: str) -> Task | None:
     return tasks.get(name.rpartition("/")[2])
 
@@ -428,7 +454,12 @@ def _command(request: Request, container: Request) -> list[str]:
 def _environment(task: Task) -> dict[str, str]:
     """What a container gets: nothing of the client's environment."""
     bare = {name: os.environ[name] for name in PASSED if name in os.environ}
-    said = {e["name"]: e["value"] for e in task.container.get("environment", [])}
+    overrides = task.said["overrides"].get("containerOverrides", [])
+    said = {
+        variable["name"]: variable["value"]
+        for one in (task.container, *overrides)
+        for variable in one.get("environment", [])
+    }
     return {
         **bare,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
@@ -483,6 +514,22 @@ class Metadata(http.server.BaseHTTPRequestHandler):
         pass
 
 
+_attach = ecs._put_cluster_capacity_providers
+_attached: dict[str, float] = {}  # when the cluster's list was changed
+
+
+def put_cluster_capacity_providers(request: Request) -> Request:
+    """ministack's own, which ECS takes some time over, refusing others meanwhile."""
+    name = _cluster(request)["clusterName"]
+    if time.time() - _attached.get(name, 0) < settings.attach_delay:
+        raise Refusal(
+            "UpdateInProgressException", "There is a cluster update in progress."
+        )
+    _attached[name] = time.time()
+    reply: Request = json.loads(_attach(request)[2])
+    return reply
+
+
 metadata = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
 
 for _name, _action in {
@@ -490,9 +537,55 @@ for _name, _action in {
     "StopTask": stop_task,
     "DescribeTasks": describe_tasks,
     "ListTasks": list_tasks,
+    "PutClusterCapacityProviders": put_cluster_capacity_providers,
     "Control": control,
 }.items():
     ecs._ACTION_MAP[_name] = _as_handler(_name, _action)
+
+_INSTANCES = {"c8a.xlarge": (4, 8192, "x86_64"), "c8g.large": (2, 4096, "arm64")}
+_describe_types = ec2._describe_instance_types
+
+
+def describe_instance_types(request: Request) -> Reply:
+    """ministack's answer, which is the same for all types, made that of some."""
+    name = ec2._p(request, "InstanceType.1")
+    reply: Reply
+    if not name:
+        named = (f"<instanceType>{one}</instanceType>" for one in _INSTANCES)
+        items = "".join(f"<item>{one}</item>" for one in named)
+        inner = f"<instanceTypeSet>{items}</instanceTypeSet>"
+        reply = ec2._xml(200, "DescribeInstanceTypesResponse", inner)
+    elif name not in _INSTANCES:
+        text = f"The following supplied instance types do not exist: [{name}]"
+        reply = ec2._error("InvalidInstanceType", text, 400)
+    else:
+        vcpus, memory, architecture = _INSTANCES[name]
+        status, headers, body = _describe_types(request)
+        said = body.decode().replace("x86_64", architecture)
+        said = re.sub(r"<defaultVCpus>\d+", f"<defaultVCpus>{vcpus}", said)
+        said = re.sub(r"<sizeInMiB>\d+", f"<sizeInMiB>{memory}", said)
+        reply = (status, headers, said.encode())
+    return reply
+
+
+def describe_scaling_activities(request: Request) -> Reply:
+    name = request["AutoScalingGroupName"]
+    said = [t for m, t in settings.shortage.items() if t and f"-{m}-" in name]
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))
+    members = "".join(
+        f"<member><ActivityId>1</ActivityId><AutoScalingGroupName>{name}</AutoScalingGroupName><Cause>wanted</Cause>"
+        f"<StartTime>{now}</StartTime><StatusCode>Failed</StatusCode><StatusMessage>{text}</StatusMessage></member>"
+        for text in said
+    )
+    return autoscaling._xml(  # type: ignore[no-any-return]
+        200,
+        "DescribeScalingActivitiesResponse",
+        f"<DescribeScalingActivitiesResult><Activities>{members}</Activities></DescribeScalingActivitiesResult>",
+    )
+
+
+ec2._ACTION_MAP["DescribeInstanceTypes"] = describe_instance_types
+autoscaling._ACTION_MAP["DescribeScalingActivities"] = describe_scaling_activities
 
 if __name__ == "__main__":
     threading.Thread(target=metadata.serve_forever, daemon=True).start()

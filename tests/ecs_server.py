@@ -82,6 +82,7 @@ class EcsServer(S3Server):
             task_role_arn=roles[1],
             log_group=f"/starburst/{name}",
             image="registry.test/python:3",
+            instance_profile_arn=f"arn:aws:iam::000000000000:instance-profile/{name}",
         )
 
     def set(self, **settings: Any) -> None:
@@ -152,6 +153,7 @@ def configure(deployment: Deployment) -> Mapping[str, str]:
         "STARBURST_SECURITY_GROUPS": ",".join(deployment.security_groups),
         "STARBURST_EXECUTION_ROLE_ARN": deployment.execution_role_arn,
         "STARBURST_TASK_ROLE_ARN": deployment.task_role_arn,
+        "STARBURST_INSTANCE_PROFILE_ARN": deployment.instance_profile_arn,
         "STARBURST_LOG_GROUP": deployment.log_group,
         "STARBURST_IMAGE": deployment.image,
     }

@@ -12,7 +12,8 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from starburst_executor.aws.account import Vcpus
-from starburst_executor.aws.ecs import EcsLauncher, Pace
+from starburst_executor.aws.calls import Pace
+from starburst_executor.aws.ecs import EcsLauncher
 from starburst_executor.aws.fargate import fargate_size
 from starburst_executor.aws.metadata import worker_id_of_task
 from starburst_executor.config import Deployment
@@ -209,7 +210,7 @@ class Script:
         self.logs.assert_no_pending_responses()
 
 
-_RUN = {
+_RUN: dict[str, Any] = {
     "cluster": CLUSTER,
     "taskDefinition": DEFINITION,
     "count": ANY,
@@ -224,7 +225,13 @@ _RUN = {
         }
     },
     "overrides": {
-        "containerOverrides": [{"name": "worker", "command": [URL, "--id", "@ecs-task"]}]
+        "containerOverrides": [
+            {
+                "name": "worker",
+                "command": [URL, "--id", "@ecs-task"],
+                "environment": [{"name": "STARBURST_MARKET", "value": "on-demand"}],
+            }
+        ]
     },
     "enableECSManagedTags": True,
     "tags": [
@@ -233,6 +240,16 @@ _RUN = {
         {"key": "starburst-executor:store", "value": "s3://bucket/starburst"},
     ],
 }  # fmt: skip
+
+
+def on_spot(provider: str = "FARGATE_SPOT") -> dict[str, Any]:
+    """What is different in a RunTask for Spot."""
+    [override] = _RUN["overrides"]["containerOverrides"]
+    variable = {"name": "STARBURST_MARKET", "value": "spot"}
+    return {
+        "capacityProviderStrategy": [{"capacityProvider": provider, "weight": 1}],
+        "overrides": {"containerOverrides": [{**override, "environment": [variable]}]},
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -330,8 +347,7 @@ def test_spot_is_another_capacity_provider() -> None:
     with scripted(use_spot=True) as (launcher, script):
         script.first_look()
         script.definition()
-        strategy = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
-        script.run(1, 1, capacityProviderStrategy=strategy)
+        script.run(1, 1, **on_spot())
         launcher.launch(URL, 1)
 
 
@@ -561,11 +577,6 @@ def test_a_definition_that_somebody_deregistered_is_looked_for_again() -> None:
         assert launcher.launch(URL, 1) == [worker(2)]
 
 
-def test_a_store_on_this_machine_is_an_error_that_says_so() -> None:
-    with scripted() as (launcher, _), pytest.raises(LaunchFailed, match=r"s3://"):
-        launcher.launch(f"/home/me/store/sessions/{SESSION}", 1)
-
-
 # Quota
 
 
@@ -581,8 +592,7 @@ def test_as_many_are_started_as_the_quota_has_room_for(
     with scripted(vcpus, cpu=2, memory="4GB", use_spot=True) as (launcher, script):
         script.first_look()
         script.definition()
-        strategy = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
-        script.run(3, 1, 2, 3, capacityProviderStrategy=strategy)
+        script.run(3, 1, 2, 3, **on_spot())
         assert len(launcher.launch(URL, 10)) == 3
     assert asked == [True]
     assert "starts 3 of 10" in caplog.text
@@ -943,12 +953,15 @@ def test_without_a_configured_cluster_there_is_no_launcher() -> None:
         open_launcher(WorkerSpec(launcher="ecs"))
 
 
-def test_what_fargate_cannot_do_is_refused() -> None:
-    ec2 = WorkerSpec(launcher="ecs", launch_type="EC2", instance_type="c8a.xlarge")
-    with pytest.raises(ValueError, match="Fargate alone"):
-        EcsLauncher(ec2, DEPLOYMENT)
+def test_a_region_without_the_cluster_is_refused() -> None:
     with pytest.raises(ValueError, match="is in eu-west-1"):
         EcsLauncher(WorkerSpec(launcher="ecs", region="us-east-1"), DEPLOYMENT)
+
+
+def test_instances_without_a_role_are_refused_before_anything_is_asked() -> None:
+    ec2 = WorkerSpec(launcher="ecs", launch_type="EC2", instance_type="c8a.xlarge")
+    with pytest.raises(ValueError, match="no instance profile is configured"):
+        EcsLauncher(ec2, DEPLOYMENT)
 
 
 def test_only_an_ecs_task_has_the_id_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("starburst_executor.aws.stack._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("starburst_executor.aws.teardown._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("starburst_executor.aws.removal._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("starburst_executor.aws.calls._FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -74,11 +76,19 @@ def left_over(account: Clients) -> list[str]:
     groups = account.get("ec2").describe_security_groups()["SecurityGroups"]
     logs = account.get("logs").describe_log_groups()["logGroups"]
     endpoints = account.get("ec2").describe_vpc_endpoints()["VpcEndpoints"]
+    profiles = account.get("iam").list_instance_profiles()["InstanceProfiles"]
+    made = account.get("autoscaling").describe_auto_scaling_groups()
+    templates = account.get("ec2").describe_launch_templates()["LaunchTemplates"]
+    providers = account.get("ecs").describe_capacity_providers()["capacityProviders"]
     return [
         *(r["RoleName"] for r in roles),
         *(g["GroupName"] for g in groups if g["GroupName"] != "default"),
         *(g["logGroupName"] for g in logs),
         *(e["VpcEndpointId"] for e in endpoints),
+        *(p["InstanceProfileName"] for p in profiles),
+        *(g["AutoScalingGroupName"] for g in made["AutoScalingGroups"]),
+        *(t["LaunchTemplateName"] for t in templates),
+        *(p["name"] for p in providers if not p["name"].startswith("FARGATE")),
     ]
 
 
@@ -222,6 +232,70 @@ def test_teardown_deregisters_the_definitions_of_its_role_and_no_other(
     assert names == {"starburst-fedcba9876543210:1", "mine:1"}
 
 
+def test_instance_types_are_prepared_at_no_instances_and_taken_down_again(
+    account: Clients,
+) -> None:
+    wish = ("--instance-type", "m5.large", "--instance-type", "c5.xlarge")
+    assert (
+        "capacity providers for m5.large (" in run("setup", "--dry-run", *wish).output
+    )
+    assert not [n for n in left_over(account) if n.startswith("starburst-m5")]
+    output = run("setup", "--yes", *wish).output
+    assert output.count(": no instances") >= 4
+    run("setup", "--yes", *wish)  # again, which changes nothing
+    cluster = config.load_deployment()
+    assert cluster is not None
+    [found] = account.get("ecs").describe_clusters(clusters=[cluster.cluster])[
+        "clusters"
+    ]
+    names = found["capacityProviders"]
+    assert {"FARGATE", "FARGATE_SPOT"} <= set(names)
+    assert len(names) == len(set(names)) == 6
+    groups = account.get("autoscaling").describe_auto_scaling_groups()
+    for group in groups["AutoScalingGroups"]:
+        assert (group["MinSize"], group["DesiredCapacity"]) == (0, 0)
+        assert group["NewInstancesProtectedFromScaleIn"]
+    output = run("teardown", "--yes", "--delete-data").output
+    assert output.count("removing capacity provider starburst-m5-large-") == 2
+    assert left_over(account) == []
+
+
+def test_teardown_leaves_the_instances_of_others_on_a_shared_cluster(
+    account: Clients,
+) -> None:
+    account.get("ecs").create_cluster(
+        clusterName="shared", capacityProviders=["FARGATE", "FARGATE_SPOT"]
+    )
+    wish = ("--cluster", "shared", "--instance-type", "m5.large")
+    run("setup", "--yes", *wish)
+    run("setup", "--yes", "--profile", "lab", "--stack", "lab", *wish)
+    run("teardown", "--yes", "--delete-data")
+    [found] = account.get("ecs").describe_clusters(clusters=["shared"])["clusters"]
+    kept = [n for n in found["capacityProviders"] if n.startswith("starburst-")]
+    assert len(kept) == 2
+    assert set(kept) <= set(left_over(account))
+    run("teardown", "--yes", "--delete-data", "--profile", "lab")
+    [found] = account.get("ecs").describe_clusters(clusters=["shared"])["clusters"]
+    assert found["capacityProviders"] == ["FARGATE", "FARGATE_SPOT"]
+    assert left_over(account) == []
+    account.get("ecs").delete_cluster(cluster="shared")
+
+
+def test_a_key_and_an_instance_profile_that_were_brought_along_are_remembered(
+    account: Clients,
+) -> None:
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/0123-abc"
+    profile = f"arn:aws:iam::{ACCOUNT}:instance-profile/mine"
+    run("setup", "--yes", "--kms-key", key, "--instance-profile", profile)
+    output = run("setup", "--yes").output
+    assert key in output
+    found = find_stack(account, "starburst-executor")
+    assert found is not None
+    assert found.parameters["KmsKeyArn"] == key
+    assert config.load().settings.instance_profile_arn == profile
+    run("teardown", "--yes", "--delete-data")
+
+
 def test_teardown_of_nothing_says_what_was_looked_for(account: Clients) -> None:
     output = run("teardown", "--stack", "other", code=Exit.NOT_FOUND).output
     assert "no stack other in us-east-1" in output
@@ -247,6 +321,7 @@ def test_profiles_keep_two_stacks_apart(account: Clients) -> None:
         (["--stack", "Not_This"], "small letters"),
         (["--store", "/a/directory"], "s3://bucket/prefix"),
         (["--log-days", "8"], "8"),
+        (["--kms-key", "alias/mine"], "is not the ARN of a KMS key"),
     ],
 )
 def test_wrong_wishes_are_refused_before_anything_is_made(
@@ -574,7 +649,8 @@ def actions(statements: Sequence[dict[str, Any]]) -> set[str]:
 
 
 def test_workers_may_do_what_working_and_replacing_takes_and_no_more() -> None:
-    calls = {**policy.CALLS["s3"], **policy.CALLS["ecs"]}
+    groups = ("s3", "ecs", "placement")
+    calls = {name: needs for g in groups for name, needs in policy.CALLS[g].items()}
     del calls["ecs:RegisterTaskDefinition"]  # replacements of themselves only
     needed = {action for needs in calls.values() for action in needs}
     assert actions(worker_statements()) == needed
@@ -615,7 +691,7 @@ def test_print_policy_prints_policies_without_credentials(
     assert "ACCOUNT_ID" in text
     client = actions(documents["who runs sessions"]["Statement"])
     assert {"s3:PutObject", "ecs:RunTask", "iam:PassRole"} <= client
-    assert not any(a.startswith(("cloudformation:", "iam:Create")) for a in client)
+    assert not any(a.startswith(("cloudformation:", "iam:CreateRole")) for a in client)
 
 
 def test_a_policy_never_allows_all_actions_and_narrows_what_it_can() -> None:

@@ -1,7 +1,7 @@
-"""Workers as ECS tasks on Fargate: starting them, knowing which live, and why others do not.
+"""Workers as ECS tasks, on Fargate or EC2: starting them, knowing which live, and why others do not.
 
     launch   RunTask, up to 10 tasks a call, startedBy = the session's id
-               container: the definition's entry point + SESSION_URL --id @ecs-task
+               container: the definition's entry point + SESSION_URL --id @ecs-task, and its market
                the worker asks the task's metadata who it is: its id is "w-" and the task's id
     look     ListTasks(startedBy)                      what lives
              DescribeTasks(those starting, those no longer listed)
@@ -12,7 +12,8 @@ stopped task for about an hour. What it tells may be some seconds old, so a task
 counts as there although it is not listed yet.
 
 A task that ended before its process was started never was a worker: it is neither live nor ended, and
-the launcher itself judges whether to try again, to wait for capacity, or to give up.
+the launcher itself judges whether to try again, to wait for capacity, or to give up. Where Spot has no
+capacity and `spot_fallback` is wanted, what lacks is started on-demand, and Spot is tried again after a while.
 """
 
 from __future__ import annotations
@@ -25,31 +26,43 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import Enum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from msgspec.structs import replace
 
 from starburst_executor.aws import make_client
-from starburst_executor.aws.account import Clients, Vcpus, fargate_vcpus
-from starburst_executor.aws.fargate import fargate_size
+from starburst_executor.aws.account import Clients, Vcpus, date_of, fargate_vcpus
+from starburst_executor.aws.calls import Calls, Pace, Refused
+from starburst_executor.aws.capacity import market
+from starburst_executor.aws.crew import (
+    OVER,
+    THERE,
+    Crew,
+    Phase,
+    Task,
+    Waiting,
+    names_of,
+    phase_of,
+    workers_of,
+)
 from starburst_executor.aws.metadata import ECS_TASK
+from starburst_executor.aws.placement import place
+from starburst_executor.aws.prices import prices_for
 from starburst_executor.aws.verdict import (
     Outlook,
     Stop,
     Verdict,
-    is_passing,
-    judge_error,
     judge_failure,
+    judge_shortage,
     judge_start,
 )
 from starburst_executor.config import Deployment, load_deployment
+from starburst_executor.cost import worker_hour
 from starburst_executor.errors import AccountError, LaunchFailed
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.spec import MARKET_VARIABLE, WorkerSpec
 from starburst_executor.store import split_session_url
 
 if TYPE_CHECKING:
@@ -60,14 +73,14 @@ if TYPE_CHECKING:
     )
     from mypy_boto3_logs import CloudWatchLogsClient
 
-__all__ = ["EcsLauncher", "Pace", "open_ecs"]
+__all__ = ["EcsLauncher", "open_ecs"]
 
 log = logging.getLogger(__name__)
 
 CONTAINER = "worker"
 STREAM_PREFIX = "starburst"
 _ENTRY_POINT = ["python", "-P", "-m", "starburst_executor", "worker"]
-_ARCHITECTURE: Final = "X86_64"  # Fargate does not ask the image
+_ARCHITECTURE: Final = "X86_64"  # on Fargate, which does not ask the image
 _STOP_TIMEOUT = 120  # seconds from SIGTERM to SIGKILL: the most that Fargate gives
 
 # ECS's own limits.
@@ -77,110 +90,19 @@ _LAUNCHES = (100, 20.0)  # Fargate: tasks at once, then so many a second
 _STOPS = (100, 40.0)  # calls that change tasks
 _UNSEEN = 60.0  # seconds for which a new task may not be listed or described yet
 
-# The one retry policy for ECS: botocore is told to try once. Passing errors (throttling, 5xx, no
-# connection, a role that is not known everywhere yet) are tried 6 times; the pauses of half a
-# second to 8 s come to at most 16 s. RunTask carries a client token, the rest may be done twice.
-_TRIES = 6
-_FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
-
 _LOOK_SECONDS = 5.0  # between looks at a session's tasks
 _LOOK_AGAIN = 30.0  # after one without an answer, which may have cost the budget
 _STOPPED_PAGES = 10  # the newest 1,000 stopped tasks of this size, of all sessions
 _TRY_AGAIN = (5.0, 60.0)  # first and last pause after a launch that fell short
 _DOUBTS = 3  # launches in a row of which nothing began, each perhaps by accident
-_SLOW_START = 300.0  # seconds: Fargate takes 20 to 60
+_SLOW_START = 300.0  # seconds: Fargate takes 20 to 60, an instance one to three minutes
+_ASK_AGAIN = 30.0  # between questions to a group why no instance comes
+_SPOT_AGAIN = 600.0  # seconds for which on-demand capacity is taken where Spot had none
 _STOP_SECONDS = 60.0  # beyond the stop timeout: what ECS takes to say so
 _LOG_LINES = 30
 _STOP_WIDTH = 8  # StopTasks at once
 
 _TAG_FORBIDDEN = re.compile(r"[^\w +\-=.:/@]")
-
-
-class Phase(Enum):
-    """How far a task is."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"  # told to; its process may still hand back
-    ENDED = "ended"
-    UNBORN = "unborn"  # stopped before its process was started
-
-
-_THERE = (Phase.STARTING, Phase.RUNNING)
-_OVER = (Phase.ENDED, Phase.UNBORN)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Task:
-    """A task of a session, as of the last look."""
-
-    arn: str
-    since: float  # monotonic: first heard of
-    launch: int = 0  # which launch of this object; 0: of somebody else
-    phase: Phase = Phase.STARTING
-    stop: Stop | None = None
-    slow: bool = False  # that it takes long was said
-
-    @property
-    def worker(self) -> str:
-        return f"w-{self.id}"
-
-    @property
-    def id(self) -> str:
-        return self.arn.rpartition("/")[2]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Crew:
-    """The tasks of one session."""
-
-    url: str
-    session_id: str
-    tasks: dict[str, _Task] = field(default_factory=dict)
-    looked_at: float | None = None
-    known: bool = False  # whether the last look was answered
-    launches: int = 0
-    hopeless: str = ""  # why those last started were not, and no other would be
-    doubts: dict[int, str] = field(default_factory=dict)  # launch -> why none began
-    not_before: float = 0.0
-    pause: float = 0.0
-
-    def having(self, *phases: Phase) -> list[_Task]:
-        return [task for task in self.tasks.values() if task.phase in phases]
-
-    def take(self, arn: str, now: float, launch: int = 0) -> _Task:
-        return self.tasks.setdefault(arn, _Task(arn=arn, since=now, launch=launch))
-
-
-class _Refused(Exception):
-    """A call that ECS refused for good, or until the budget of retries was spent."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.text)
-        self.verdict = verdict
-
-
-class Pace:
-    """A bucket of tokens: `burst` at once, then `rate` a second; taking waits for what lacks."""
-
-    def __init__(self, runtime: Runtime, burst: int, rate: float) -> None:
-        self._runtime = runtime
-        self._burst = float(burst)
-        self._rate = rate
-        self._left = float(burst)
-        self._at = runtime.monotonic()
-        self._lock = threading.Lock()
-
-    def take(self, count: int) -> None:
-        """Take `count` tokens, of which there may be fewer than none until the wait is over."""
-        with self._lock:
-            now = self._runtime.monotonic()
-            self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-            self._at = now
-            self._left -= count
-            wait = -self._left / self._rate
-        if wait > 0:
-            self._runtime.signal().wait(wait)
 
 
 def open_ecs(spec: WorkerSpec) -> EcsLauncher:
@@ -197,21 +119,27 @@ def open_ecs(spec: WorkerSpec) -> EcsLauncher:
         )
     clients = Clients(deployment.region)
     return EcsLauncher(
-        spec, deployment, vcpus=lambda spot: fargate_vcpus(clients, use_spot=spot)
+        spec,
+        deployment,
+        vcpus=lambda spot: fargate_vcpus(clients, use_spot=spot),
+        hourly=lambda spot: _hourly(spec, clients, deployment, use_spot=spot),
     )
 
 
 class EcsLauncher:
-    """Workers on Fargate, each the one process of an ECS task.
+    """Workers on ECS, each the one process of a task.
 
     Args:
         spec: What a worker shall be.
         deployment: Where: cluster, network, roles, image.
         runtime: Clock, waits and ids.
         vcpus: Asks for the account's Fargate vCPUs, Spot or not; None if they cannot be known.
+        hourly: Dollars for a worker for an hour, Spot or not; None if they cannot be known.
+        clients: For what EC2 workers need besides ECS; they try once.
 
     Raises:
-        ValueError: Fargate has no such workers.
+        ValueError: there can be no such workers.
+        AccountError: EC2 does not say whether there can.
     """
 
     name = "ecs"
@@ -222,25 +150,23 @@ class EcsLauncher:
         deployment: Deployment,
         runtime: Runtime | None = None,
         vcpus: Callable[[bool], Vcpus | None] = lambda spot: None,
+        hourly: Callable[[bool], float | None] = lambda spot: None,
+        clients: Clients | None = None,
     ) -> None:
         _check(spec, deployment)
         self._spec = spec
         self._deployment = deployment
         self._runtime = SystemRuntime() if runtime is None else runtime
-        self._vcpus = vcpus
-        self._size = fargate_size(spec.cpu, spec.memory)
+        self._hourly = hourly
+        self._calls = Calls(self._runtime)
+        once = clients or Clients(deployment.region, partial(make_client, tries=1))
+        self._placement = place(spec, deployment, self._calls, once, vcpus)
+        self._size = self._placement.size
         self._definition_arn: str | None = None
-        self._crews: dict[str, _Crew] = {}
+        self._crews: dict[str, Crew] = {}
         self._lock = threading.RLock()
         self._launch_pace = Pace(self._runtime, *_LAUNCHES)
         self._stop_pace = Pace(self._runtime, *_STOPS)
-        self._policy = Retrying(
-            retry=retry_if_exception(is_passing),
-            stop=stop_after_attempt(_TRIES),
-            wait=self._pause_after,
-            sleep=self._sleep,
-            reraise=True,
-        )
 
     # --- the launcher's promise -------------------------------------------------------
 
@@ -255,7 +181,6 @@ class EcsLauncher:
         """
         with self._lock:
             crew = self._crew(session_url)
-            self._check_store(session_url)
             self._look_if_due(crew)
             if crew.hopeless and not crew.having(Phase.RUNNING, Phase.STOPPING):
                 # Those that are starting will fare no better.
@@ -269,14 +194,14 @@ class EcsLauncher:
         with self._lock:
             crew = self._crew(session_url)
             self._look_if_due(crew)
-            return _workers(crew.having(*_THERE)) if crew.known else None
+            return workers_of(crew.having(*THERE)) if crew.known else None
 
     def ended(self, session_url: str) -> set[str]:
         """Ids of the workers whose process has ended, of those that ECS still tells of."""
         with self._lock:
             crew = self._crew(session_url)
             self._look_if_due(crew)
-            return _workers(crew.having(Phase.ENDED))
+            return workers_of(crew.having(Phase.ENDED))
 
     def stop(
         self,
@@ -297,7 +222,7 @@ class EcsLauncher:
             while left := self._left(crew, worker_ids):
                 if self._runtime.monotonic() > deadline:
                     raise AccountError(_immortal(crew, left))
-                fresh = [t for t in left if t.phase in _THERE and t.arn not in told]
+                fresh = [t for t in left if t.phase in THERE and t.arn not in told]
                 self._stop_tasks(crew, fresh)
                 told.update(task.arn for task in fresh)
                 self._sleep(0.5 if fresh else 1.0)
@@ -317,34 +242,50 @@ class EcsLauncher:
 
     # --- launching --------------------------------------------------------------------
 
-    def _launch(self, crew: _Crew, count: int) -> list[str]:
+    def _launch(self, crew: Crew, count: int) -> list[str]:
         crew.launches += 1
         crew.hopeless = ""
-        started: list[_Task] = []
-        verdict: Verdict | None = None
-        try:
-            definition = self._definition()
-            fit, verdict = self._fitting(count)
-            for tasks, short in self._groups(crew, definition, fit):
-                started += tasks
-                verdict = short or verdict
-        except _Refused as refused:
-            verdict = refused.verdict
-            self._definition_arn = None  # it may have been deregistered
+        use_spot = self._takes_spot(crew)
+        started, verdict = self._start(crew, count, use_spot=use_spot)
+        if use_spot and self._falls_back(crew, verdict):
+            more, verdict = self._start(crew, count - len(started), use_spot=False)
+            started += more
         self._note_launch(crew, count, len(started), verdict)
         return [task.worker for task in started]
 
+    def _start(
+        self, crew: Crew, count: int, *, use_spot: bool
+    ) -> tuple[list[Task], Verdict | None]:
+        """Start up to `count` tasks on one market; and what kept the others from being started."""
+        started: list[Task] = []
+        verdict: Verdict | None = None
+        try:
+            definition = self._definition()
+            fit, verdict = self._fitting(count, use_spot=use_spot)
+            for tasks, short in self._groups(crew, definition, fit, use_spot=use_spot):
+                started += tasks
+                verdict = short or verdict
+        except Refused as refused:
+            verdict = refused.verdict
+            self._definition_arn = None  # it may have been deregistered
+        return started, verdict
+
     def _groups(
-        self, crew: _Crew, definition: str, count: int
-    ) -> Iterator[tuple[list[_Task], Verdict | None]]:
+        self, crew: Crew, definition: str, count: int, *, use_spot: bool
+    ) -> Iterator[tuple[list[Task], Verdict | None]]:
         """Run tasks, group by group, until there are `count` or ECS has no more."""
-        most = _AT_ONCE
+        most, made = _AT_ONCE, False
         while count:
             group = min(most, count)
             self._launch_pace.take(group)
             try:
-                tasks, verdict = self._run(crew, definition, group)
-            except _Refused as refused:
+                tasks, verdict = self._run(crew, definition, group, use_spot=use_spot)
+            except Refused as refused:
+                if not made and "capacity provider" in refused.verdict.text:
+                    # The first of this kind, or dropped from the cluster's list by somebody.
+                    made = self._placement.make_provider(use_spot=use_spot)
+                    if made:
+                        continue
                 if refused.verdict.outlook is not Outlook.FULL:
                     raise
                 # A group that does not fit is refused as a whole.
@@ -358,8 +299,8 @@ class EcsLauncher:
             count -= len(tasks)
 
     def _run(
-        self, crew: _Crew, definition: str, count: int
-    ) -> tuple[list[_Task], Verdict | None]:
+        self, crew: Crew, definition: str, count: int, *, use_spot: bool
+    ) -> tuple[list[Task], Verdict | None]:
         """One RunTask: the tasks that it started, and what kept it from the others."""
         reply = self._call(
             "run_task",
@@ -369,14 +310,13 @@ class EcsLauncher:
             clientToken=self._runtime.new_id(32),
             startedBy=crew.session_id,
             capacityProviderStrategy=[
-                {"capacityProvider": self._provider, "weight": 1}
+                {
+                    "capacityProvider": self._placement.provider(use_spot=use_spot),
+                    "weight": 1,
+                }
             ],
-            networkConfiguration=_network(self._deployment),
-            overrides={
-                "containerOverrides": [
-                    {"name": CONTAINER, "command": [crew.url, "--id", ECS_TASK]}
-                ]
-            },
+            **self._placement.network(),
+            overrides=_overrides(crew, use_spot=use_spot),
             enableECSManagedTags=True,
             tags=_tags(crew),
         )
@@ -384,6 +324,8 @@ class EcsLauncher:
         tasks = [
             crew.take(task["taskArn"], now, crew.launches) for task in reply["tasks"]
         ]
+        for task in tasks:
+            task.use_spot = use_spot
         failures = reply.get("failures", [])
         if len(tasks) >= count:
             return tasks, None
@@ -391,25 +333,26 @@ class EcsLauncher:
         reason = first.get("reason", "neither a task nor a failure was returned")
         return tasks, judge_failure(reason, first.get("detail", ""))
 
-    def _fitting(self, count: int) -> tuple[int, Verdict | None]:
+    def _fitting(self, count: int, *, use_spot: bool) -> tuple[int, Verdict | None]:
         """How many of `count` workers the account's quota has room for."""
-        vcpus = self._vcpus(self._spec.use_spot)
+        vcpus = self._placement.vcpus(use_spot=use_spot)
         if vcpus is None:
             return count, None
         each = self._size.cpu / 1024
         fit = min(count, max(0, int((vcpus.quota - vcpus.used) / each)))
         if fit == count:
             return count, None
-        market = "Fargate Spot" if self._spec.use_spot else "Fargate"
-        never = vcpus.quota < each
+        kind = "Fargate Spot" if use_spot else "Fargate"
+        falls_back = use_spot and self._spec.spot_fallback
+        never = vcpus.quota < each and not falls_back
         return fit, Verdict(
             outlook=Outlook.NEVER if never else Outlook.FULL,
-            text=f"the account's quota is {vcpus.quota:g} {market} vCPUs at once, of which {vcpus.used:g} are in "
+            text=f"the account's quota is {vcpus.quota:g} {kind} vCPUs at once, of which {vcpus.used:g} are in "
             f"use, and a worker takes {each:g}. `starburst-executor quota` shows it and can ask for more.",
         )
 
     def _note_launch(
-        self, crew: _Crew, count: int, started: int, verdict: Verdict | None
+        self, crew: Crew, count: int, started: int, verdict: Verdict | None
     ) -> None:
         if started:
             log.info("session %s: ECS starts %d workers", crew.session_id, started)
@@ -417,27 +360,27 @@ class EcsLauncher:
             crew.pause = 0.0
             return
         never = self._is_hopeless(crew, verdict, crew.launches)
-        if never and not crew.having(*_THERE, Phase.STOPPING):
+        if never and not crew.having(*THERE, Phase.STOPPING):
             raise self._failure(crew, verdict.text)
         log.warning(
             "session %s: ECS starts %d of %d workers that are wanted; the rest is tried again in %.0f s. %s",
             crew.session_id, started, count, self._hold_off(crew), verdict.text,
         )  # fmt: skip
 
-    def _is_hopeless(self, crew: _Crew, verdict: Verdict, launch: int) -> bool:
+    def _is_hopeless(self, crew: Crew, verdict: Verdict, launch: int) -> bool:
         """Whether nothing will start unless something is mended; counts the doubtful launches."""
         if verdict.outlook is Outlook.DOUBTFUL:
             crew.doubts[launch] = verdict.text
         return verdict.outlook is Outlook.NEVER or len(crew.doubts) >= _DOUBTS
 
-    def _hold_off(self, crew: _Crew) -> float:
+    def _hold_off(self, crew: Crew) -> float:
         """Launch nothing for a while; returns the seconds."""
         first, last = _TRY_AGAIN
         crew.pause = min(last, max(first, 2 * crew.pause))
         crew.not_before = self._runtime.monotonic() + crew.pause
         return crew.pause
 
-    def _failure(self, crew: _Crew, text: str) -> LaunchFailed:
+    def _failure(self, crew: Crew, text: str) -> LaunchFailed:
         crew.hopeless = ""
         crew.doubts.clear()
         return LaunchFailed(
@@ -445,16 +388,68 @@ class EcsLauncher:
             f"{self._deployment.region}): {text}"
         )
 
-    def _check_store(self, session_url: str) -> None:
-        if not session_url.startswith("s3://"):
-            raise LaunchFailed(
-                f"workers on ECS cannot reach {session_url}, which is in a directory of this machine; say "
-                'store="s3://bucket/prefix"'
-            )
+    # --- the market -------------------------------------------------------------------
 
-    @property
-    def _provider(self) -> str:
-        return "FARGATE_SPOT" if self._spec.use_spot else "FARGATE"
+    def _takes_spot(self, crew: Crew) -> bool:
+        """Whether to start workers on Spot now."""
+        return self._spec.use_spot and self._runtime.monotonic() >= crew.on_demand_until
+
+    def _falls_back(self, crew: Crew, verdict: Verdict | None) -> bool:
+        """Whether what Spot lacks is to be started on-demand, now and for a while; says so once."""
+        full = verdict is not None and verdict.outlook is Outlook.FULL
+        if verdict is None or not full or not self._spec.spot_fallback:
+            return False
+        if self._takes_spot(crew):
+            log.warning(
+                "session %s: Spot has no capacity, so that workers are started on-demand for the next %.0f minutes%s. %s",
+                crew.session_id, _SPOT_AGAIN / 60, self._dearer(), verdict.text,
+            )  # fmt: skip
+        crew.on_demand_until = self._runtime.monotonic() + _SPOT_AGAIN
+        return True
+
+    def _dearer(self) -> str:
+        spot, full = self._hourly(True), self._hourly(False)
+        if spot is None or full is None:
+            return ""
+        return f"; a worker costs ${full:.3g} an hour instead of ${spot:.3g}"
+
+    def _check_waiting(self, crew: Crew, waiting: list[Waiting]) -> None:
+        """Find out why no instances come for tasks that have waited for some time, and act on it."""
+        now = self._runtime.monotonic()
+        if now < crew.ask_shortage_at:
+            return
+        if waiting:
+            crew.ask_shortage_at = now + _ASK_AGAIN
+        for use_spot in (True, False):
+            some = [w for w in waiting if w.task.use_spot is use_spot]
+            if some:
+                self._check_shortage(crew, some, use_spot=use_spot)
+
+    def _check_shortage(
+        self, crew: Crew, waiting: list[Waiting], *, use_spot: bool
+    ) -> None:
+        since = min(w.created for w in waiting)
+        said = self._placement.shortage(since, use_spot=use_spot)
+        longest = max(w.seconds for w in waiting)
+        if not said and longest < _SLOW_START:
+            return
+        said = said or f"no instance came within {_SLOW_START:.0f} s"
+        verdict = judge_shortage(said)
+        tasks = [w.task for w in waiting]
+        if verdict.outlook is Outlook.NEVER:
+            crew.hopeless = verdict.text
+        elif not use_spot or not self._falls_back(crew, verdict):
+            if crew.shortage != said:
+                log.warning(
+                    "session %s: %d workers wait for %s instances of %s and start when there are some. %s",
+                    crew.session_id, len(tasks), market(use_spot=use_spot), self._spec.instance_type, verdict.text,
+                )  # fmt: skip
+            crew.shortage = said
+            return
+        try:
+            self._stop_tasks(crew, tasks)
+        except AccountError as error:
+            log.warning("session %s: %s", crew.session_id, error)
 
     # --- the task definition ----------------------------------------------------------
 
@@ -468,7 +463,7 @@ class EcsLauncher:
         family = self._definition_request["family"]
         try:
             reply = self._call("describe_task_definition", taskDefinition=family)
-        except _Refused as refused:
+        except Refused as refused:
             if "Unable to describe task definition" in refused.verdict.text:
                 return None
             raise
@@ -518,25 +513,26 @@ class EcsLauncher:
             ],
             "tags": [{"key": "starburst-executor", "value": "worker"}],
         }
+        request = cast(Any, self._placement.define(cast(Any, request)))
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
         return {**request, "family": f"starburst-{digest.hexdigest()[:16]}"}
 
     # --- looking ----------------------------------------------------------------------
 
-    def _crew(self, session_url: str) -> _Crew:
+    def _crew(self, session_url: str) -> Crew:
         if session_url not in self._crews:
             _, session_id = split_session_url(session_url)
-            self._crews[session_url] = _Crew(url=session_url, session_id=session_id)
+            self._crews[session_url] = Crew(url=session_url, session_id=session_id)
         return self._crews[session_url]
 
-    def _look_if_due(self, crew: _Crew) -> None:
+    def _look_if_due(self, crew: Crew) -> None:
         now = self._runtime.monotonic()
         pause = _LOOK_SECONDS if crew.known else _LOOK_AGAIN
         if crew.looked_at is not None and now - crew.looked_at < pause:
             return
         try:
             self._look(crew)
-        except _Refused as refused:
+        except Refused as refused:
             if crew.known or crew.looked_at is None:
                 log.warning(
                     "session %s: ECS does not say which workers live. %s",
@@ -545,7 +541,7 @@ class EcsLauncher:
             crew.known = False
         crew.looked_at = self._runtime.monotonic()
 
-    def _look(self, crew: _Crew) -> None:
+    def _look(self, crew: Crew) -> None:
         """Bring the crew up to date, and say what has become of those that are gone."""
         stopped = [] if crew.known else self._stopped(crew)
         now = self._runtime.monotonic()
@@ -556,7 +552,7 @@ class EcsLauncher:
         unsure = [
             task
             for task in crew.tasks.values()
-            if task.phase not in _OVER
+            if task.phase not in OVER
             and (task.phase is Phase.STARTING or task.arn not in listed)
         ]
         described = {t["taskArn"]: t for t in self._describe([t.arn for t in unsure])}
@@ -565,12 +561,13 @@ class EcsLauncher:
             for task in unsure
             if self._update(crew, task, described.get(task.arn), now)
         ]
+        self._check_waiting(crew, Waiting.among(unsure, described, now))
         for old in stopped:
             self._update(crew, crew.take(old["taskArn"], now), old, now)
         crew.known = True
         self._tell(crew, over)
 
-    def _stopped(self, crew: _Crew) -> list[TaskTypeDef]:
+    def _stopped(self, crew: Crew) -> list[TaskTypeDef]:
         """Tasks of the session that ended before this launcher looked for the first time."""
         # ListTasks filters by startedBy or by status, not by both.
         family = self._definition_request["family"]
@@ -609,7 +606,7 @@ class EcsLauncher:
         return tasks
 
     def _update(
-        self, crew: _Crew, task: _Task, said: TaskTypeDef | None, now: float
+        self, crew: Crew, task: Task, said: TaskTypeDef | None, now: float
     ) -> bool:
         """Take in what ECS says of a task; whether it was heard just now that it is over."""
         if said is None:
@@ -617,21 +614,24 @@ class EcsLauncher:
                 return False
             task.phase = Phase.ENDED
             return True
-        task.phase = _phase(said)
+        task.phase = phase_of(said)
+        if "capacityProviderName" in said:
+            spot = self._placement.provider(use_spot=True)
+            task.use_spot = said["capacityProviderName"] == spot
         if task.phase is Phase.RUNNING:
-            crew.hopeless = ""
+            crew.hopeless = crew.shortage = ""
             crew.doubts.clear()
         if task.phase is Phase.STARTING and now - task.since > _SLOW_START:
             self._tell_slow(crew, task, said)
-        if task.phase in _OVER:
+        if task.phase in OVER:
             task.stop = Stop.of(said)
-        return task.phase in _OVER
+        return task.phase in OVER
 
     # --- telling ----------------------------------------------------------------------
 
-    def _tell(self, crew: _Crew, over: Iterable[_Task]) -> None:
+    def _tell(self, crew: Crew, over: Iterable[Task]) -> None:
         """Say, once for all tasks with the same fate, what it was; and draw conclusions."""
-        fates: defaultdict[str, list[_Task]] = defaultdict(list)
+        fates: defaultdict[str, list[Task]] = defaultdict(list)
         for task in over:
             fates[str(task.stop or "")].append(task)
         for fate, tasks in fates.items():
@@ -639,30 +639,34 @@ class EcsLauncher:
             if unborn:
                 self._tell_unborn(crew, unborn)
             elif tasks[0].stop is None or tasks[0].stop.expected:
-                log.info("session %s: %s: %s", crew.session_id, _names(tasks), fate)
+                log.info("session %s: %s: %s", crew.session_id, names_of(tasks), fate)
             else:
                 printed = self._printed(tasks[0].id) if tasks[0].stop.exit_code else ""
                 log.warning(
                     "session %s: %s ended: %s%s",
-                    crew.session_id, _names(tasks), fate, f"; it printed:\n{printed}" if printed else "",
+                    crew.session_id, names_of(tasks), fate, f"; it printed:\n{printed}" if printed else "",
                 )  # fmt: skip
 
-    def _tell_unborn(self, crew: _Crew, tasks: list[_Task]) -> None:
+    def _tell_unborn(self, crew: Crew, tasks: list[Task]) -> None:
         stop = tasks[0].stop
         assert stop is not None
         if stop.code == "UserInitiated":
             return
         verdict = judge_start(stop)
+        if crew.shortage and verdict.outlook is Outlook.DOUBTFUL:
+            # ECS gave up waiting for an instance, in words that are not known.
+            verdict = judge_shortage(f"{verdict.text} {crew.shortage}")
         for launch in {task.launch for task in tasks}:
             if self._is_hopeless(crew, verdict, launch):
                 crew.hopeless = verdict.text
-        self._hold_off(crew)
+        if not (tasks[0].use_spot and self._falls_back(crew, verdict)):
+            self._hold_off(crew)
         log.warning(
             "session %s: %s could not be started. %s",
-            crew.session_id, _names(tasks), verdict.text,
+            crew.session_id, names_of(tasks), verdict.text,
         )  # fmt: skip
 
-    def _tell_slow(self, crew: _Crew, task: _Task, said: TaskTypeDef) -> None:
+    def _tell_slow(self, crew: Crew, task: Task, said: TaskTypeDef) -> None:
         if not task.slow:
             task.slow = True
             log.warning(
@@ -688,28 +692,28 @@ class EcsLauncher:
 
     # --- stopping ---------------------------------------------------------------------
 
-    def _left(self, crew: _Crew, worker_ids: Collection[str] | None) -> list[_Task]:
+    def _left(self, crew: Crew, worker_ids: Collection[str] | None) -> list[Task]:
         """The tasks, of those named or of all, that are not over."""
         try:
             self._look(crew)
-        except _Refused as refused:
+        except Refused as refused:
             raise AccountError(
                 f"workers of session {crew.session_id} cannot be stopped, for ECS does not say which live. "
                 f"{refused.verdict.text} Stop them with `aws ecs list-tasks --cluster {self._deployment.cluster} "
                 f"--started-by {crew.session_id}` and `aws ecs stop-task`."
             ) from refused
         crew.looked_at = self._runtime.monotonic()
-        there = crew.having(*_THERE, Phase.STOPPING)
+        there = crew.having(*THERE, Phase.STOPPING)
         return [t for t in there if worker_ids is None or t.worker in worker_ids]
 
-    def _stop_tasks(self, crew: _Crew, tasks: Sequence[_Task]) -> None:
+    def _stop_tasks(self, crew: Crew, tasks: Sequence[Task]) -> None:
         if not tasks:
             return
         with ThreadPoolExecutor(min(_STOP_WIDTH, len(tasks)), "starburst-stop") as pool:
             for _ in pool.map(lambda task: self._stop_task(crew, task), tasks):
                 pass
 
-    def _stop_task(self, crew: _Crew, task: _Task) -> None:
+    def _stop_task(self, crew: Crew, task: Task) -> None:
         self._stop_pace.take(1)
         reason = f"starburst_executor: session {crew.session_id} stops it"
         try:
@@ -719,7 +723,7 @@ class EcsLauncher:
                 task=task.arn,
                 reason=reason,
             )
-        except _Refused as refused:
+        except Refused as refused:
             if "not found" not in refused.verdict.text:
                 raise AccountError(
                     f"worker {task.worker} cannot be stopped. {refused.verdict.text}"
@@ -742,28 +746,15 @@ class EcsLauncher:
         """Make a call of ECS, again while its error is a passing one.
 
         Raises:
-            _Refused: with what the error means.
+            Refused: with what the error means.
         """
-        try:
-            return self._policy(getattr(self._ecs, operation), **request)
-        except (ClientError, BotoCoreError) as error:
-            raise _Refused(judge_error(error)) from error
-
-    def _pause_after(self, state: RetryCallState) -> float:
-        longest = min(_LAST_PAUSE, _FIRST_PAUSE * 2.0 ** (state.attempt_number - 1))
-        return longest * self._runtime.random.uniform(0.5, 1.0)
+        return self._calls.make(getattr(self._ecs, operation), **request)
 
     def _sleep(self, seconds: float) -> None:
-        self._runtime.signal().wait(seconds)
+        self._calls.sleep(seconds)
 
 
 def _check(spec: WorkerSpec, deployment: Deployment) -> None:
-    if spec.launch_type != "FARGATE":
-        raise ValueError(
-            f"launch_type={spec.launch_type!r}: this version starts workers on Fargate alone; use "
-            'launch_type="FARGATE", or start workers on your instances yourself with '
-            "`python -m starburst_executor worker SESSION_URL`"
-        )
     if spec.region not in (None, deployment.region):
         raise ValueError(
             f"region={spec.region!r}, but the cluster {deployment.cluster} that is configured is in "
@@ -772,28 +763,33 @@ def _check(spec: WorkerSpec, deployment: Deployment) -> None:
         )
 
 
-def _phase(task: TaskTypeDef) -> Phase:
-    status = task.get("lastStatus", "")
-    # In DEPROVISIONING only the network is still taken down: no process of it is left.
-    if status in ("STOPPED", "DEPROVISIONING"):
-        return Phase.ENDED if "startedAt" in task else Phase.UNBORN
-    if task.get("desiredStatus") == "STOPPED":
-        return Phase.STOPPING
-    return Phase.RUNNING if status == "RUNNING" else Phase.STARTING
-
-
-def _network(deployment: Deployment) -> dict[str, Any]:
-    public = "ENABLED" if deployment.assign_public_ip else "DISABLED"
+def _overrides(crew: Crew, *, use_spot: bool) -> dict[str, Any]:
+    environment = [{"name": MARKET_VARIABLE, "value": market(use_spot=use_spot)}]
     return {
-        "awsvpcConfiguration": {
-            "subnets": list(deployment.subnets),
-            "securityGroups": list(deployment.security_groups),
-            "assignPublicIp": public,
-        }
+        "containerOverrides": [
+            {
+                "name": CONTAINER,
+                "command": [crew.url, "--id", ECS_TASK],
+                "environment": environment,
+            }
+        ]
     }
 
 
-def _tags(crew: _Crew) -> list[dict[str, str]]:
+def _hourly(
+    spec: WorkerSpec, clients: Clients, deployment: Deployment, *, use_spot: bool
+) -> float | None:
+    """Dollars for a worker for an hour; None, with a note in the log, where AWS does not tell."""
+    wanted = replace(spec, use_spot=use_spot, spot_fallback=False)
+    try:
+        prices = prices_for(wanted, clients, date_of(SystemRuntime()))
+        return worker_hour(wanted, prices, public_ip=deployment.assign_public_ip)
+    except (AccountError, ValueError) as error:
+        log.info("what a worker costs is not known: %s", error)
+        return None
+
+
+def _tags(crew: Crew) -> list[dict[str, str]]:
     values = {
         "Name": f"starburst {crew.session_id}",
         "starburst-executor:session": crew.session_id,
@@ -805,17 +801,7 @@ def _tags(crew: _Crew) -> list[dict[str, str]]:
     ]
 
 
-def _workers(tasks: Iterable[_Task]) -> set[str]:
-    return {task.worker for task in tasks}
-
-
-def _names(tasks: Sequence[_Task]) -> str:
-    first = ", ".join(task.worker for task in tasks[:3])
-    more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
-    return f"worker{'s' if len(tasks) > 1 else ''} {first}{more}"
-
-
-def _immortal(crew: _Crew, tasks: Sequence[_Task]) -> str:
+def _immortal(crew: Crew, tasks: Sequence[Task]) -> str:
     return (
         f"{len(tasks)} ECS tasks of session {crew.session_id} are still there {_STOP_TIMEOUT + _STOP_SECONDS:.0f} s "
         f"after they were told to stop: {', '.join(task.arn for task in tasks[:5])}. Look at them in the ECS console."

@@ -44,6 +44,51 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "ecs:StopTask": ("ecs:StopTask",),
         "logs:GetLogEvents": ("logs:GetLogEvents",),
     },
+    "placement": {
+        "autoscaling:DescribeScalingActivities": (
+            "autoscaling:DescribeScalingActivities",
+        ),
+        "ec2:DescribeInstanceTypes": ("ec2:DescribeInstanceTypes",),
+    },
+    "capacity": {
+        "autoscaling:CreateAutoScalingGroup": (
+            "autoscaling:CreateAutoScalingGroup",
+            "autoscaling:CreateOrUpdateTags",
+            "ec2:RunInstances",  # checked when a group with a launch template is made
+            "ec2:CreateTags",
+            "iam:CreateServiceLinkedRole",
+            "iam:PassRole",
+            "ssm:GetParameters",  # the template's image is a public parameter
+        ),
+        "ec2:CreateLaunchTemplate": ("ec2:CreateLaunchTemplate", "ec2:CreateTags"),
+        "ecs:CreateCapacityProvider": (
+            "ecs:CreateCapacityProvider",
+            "ecs:TagResource",
+            # ECS manages the group's scaling in the name of who makes the provider.
+            "autoscaling:CreateOrUpdateTags",
+            "autoscaling:DescribeAutoScalingGroups",
+            "autoscaling:UpdateAutoScalingGroup",
+        ),
+        "ecs:DescribeClusters": ("ecs:DescribeClusters",),
+        "ecs:PutClusterCapacityProviders": (
+            "ecs:PutClusterCapacityProviders",
+            "iam:CreateServiceLinkedRole",
+        ),
+    },
+    "removal": {
+        "autoscaling:DeleteAutoScalingGroup": ("autoscaling:DeleteAutoScalingGroup",),
+        "autoscaling:DescribeAutoScalingGroups": (
+            "autoscaling:DescribeAutoScalingGroups",
+        ),
+        "ec2:DeleteLaunchTemplate": ("ec2:DeleteLaunchTemplate",),
+        "ec2:DescribeLaunchTemplates": ("ec2:DescribeLaunchTemplates",),
+        "ecs:DeleteCapacityProvider": ("ecs:DeleteCapacityProvider",),
+        "ecs:DeregisterContainerInstance": ("ecs:DeregisterContainerInstance",),
+        "ecs:DescribeCapacityProviders": ("ecs:DescribeCapacityProviders",),
+        "ecs:DescribeClusters": ("ecs:DescribeClusters",),
+        "ecs:ListContainerInstances": ("ecs:ListContainerInstances",),
+        "ecs:PutClusterCapacityProviders": ("ecs:PutClusterCapacityProviders",),
+    },
     "account": {
         "ecs:DescribeTasks": ("ecs:DescribeTasks",),
         "ecs:ListClusters": ("ecs:ListClusters",),
@@ -112,6 +157,7 @@ MADE_BY_STACK: dict[str, tuple[str, ...]] = {
     "AWS::S3::BucketPolicy": ("s3:GetBucketPolicy", "s3:PutBucketPolicy"),
     "AWS::ECS::Cluster": (
         "ecs:CreateCluster",
+        "ecs:DescribeCapacityProviders",
         "ecs:DeleteCluster",
         "ecs:DescribeClusters",
         "ecs:PutClusterCapacityProviders",
@@ -136,6 +182,14 @@ MADE_BY_STACK: dict[str, tuple[str, ...]] = {
         "iam:TagRole",
         "iam:UpdateAssumeRolePolicy",
         "iam:UpdateRoleDescription",
+    ),
+    "AWS::IAM::InstanceProfile": (
+        "iam:AddRoleToInstanceProfile",
+        "iam:CreateInstanceProfile",
+        "iam:DeleteInstanceProfile",
+        "iam:GetInstanceProfile",
+        "iam:PassRole",
+        "iam:RemoveRoleFromInstanceProfile",
     ),
     "AWS::IAM::Policy": (
         "iam:DeleteRolePolicy",
@@ -178,6 +232,13 @@ class Scope:
         self.objects = f"{self.bucket}/{prefix}*"
         self.cluster = f"arn:aws:ecs:{region}:{account}:cluster/{stack}"
         self.definitions = f"arn:aws:ecs:{region}:{account}:task-definition/starburst-*"
+        self.providers = f"arn:aws:ecs:{region}:{account}:capacity-provider/starburst-*"
+        self.groups = (
+            f"arn:aws:autoscaling:{region}:{account}:autoScalingGroup:*:"
+            "autoScalingGroupName/starburst-*"
+        )
+        self.images = f"arn:aws:ssm:{region}::parameter/aws/service/ecs/optimized-ami/*"
+        self.profiles = f"arn:aws:iam::{account}:instance-profile/{stack}-*"
         self.tasks = f"arn:aws:ecs:{region}:{account}:task/*"
         self.roles = f"arn:aws:iam::{account}:role/{stack}-*"
         self.stack = f"arn:aws:cloudformation:{region}:{account}:stack/{stack}/*"
@@ -188,13 +249,15 @@ class Scope:
 
 def client_policy(scope: Scope) -> dict[str, Any]:
     """What whoever makes and watches sessions needs, `quota` and `estimate` included."""
-    return _document(_actions("s3", "ecs", "account", "prices"), scope)
+    modules = ("s3", "ecs", "placement", "capacity", "account", "prices")
+    return _document(_actions(*modules), scope)
 
 
 def setup_policy(scope: Scope) -> dict[str, Any]:
     """What whoever runs `setup` and `teardown` needs, besides being a client."""
     made = {action for actions in MADE_BY_STACK.values() for action in actions}
-    return _document(_actions("setup") | made, scope)
+    modules = ("setup", "placement", "capacity", "removal")
+    return _document(_actions(*modules) | made, scope)
 
 
 def _actions(*modules: str) -> set[str]:
@@ -202,8 +265,20 @@ def _actions(*modules: str) -> set[str]:
     return {action for call in calls for actions in call.values() for action in actions}
 
 
-_PASSING = {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
-_LINKED = {"StringEquals": {"iam:AWSServiceName": "ecs.amazonaws.com"}}
+_PASSING = {
+    "StringEquals": {
+        "iam:PassedToService": ["ecs-tasks.amazonaws.com", "ec2.amazonaws.com"]
+    }
+}
+_LINKED = {
+    "StringEquals": {
+        "iam:AWSServiceName": [
+            "ecs.amazonaws.com",
+            "autoscaling.amazonaws.com",
+            "spot.amazonaws.com",
+        ]
+    }
+}
 _OBJECT_ACTIONS = {
     "s3:AbortMultipartUpload",
     "s3:DeleteObject",
@@ -212,6 +287,8 @@ _OBJECT_ACTIONS = {
 }
 _ANYWHERE = {  # AWS cannot narrow these
     "ecs:CreateCluster",
+    "autoscaling:DescribeAutoScalingGroups",
+    "autoscaling:DescribeScalingActivities",
     "ecs:DeregisterTaskDefinition",
     "ecs:DescribeTaskDefinition",
     "ecs:ListClusters",
@@ -248,7 +325,13 @@ def _place(action: str, scope: Scope) -> tuple[str, str]:
         return scope.tasks.replace(":task/*", ":*"), ""
     if action in ("ecs:RunTask", "ecs:RegisterTaskDefinition"):
         return scope.definitions, ""
+    if "CapacityProvider" in action and "Cluster" not in action:
+        return scope.providers, ""
+    if "InstanceProfile" in action:
+        return scope.profiles, ""
     by_service = {
+        "autoscaling": scope.groups,
+        "ssm": scope.images,
         "s3": scope.objects if action in _OBJECT_ACTIONS else scope.bucket,
         "ecs": scope.cluster,
         "iam": scope.roles,

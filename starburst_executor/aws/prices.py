@@ -24,6 +24,7 @@ import platformdirs
 
 from starburst_executor import cost
 from starburst_executor.aws.account import Clients, asking
+from starburst_executor.aws.instances import USABLE_MEMORY
 from starburst_executor.cost import Architecture, Prices
 from starburst_executor.errors import AccountError
 from starburst_executor.spec import WorkerSpec
@@ -165,13 +166,14 @@ def _instance(spec: WorkerSpec, clients: Clients, today: date) -> dict[str, Any]
             f"the Pricing API lists no {spec.instance_type} for {clients.region}; is there such an instance type?"
         )
     about = product["product"]["attributes"]
+    memory = float(about["memory"].replace(",", "").split()[0])
     hourly, source = _dollars(product), "the AWS Pricing API"
     if spec.use_spot:
         hourly, source = _spot_price(clients, spec.instance_type, today)
     return {
         "instance_hour": hourly,
         "instance_vcpus": float(about["vcpu"]),
-        "instance_gb": float(about["memory"].replace(",", "").split()[0]),
+        "instance_gb": memory * USABLE_MEMORY,
         "source": source,
     }
 

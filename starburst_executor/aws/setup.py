@@ -14,9 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from botocore.exceptions import ClientError
 
 from starburst_executor.aws.account import Clients, account_id, asking
+from starburst_executor.aws.calls import Calls, Refused
+from starburst_executor.aws.capacity import Capacity
+from starburst_executor.aws.instances import InstanceType, describe_instance_type
 from starburst_executor.aws.network import find_network
 from starburst_executor.aws.stack import (
     Say,
@@ -25,6 +29,7 @@ from starburst_executor.aws.stack import (
     put_stack,
     resource_of,
 )
+from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError
 from starburst_executor.runtime import Runtime
 
@@ -48,6 +53,9 @@ class Wishes:
         cluster: Name of an ECS cluster.
         execution_role_arn: A role for ECS.
         task_role_arn: A role for workers.
+        instance_profile_arn: An instance profile for EC2 instances that workers run on.
+        kms_key_arn: The key that the store's objects are encrypted with.
+        instance_types: EC2 types to make capacity providers for now, with no instances.
         log_days: How long logs are kept.
         public_ip: Whether workers get public addresses; None: if their subnets have a way out for those.
     """
@@ -60,6 +68,9 @@ class Wishes:
     cluster: str | None = None
     execution_role_arn: str | None = None
     task_role_arn: str | None = None
+    instance_profile_arn: str | None = None
+    kms_key_arn: str | None = None
+    instance_types: tuple[str, ...] = ()
     log_days: int | None = None
     public_ip: bool | None = None
 
@@ -74,6 +85,7 @@ class Plan:
         account: Whose.
         found: The stack as it is; None if there is none.
         parameters: What it will be given.
+        instances: EC2 types to make capacity providers for.
         makes: What it makes or keeps up, for people.
         uses: What is used as it is, for people.
         warnings: What may not work, for people.
@@ -84,6 +96,7 @@ class Plan:
     account: str
     found: Stack | None
     parameters: Mapping[str, str]
+    instances: Sequence[InstanceType]
     makes: Sequence[str]
     uses: Sequence[str]
     warnings: Sequence[str]
@@ -100,6 +113,7 @@ def plan(clients: Clients, wishes: Wishes) -> Plan:
         AccountError: something that was brought is not there, or the account does not say.
     """
     _check_stack_name(wishes.stack)
+    _check_key(wishes.kms_key_arn)
     account = account_id(clients)
     found = find_stack(clients, wishes.stack)
     _check_idle(found)
@@ -114,13 +128,18 @@ def plan(clients: Clients, wishes: Wishes) -> Plan:
         before=before,
         own_endpoint=resource_of(clients, wishes.stack, "S3Endpoint"),
     )
+    instances = [_described(clients, name) for name in wishes.instance_types]
     parameters = {
         **bucket,
+        "KmsKeyArn": _kept(wishes.kms_key_arn, before, "KmsKeyArn"),
         "ClusterName": _kept(wishes.cluster, before, "ClusterName"),
         "ExecutionRoleArn": _kept(
             wishes.execution_role_arn, before, "ExecutionRoleArn"
         ),
         "TaskRoleArn": _kept(wishes.task_role_arn, before, "TaskRoleArn"),
+        "InstanceProfileArn": _kept(
+            wishes.instance_profile_arn, before, "InstanceProfileArn"
+        ),
         "SecurityGroupIds": _kept(
             ",".join(wishes.security_groups), before, "SecurityGroupIds"
         ),
@@ -132,13 +151,19 @@ def plan(clients: Clients, wishes: Wishes) -> Plan:
         "AssignPublicIp": "true" if network.public_ip else "false",
         "EndpointRouteTableIds": ",".join(network.without_s3),
     }
-    makes, uses = _described(parameters)
+    makes, uses = _lines(parameters)
+    makes += [
+        f"capacity providers for {i.name} ({i.vcpus} vCPUs, {i.memory / 1024:g} GB, {i.architecture}), on-demand "
+        "and Spot: no instances"
+        for i in instances
+    ]
     return Plan(
         stack=wishes.stack,
         region=clients.region,
         account=account,
         found=found,
         parameters=parameters,
+        instances=instances,
         makes=makes,
         uses=uses,
         warnings=(*network.warnings, *_cluster_warnings(clients, parameters)),
@@ -156,6 +181,18 @@ def _check_stack_name(name: str) -> None:
             f"{name!r} cannot be the name of the stack: a bucket is named after it, so that it takes 2 to 29 small "
             "letters, digits and dashes, beginning with a letter"
         )
+
+
+def _check_key(arn: str | None) -> None:
+    if arn and not re.fullmatch(r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[\w-]+", arn):
+        raise ValueError(
+            f"{arn!r} is not the ARN of a KMS key; it reads arn:aws:kms:REGION:ACCOUNT:key/ID, without an alias"
+        )
+
+
+def _described(clients: Clients, name: str) -> InstanceType:
+    with asking(f"asking EC2 about {name}"):
+        return describe_instance_type(clients.get("ec2"), name)
 
 
 def _check_idle(found: Stack | None) -> None:
@@ -236,7 +273,7 @@ def _cluster_warnings(clients: Clients, parameters: Mapping[str, str]) -> Iterab
         )
 
 
-def _described(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def _lines(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """What is made and what is used, for people."""
     bucket = f"s3://{parameters['BucketName']}/{parameters['KeyPrefix']}"
     days = parameters["LogRetentionDays"]
@@ -246,6 +283,7 @@ def _described(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
         "ClusterName": "ECS cluster with FARGATE and FARGATE_SPOT",
         "ExecutionRoleArn": "role for ECS: pulls images, writes logs",
         "TaskRoleArn": "role for workers: this store's objects, starting workers like themselves",
+        "InstanceProfileArn": "instance profile and role for EC2 instances: joining the cluster",
         "SecurityGroupIds": "security group: nothing in, everything out",
     }
     for parameter, text in made.items():
@@ -257,6 +295,8 @@ def _described(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
         makes.insert(0, f"bucket {bucket}: private, encrypted, TLS only")
     else:
         uses.insert(0, f"bucket {bucket}, which exists")
+    if parameters["KmsKeyArn"]:
+        uses.append(f"KMS key {parameters['KmsKeyArn']} for the store's objects")
     if parameters["EndpointRouteTableIds"]:
         tables = parameters["EndpointRouteTableIds"]
         makes.append(f"gateway endpoint to S3 for {tables}: free of charge")
@@ -282,7 +322,33 @@ def deploy(clients: Clients, plan: Plan, runtime: Runtime, say: Say) -> dict[str
         AccountError: it failed; says what CloudFormation said. What it had begun is rolled back.
     """
     stack = put_stack(clients, plan.stack, plan.found, plan.parameters, runtime, say)
-    return _settings(stack, plan.region)
+    settings = _settings(stack, plan.region)
+    deployment = msgspec.convert({**settings, "image": ""}, Deployment)
+    for instance in plan.instances:
+        for use_spot in (False, True):
+            _make_capacity(clients, deployment, instance, runtime, say, use_spot)
+    return settings
+
+
+def _make_capacity(
+    clients: Clients,
+    deployment: Deployment,
+    instance: InstanceType,
+    runtime: Runtime,
+    say: Say,
+    use_spot: bool,
+) -> None:
+    capacity = Capacity(
+        deployment, instance, use_spot=use_spot, clients=clients, calls=Calls(runtime)
+    )
+    try:
+        capacity.make()
+    except Refused as refused:
+        raise AccountError(
+            f"the stack is there, but instances of {instance.name} cannot be had. {refused.verdict.text} Run setup "
+            "again."
+        ) from refused
+    say(f"{capacity.name}: no instances")
 
 
 def _settings(stack: Stack, region: str) -> dict[str, Any]:
@@ -297,6 +363,7 @@ def _settings(stack: Stack, region: str) -> dict[str, Any]:
         "assign_public_ip": outputs["AssignPublicIp"] == "true",
         "execution_role_arn": outputs["ExecutionRoleArn"],
         "task_role_arn": outputs["TaskRoleArn"],
+        "instance_profile_arn": outputs["InstanceProfileArn"],
         "log_group": outputs["LogGroup"],
         "stack": stack.name,
     }

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from starburst_executor import catalog
 from starburst_executor.aws.account import Clients, account_id, asking
+from starburst_executor.aws.removal import Owner, remove_capacity
 from starburst_executor.aws.setup import bucket_name
 from starburst_executor.aws.stack import Say, Stack, delete_stack
 from starburst_executor.errors import AccountError, SessionNotFound
@@ -77,6 +78,12 @@ def teardown(
         whole = not parameters["ClusterName"]
         _stop_workers(clients, outputs, runtime, say, whole=whole)
         _forget_definitions(clients, outputs["TaskRoleArn"], say)
+        # A stack of an earlier version made no instance profile, so that nothing stands on one.
+        profile = None if whole else outputs.get("InstanceProfileArn", "")
+        owner = Owner(
+            cluster=outputs["Cluster"].rpartition("/")[2], instance_profile_arn=profile
+        )
+        remove_capacity(clients, owner, runtime, say)
     delete_stack(clients, stack.name, runtime, say)
     bucket, prefix = parameters["BucketName"], parameters["KeyPrefix"]
     # One that an earlier stack of this name left behind is brought along to the next, and its own all the same.

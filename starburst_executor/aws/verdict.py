@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from mypy_boto3_ecs.type_defs import TaskTypeDef
 
 __all__ = [
+    "NotYet",
     "Outlook",
     "Stop",
     "Verdict",
     "is_passing",
     "judge_error",
     "judge_failure",
+    "judge_shortage",
     "judge_start",
 ]
+
+
+class NotYet(Exception):
+    """What was asked for is under way, and takes AWS some more seconds."""
 
 
 class Outlook(Enum):
@@ -112,6 +118,9 @@ _PASSING_CODES = {
     "ServerException",
     "InternalFailure",
     "ServiceUnavailable",
+    "UpdateInProgressException",  # somebody else changes the cluster
+    "ResourceInUseException",  # its list of capacity providers was read too early
+    "ResourceContention",
 }
 _NEVER_CODES = {
     "ClusterNotFoundException": "Does this account have the cluster, in this region? `starburst-executor "
@@ -121,6 +130,12 @@ _NEVER_CODES = {
     "UnsupportedFeatureException": "",
     "BlockedException": "AWS has blocked the account; ask AWS Support.",
 }
+# What was just made, perhaps by another client, is not known everywhere at once.
+_NEW = re.compile(
+    r"assume.* role|launch template.*(not exist|not found)|IamInstanceProfile|"
+    r"Auto Scaling group.*(not exist|not found|not valid)",
+    re.IGNORECASE | re.DOTALL,
+)
 _DENIED = re.compile(r"AccessDenied|UnauthorizedOperation|not authorized to perform")
 _CREDENTIALS = re.compile(
     r"ExpiredToken|InvalidClientTokenId|UnrecognizedClient|InvalidSignature|IncompleteSignature|MissingAuth"
@@ -148,7 +163,17 @@ _TEXTS: tuple[tuple[re.Pattern[str], Outlook, str], ...] = tuple(
     for pattern, outlook, advice in (
         (r"limit on the number of vcpus", Outlook.FULL, _QUOTA_ADVICE),
         (
-            r"capacity is unavailable|RESOURCE:|insufficient capacity|no spot capacity",
+            r"VcpuLimitExceeded|current vCPU limit|MaxSpotInstanceCountExceeded",
+            Outlook.FULL,
+            "It is the account's quota of EC2 vCPUs of that family and market: Service Quotas shows it, under EC2.",
+        ),
+        (
+            r"invalid iam ?instance ?profile",
+            Outlook.NEVER,
+            "Instances have no role: `starburst-executor setup` makes it.",
+        ),
+        (
+            r"capacity is unavailable|RESOURCE:|insufficient ?(instance ?)?capacity|no spot capacity|UnfulfillableCapacity",
             Outlook.FULL,
             "Other subnets (availability zones), another size, or use_spot=False may be had at once.",
         ),
@@ -207,11 +232,11 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         code = error.response["Error"].get("Code", "")
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        return code in _PASSING_CODES or status >= 500 or _is_new_role(error)
-    return isinstance(error, ConnectionError | HTTPClientError)
+        return code in _PASSING_CODES or status >= 500 or _is_new(error)
+    return isinstance(error, ConnectionError | HTTPClientError | NotYet)
 
 
-def judge_error(error: ClientError | BotoCoreError) -> Verdict:
+def judge_error(error: ClientError | BotoCoreError | NotYet) -> Verdict:
     """What an error means for those that wait for workers."""
     if not isinstance(error, ClientError):
         outlook = Outlook.LATER if is_passing(error) else Outlook.NEVER
@@ -247,6 +272,11 @@ def judge_start(stop: Stop) -> Verdict:
     return _by_text(str(stop), Outlook.DOUBTFUL)
 
 
+def judge_shortage(text: str) -> Verdict:
+    """What it means that a group of instances cannot grow."""
+    return _by_text(text, Outlook.FULL)
+
+
 def _by_text(text: str, otherwise: Outlook) -> Verdict:
     for pattern, outlook, advice in _TEXTS:
         if pattern.search(text):
@@ -258,9 +288,9 @@ def _verdict(outlook: Outlook, text: str, advice: str) -> Verdict:
     return Verdict(outlook=outlook, text=f"{text.rstrip('. ')}. {advice}".rstrip())
 
 
-def _is_new_role(error: ClientError) -> bool:
+def _is_new(error: ClientError) -> bool:
     said = error.response["Error"].get("Message", "")
-    return bool(re.search("assume.* role", said, re.IGNORECASE)) and not _DENIED.search(
+    return bool(_NEW.search(said)) and not _DENIED.search(
         f"{error.response['Error'].get('Code', '')} {said}"
     )
 

@@ -110,6 +110,23 @@ def _shown(value: Any) -> str:
     "--task-role", metavar="ARN", help="A role of yours for workers and tasks."
 )
 @click.option(
+    "--instance-profile",
+    metavar="ARN",
+    help="An instance profile of yours for EC2 instances that workers run on.",
+)
+@click.option(
+    "--instance-type",
+    "instance_types",
+    metavar="TYPE",
+    multiple=True,
+    help="Prepare for workers on such EC2 instances, at no instances; may be repeated.",
+)
+@click.option(
+    "--kms-key",
+    metavar="ARN",
+    help="A KMS key of yours to encrypt the store's objects with.",
+)
+@click.option(
     "--log-days",
     type=click.Choice(_LOG_DAYS),
     help="How long logs are kept; default 30.",
@@ -144,7 +161,7 @@ def _shown(value: Any) -> str:
 def setup(profile: str | None, **options: Any) -> None:
     """Make what workers need in an AWS account, or bring it up to date.
 
-    One CloudFormation stack: a bucket, an ECS cluster, a log group, two roles, a security group, a gateway to S3.
+    One CloudFormation stack: a bucket, an ECS cluster, a log group, three roles, a security group, a gateway to S3.
     What you have already can be given instead. It writes the configuration file, and may be run again.
     """  # fmt: skip
     from starburst_executor import config as settings
@@ -201,6 +218,9 @@ def _wishes(options: Mapping[str, Any], before: Mapping[str, Any]) -> Any:
         cluster=options["cluster"],
         execution_role_arn=options["execution_role"],
         task_role_arn=options["task_role"],
+        instance_profile_arn=options["instance_profile"],
+        kms_key_arn=options["kms_key"],
+        instance_types=options["instance_types"],
         log_days=int(options["log_days"]) if options["log_days"] else None,
         public_ip=options["public_ip"],
     )

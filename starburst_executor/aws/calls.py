@@ -1,0 +1,92 @@
+"""Calls of AWS by whoever starts workers: paced, and made again while their error is a passing one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from starburst_executor.aws.verdict import NotYet, Verdict, is_passing, judge_error
+from starburst_executor.runtime import Runtime
+
+__all__ = ["Calls", "Pace", "Refused"]
+
+T = TypeVar("T")
+
+# The one retry policy for starting workers: botocore is told to try once. Passing errors (throttling,
+# 5xx, no connection, what was just made and is not known everywhere yet, a cluster that somebody else is
+# changing) are tried 6 times; the pauses of half a second to 8 s come to at most 16 s. RunTask carries a
+# client token, the rest may be done twice.
+_TRIES = 6
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
+
+
+class Refused(Exception):
+    """A call that AWS refused for good, or until the budget of retries was spent."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.text)
+        self.verdict = verdict
+
+
+class Calls:
+    """Makes calls by the one retry policy.
+
+    Args:
+        runtime: Waits, and the randomness of pauses.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._policy = Retrying(
+            retry=retry_if_exception(is_passing),
+            stop=stop_after_attempt(_TRIES),
+            wait=self._pause_after,
+            sleep=self.sleep,
+            reraise=True,
+        )
+
+    def make(self, call: Callable[..., T], **request: Any) -> T:
+        """Make a call, or several that belong together, again while the error is a passing one.
+
+        Raises:
+            Refused: with what the error means.
+        """
+        try:
+            return self._policy(call, **request)
+        except (ClientError, BotoCoreError, NotYet) as error:
+            raise Refused(judge_error(error)) from error
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self._runtime.signal().wait(seconds)
+
+    def _pause_after(self, state: RetryCallState) -> float:
+        longest = min(_LAST_PAUSE, _FIRST_PAUSE * 2.0 ** (state.attempt_number - 1))
+        return longest * self._runtime.random.uniform(0.5, 1.0)
+
+
+class Pace:
+    """A bucket of tokens: `burst` at once, then `rate` a second; taking waits for what lacks."""
+
+    def __init__(self, runtime: Runtime, burst: int, rate: float) -> None:
+        self._runtime = runtime
+        self._burst = float(burst)
+        self._rate = rate
+        self._left = float(burst)
+        self._at = runtime.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Take `count` tokens, of which there may be fewer than none until the wait is over."""
+        with self._lock:
+            now = self._runtime.monotonic()
+            self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+            self._at = now
+            self._left -= count
+            wait = -self._left / self._rate
+        if wait > 0:
+            self._runtime.signal().wait(wait)

@@ -1,0 +1,256 @@
+"""EC2 instances for workers: what ECS needs to start them, made when they are first wanted.
+
+    launch template     which image, role, network; how an instance joins the cluster
+    Auto Scaling group  no instances, of one type and one market
+    capacity provider   ECS lets the group grow while tasks wait, and shrink when instances are empty
+    the cluster's list  has the provider
+
+One of each for every (deployment, instance type, market), named after all that it says: whoever needs it makes
+the same one, two clients at once share it, and one that is there is right. Instances are protected from scale-in
+while tasks run on them, so that no session takes another's. All of it costs nothing while there is no
+instance; `teardown` removes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import re
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from starburst_executor.aws.account import Clients
+from starburst_executor.aws.calls import Calls, Refused
+from starburst_executor.aws.instances import InstanceType
+from starburst_executor.aws.verdict import NotYet, Outlook, Verdict
+from starburst_executor.config import Deployment
+
+__all__ = ["CLUSTER_TAG", "PROFILE_TAG", "Capacity", "cluster_name", "market"]
+
+log = logging.getLogger(__name__)
+
+CLUSTER_TAG = "starburst-executor:cluster"
+"""Tag of all that is made here; its value is the name of the cluster."""
+
+PROFILE_TAG = "starburst-executor:instance-profile"
+"""Another: ARN of the instances' profile, by which stacks that share a cluster tell theirs."""
+
+_MOST_INSTANCES = 10_000  # as many as a session has workers at most
+_AMI = "resolve:ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/{}recommended/image_id"
+_AMI_FOLDER = {"X86_64": "", "ARM64": "arm64/"}
+# Containers on the instance's bridge are one hop further from its metadata, where the Spot notice is.
+_METADATA_HOPS = 2
+_ATTACHING = "UPDATE_IN_PROGRESS"
+
+
+class Capacity:
+    """The instances of one type and market, as far as ECS has to know of them.
+
+    Args:
+        deployment: Where: cluster, network, the instances' role.
+        instance: Their type.
+        use_spot: Their market.
+        clients: Of the region; they try once.
+        calls: Tries again.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        instance: InstanceType,
+        *,
+        use_spot: bool,
+        clients: Clients,
+        calls: Calls,
+    ) -> None:
+        self._deployment = deployment
+        self._instance = instance
+        self._use_spot = use_spot
+        self._clients = clients
+        self._calls = calls
+        self.name = self._name()
+
+    def make(self) -> None:
+        """Make what lacks, and have the cluster use it. May be done by several at once, and again.
+
+        Raises:
+            Refused: AWS will not, or is not done yet.
+        """
+        self._make_template()
+        self._make_group()
+        self._make_provider()
+        # Others may change the cluster's list at the same time: read anew at each try, and look afterwards.
+        self._calls.make(self._attach)
+        log.info("%s is ready on cluster %s", self.name, self._deployment.cluster)
+
+    # --- the four things --------------------------------------------------------------
+
+    def _make_template(self) -> None:
+        self._make(
+            self._clients.get("ec2").create_launch_template,
+            r"InvalidLaunchTemplateName\.AlreadyExists",
+            LaunchTemplateName=self.name,
+            LaunchTemplateData=self._template(),
+            TagSpecifications=[
+                {"ResourceType": "launch-template", "Tags": self._tags("Key", "Value")}
+            ],
+        )
+
+    def _make_group(self) -> None:
+        self._make(
+            self._clients.get("autoscaling").create_auto_scaling_group,
+            r"AlreadyExists",
+            AutoScalingGroupName=self.name,
+            MinSize=0,
+            MaxSize=_MOST_INSTANCES,
+            DesiredCapacity=0,
+            VPCZoneIdentifier=",".join(self._deployment.subnets),
+            NewInstancesProtectedFromScaleIn=True,
+            MixedInstancesPolicy={
+                "LaunchTemplate": {
+                    "LaunchTemplateSpecification": {
+                        "LaunchTemplateName": self.name,
+                        "Version": "$Latest",
+                    }
+                },
+                "InstancesDistribution": {
+                    "OnDemandPercentageAboveBaseCapacity": 0 if self._use_spot else 100,
+                    "SpotAllocationStrategy": "price-capacity-optimized",
+                },
+            },
+            Tags=[
+                {**tag, "PropagateAtLaunch": True} for tag in self._tags("Key", "Value")
+            ],
+        )
+
+    def _make_provider(self) -> None:
+        self._make(
+            self._clients.get("ecs").create_capacity_provider,
+            r"already exists",
+            name=self.name,
+            autoScalingGroupProvider={
+                "autoScalingGroupArn": self.name,  # which may be a name
+                "managedScaling": {"status": "ENABLED", "targetCapacity": 100},
+                "managedTerminationProtection": "ENABLED",
+                "managedDraining": "ENABLED",
+            },
+            tags=self._tags("key", "value"),
+        )
+
+    def _attach(self) -> None:
+        """Add the provider to the cluster's list, without dropping another.
+
+        Raises:
+            NotYet: it was, and is still to be seen there.
+            ClientError: somebody else changes the list; once that is done, it can be tried again.
+        """
+        ecs, cluster = self._clients.get("ecs"), self._deployment.cluster
+        found = ecs.describe_clusters(clusters=[cluster], include=["ATTACHMENTS"])
+        if not found["clusters"]:
+            raise Refused(
+                Verdict(
+                    outlook=Outlook.NEVER,
+                    text=f"there is no cluster {cluster}. `starburst-executor setup` makes one.",
+                )
+            )
+        before = found["clusters"][0]
+        if self.name in before.get("capacityProviders", ()):
+            if before.get("attachmentsStatus") == _ATTACHING:
+                raise NotYet(
+                    f"capacity provider {self.name} is being added to {cluster}"
+                )
+            return
+        ecs.put_cluster_capacity_providers(
+            cluster=cluster,
+            capacityProviders=[*before.get("capacityProviders", ()), self.name],
+            defaultCapacityProviderStrategy=before.get(
+                "defaultCapacityProviderStrategy", []
+            ),
+        )
+        raise NotYet(f"capacity provider {self.name} was just added to {cluster}")
+
+    def _make(self, call: Any, exists: str, **request: Any) -> None:
+        """Make something, unless it is there."""
+
+        def once() -> None:
+            try:
+                call(**request)
+            except ClientError as error:
+                code = error.response["Error"].get("Code", "")
+                text = f"{code}: {error.response['Error'].get('Message', '')}"
+                if not re.search(exists, text):
+                    raise
+            else:
+                log.info("%s: made by %s", self.name, call.__name__)
+
+        self._calls.make(once)
+
+    # --- what they say ----------------------------------------------------------------
+
+    def _template(self) -> dict[str, Any]:
+        deployment = self._deployment
+        return {
+            # Resolved whenever an instance starts, so that it is always the newest.
+            "ImageId": _AMI.format(_AMI_FOLDER[self._instance.architecture]),
+            "InstanceType": self._instance.name,
+            "IamInstanceProfile": {"Arn": deployment.instance_profile_arn},
+            "NetworkInterfaces": [
+                {
+                    "DeviceIndex": 0,
+                    "AssociatePublicIpAddress": deployment.assign_public_ip,
+                    "Groups": list(deployment.security_groups),
+                }
+            ],
+            "MetadataOptions": {
+                "HttpTokens": "required",
+                "HttpPutResponseHopLimit": _METADATA_HOPS,
+            },
+            "UserData": base64.b64encode(self._user_data().encode()).decode(),
+            "TagSpecifications": [
+                {"ResourceType": kind, "Tags": self._tags("Key", "Value", named=False)}
+                for kind in ("instance", "volume")
+            ],
+        }
+
+    def _user_data(self) -> str:
+        # Draining keeps ECS from placing more on an instance that Spot takes back; workers watch for
+        # the notice themselves, for draining leaves tasks alone that belong to no service. By the
+        # override, logs are written with the execution role, as on Fargate.
+        lines = (
+            f"ECS_CLUSTER={cluster_name(self._deployment)}",
+            "ECS_ENABLE_SPOT_INSTANCE_DRAINING=true",
+            "ECS_ENABLE_AWSLOGS_EXECUTIONROLE_OVERRIDE=true",
+        )
+        return "\n".join(
+            ("#!/bin/bash", "cat >> /etc/ecs/ecs.config <<END", *lines, "END", "")
+        )
+
+    def _tags(
+        self, key: str, value: str, *, named: bool = True
+    ) -> list[dict[str, str]]:
+        tags = {
+            CLUSTER_TAG: cluster_name(self._deployment),
+            PROFILE_TAG: self._deployment.instance_profile_arn,
+        }
+        if named:
+            tags["Name"] = self.name
+        return [{key: name, value: text} for name, text in tags.items()]
+
+    def _name(self) -> str:
+        said = [self._template(), self._deployment.cluster, self._deployment.subnets]
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        kind = self._instance.name.replace(".", "-")
+        return f"starburst-{kind}-{market(use_spot=self._use_spot)}-{digest[:12]}"
+
+
+def cluster_name(deployment: Deployment) -> str:
+    """The cluster's name, whether the deployment has that or its ARN."""
+    return deployment.cluster.rpartition("/")[2]
+
+
+def market(*, use_spot: bool) -> str:
+    """The word for a market."""
+    return "spot" if use_spot else "on-demand"
