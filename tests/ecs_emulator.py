@@ -42,7 +42,10 @@ Reply = tuple[Any, ...]
 
 REGION, ACCOUNT = "us-east-1", "000000000000"
 QUOTAS = {"L-3032A538": "FARGATE", "L-36FBB829": "FARGATE_SPOT"}
-PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_FILE")
+PASSED = (
+    *("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_FILE"),
+    *("CALL_RECORD_FOLDER", "PYTHONPATH", "BOTOCORE_EXPERIMENTAL__PLUGINS"),
+)
 NO_CAPACITY = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
 NO_QUOTA = "You've reached the limit on the number of vCPUs you can run concurrently"
 

@@ -119,6 +119,9 @@ def ecs_server(folder: Path) -> Iterator[EcsServer]:
         "LOG_LEVEL": "WARNING",
         "TMPDIR": str(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # For tasks, to note what they call: the recorder and nothing else of the tests.
+        "PYTHONPATH": str(Path(__file__).parent / "recorder"),
+        "BOTOCORE_EXPERIMENTAL__PLUGINS": "calls=call_recorder",
     }
     with _process(command, folder, environment) as running:
         plain = S3Server(
