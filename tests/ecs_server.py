@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.config import Config
 
 from starburst_executor.config import Deployment
 from tests.servers import S3Server, _free_ports, _process, _wait_until, _writes
@@ -44,15 +45,20 @@ class EcsServer(S3Server):
             "AWS_ENDPOINT_URL_SERVICE_QUOTAS": f"http://127.0.0.1:{self.metadata_port}",
         }
 
-    def aws(self, service: str) -> Any:
-        """A client of any service of it."""
+    def quotas(self) -> Any:
+        """A client of Service Quotas, which is not where the rest is."""
+        return self.aws("service-quotas", f"http://127.0.0.1:{self.metadata_port}")
+
+    def aws(self, service: str, endpoint: str | None = None) -> Any:
+        """A client of any service of it, which asks once."""
         make: Any = boto3.Session().client
         return make(
             service,
-            endpoint_url=self.endpoint,
+            endpoint_url=endpoint or self.endpoint,
             region_name=_REGION,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
+            config=Config(retries={"total_max_attempts": 1}),
         )
 
     def deploy(self) -> Deployment:
@@ -87,6 +93,10 @@ class EcsServer(S3Server):
     def set(self, **settings: Any) -> None:
         """Change the emulator's settings."""
         self.control(set=settings)
+
+    def reset(self) -> None:
+        """Make the emulator's settings what they are at its start."""
+        self.control(reset=True)
 
     def tasks(self, cluster: str) -> list[dict[str, Any]]:
         """Every task that a cluster ever had, in the order they were started."""

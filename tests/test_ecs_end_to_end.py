@@ -43,15 +43,8 @@ def ecs(
     with latency_proxy(server, _LATENCY) as proxy:
         s3_env(server)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
-        server.set(
-            start_delay=0.0,
-            list_delay=0.0,
-            capacity={},
-            vcpus={},
-            throttle={},
-            lose={},
-            task_endpoints={"AWS_ENDPOINT_URL_S3": proxy.endpoint},
-        )
+        server.reset()
+        server.set(task_endpoints={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
         yield server
 
 
