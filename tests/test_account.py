@@ -437,7 +437,7 @@ SERVICES = (
 )
 MODULES = {
     "s3": ("s3",),
-    "ecs": ("ecs",),
+    "ecs": ("ecs", "logs"),
     "account": ("account",),
     "prices": ("prices",),
     "setup": ("setup", "stack", "network", "teardown"),
