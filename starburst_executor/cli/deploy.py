@@ -271,11 +271,11 @@ def _try(values: Mapping[str, Any]) -> None:
     try:
         answer = executor.submit(sum, (1, 2)).result(_TASK_SECONDS)
     except (StarburstError, TimeoutError) as error:
-        executor.detach()
+        executor.cleanup()  # keeps what is stored, and no worker that costs money
         said = str(error) or f"nothing came back within {_TASK_SECONDS:.0f} s"
         raise Failed(
-            f"everything is set up, but the task failed: {said}\nSession {executor.session_id} is kept; "
-            "`starburst-executor errors` and `logs` show more.",
+            f"everything is set up, but the task failed: {said}\nOnce that is mended, run setup again. "
+            f"`starburst-executor logs {executor.session_id} --workers` shows what workers printed.",
             Exit.OTHER,
         ) from error
     executor.shutdown()
