@@ -372,7 +372,7 @@ def in_account(ecs: EcsServer) -> set[str]:
         *ask("ec2", "describe_vpc_endpoints", "VpcEndpoints", "VpcEndpointId"),
         *ask("logs", "describe_log_groups", "logGroups", "logGroupName"),
         *ask("ecs", "list_clusters", "clusterArns"),
-        *ask("ecs", "list_tasks", "taskArns"),
+        *(t["id"] for t in ecs.control()["tasks"] if t["lastStatus"] != "STOPPED"),
         *ask("cloudformation", "describe_stacks", "Stacks", "StackName"),
     }
 
@@ -384,8 +384,6 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("starburst_executor.aws.stack._LOOK_SECONDS", 0.05)
     monkeypatch.setattr("starburst_executor.aws.teardown._LOOK_SECONDS", 0.2)
-    with contextlib.closing(ecs.aws("ecs")) as client:
-        client.create_cluster(clusterName="default")  # where `in_account` looks
     before = in_account(ecs)
 
     setup = ("setup", "--yes", "--image")
@@ -413,3 +411,21 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
     assert f"There remains the bucket s3://{bucket}/ with its results" in said
     assert in_account(ecs) - before == {f"Buckets {bucket}"}
     assert any(executor.session_id in key for key in keys(f"s3://{bucket}"))
+
+
+@pytest.mark.slow
+def test_the_check_of_a_real_account_passes_on_this_one(
+    ecs: EcsServer, tmp_path: Path
+) -> None:
+    before = in_account(ecs)
+    done = run_python(
+        *("-m", "pytest", "-q", "-m", "aws", "-p", "no:cacheprovider"),
+        Path(__file__).with_name("test_aws_account.py"),
+        timeout=100,
+        STARBURST_AWS_TEST="1",
+        STARBURST_IMAGE="registry.test/python:3",
+        HOME=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    assert in_account(ecs) == before
