@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -260,7 +261,11 @@ def _try(values: Mapping[str, Any]) -> None:
     from starburst_executor.errors import StarburstError
     from starburst_executor.executor import StarburstExecutor
 
-    if "image" not in values:
+    # Without an image, a worker has this package only if sessions bring it: by `environment`.
+    if (
+        "image" not in values
+        and "environment" not in signature(StarburstExecutor).parameters
+    ):
         click.echo(
             "No task was tried, for no image is set. Workers need one that has this Python minor version and "
             "starburst_executor: `starburst-executor setup --image URI`."
