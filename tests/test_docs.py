@@ -353,7 +353,7 @@ def test_the_check_of_an_account_costs_what_the_price_table_says() -> None:
     text = sections(README)["Checking a real account"]
     prices = cost.built_in("us-east-1", use_spot=False)
     hour = cost.worker_hour(WorkerSpec(launcher="ecs"), prices)
-    assert f"5 x 5/60 x ${hour:.5f} = ${5 * 5 / 60 * hour:.4f}" in text
+    assert f"6 x 5/60 x ${hour:.5f} = ${6 * 5 / 60 * hour:.4f}" in text
     for price in (prices.vcpu_hour, prices.gb_hour):
         assert f"${price}" in text
     assert f"${1000 * prices.write:.3f}" in text

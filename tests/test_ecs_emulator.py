@@ -47,6 +47,8 @@ class Account:
         }
         reply = self.ecs.register_task_definition(
             family=f"f-{os.urandom(4).hex()}",
+            requiresCompatibilities=["FARGATE"],
+            networkMode="awsvpc",
             cpu="1024",
             memory="2048",
             executionRoleArn=self.deployment.execution_role_arn,

@@ -17,7 +17,6 @@ from starburst_executor.errors import AccountDenied, AccountError
 from tests.ecs_server import EcsServer, configure, ecs_server
 from tests.scripted import Scripted
 from tests.support import QUICK, worker_pids
-from tests.tasks import until
 
 TASK = "0123456789abcdef0123456789abcdef"
 WORKER = f"w-{TASK}"
@@ -166,20 +165,6 @@ def test_the_logs_verb_prints_what_workers_on_ecs_printed(ecs: EcsServer) -> Non
     assert "SIGTERM" in found[-1]["text"] or "session" in found[-1]["text"]
     output = run(executor.session_id, "--worker", WORKER, code=Exit.NOT_FOUND).output
     assert "nothing is known of what worker" in output
-    executor.cleanup(force=True)
-
-
-@pytest.mark.slow
-def test_a_worker_that_never_spoke_is_explained(
-    ecs: EcsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ecs.set(task_endpoints={"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"})
-    executor = StarburstExecutor(max_workers=1, intervals=QUICK)
-    executor.submit(cube, 3)
-    launcher = executor._launcher
-    until(lambda: launcher.ended(executor._session.url), "the worker ended")
-    output = run(executor.session_id, "--workers").output
-    assert "Could not connect to the endpoint" in output
     executor.cleanup(force=True)
 
 
