@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class EcsServer(S3Server):
 
     def aws(self, service: str, endpoint: str | None = None) -> Any:
         """A client of any service of it, which asks once."""
-        make: Any = boto3.Session().client
+        make: Any = _session().client
         return make(
             service,
             endpoint_url=endpoint or self.endpoint,
@@ -152,6 +153,12 @@ def ecs_server(folder: Path) -> Iterator[EcsServer]:
             yield server
         finally:
             server.control(end=True)
+
+
+@cache
+def _session() -> boto3.Session:
+    """One for all: it keeps the descriptions of services, which take long to read."""
+    return boto3.Session()
 
 
 def configure(deployment: Deployment) -> Mapping[str, str]:

@@ -115,8 +115,14 @@ def account(shared: Account) -> Iterator[Account]:
     server, cluster = shared.server, shared.deployment.cluster
     server.reset()
     yield shared
-    server.kill(*(task["id"] for task in server.live(cluster)))
-    until(lambda: not server.live(cluster), "all have ended")
+    until(lambda: not _killed(server, cluster), "all have ended")
+
+
+def _killed(server: EcsServer, cluster: str) -> list[str]:
+    """Kill what lives, as far as its process has been started, and tell which that was."""
+    live = [task["id"] for task in server.live(cluster)]
+    server.kill(*live)
+    return live
 
 
 @contextlib.contextmanager
