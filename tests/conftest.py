@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +16,48 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.recorder import call_recorder
 from tests.servers import S3Server
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
+
+WHY_PARTIAL = pytest.StashKey[str]()
+"""Why this is not a run of the whole suite; "" if it is."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have every process note which calls of AWS it makes."""
+    os.environ[call_recorder.FOLDER] = tempfile.mkdtemp(prefix="calls-")
+    plugin = f"calls={call_recorder.__name__}"
+    os.environ["BOTOCORE_EXPERIMENTAL__PLUGINS"] = plugin
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop(call_recorder.FOLDER), ignore_errors=True)
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Look at the calls after all other tests."""
+    items.sort(key=lambda item: item.path.name == "test_aws_calls.py")
+    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    lacking = files - {item.path.name for item in items}
+    option = config.option
+    narrowed = option.keyword or option.markexpr not in ("", "not aws")
+    if lacking:
+        why = f"{len(lacking)} of {len(files)} files of tests were left out"
+    elif narrowed or option.deselect or any("::" in arg for arg in config.args):
+        why = "only some tests were chosen"
+    else:
+        why = ""
+    config.stash[WHY_PARTIAL] = why
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.session.testsfailed and not item.config.stash[WHY_PARTIAL]:
+        item.config.stash[WHY_PARTIAL] = "tests failed before"
 
 
 @pytest.fixture(autouse=True)

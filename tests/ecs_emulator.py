@@ -4,7 +4,7 @@ Clusters, task definitions, roles and logs are ministack's own; RunTask, StopTas
 ListTasks are replaced by what is here, which also refuses what ECS refuses. The image's name says nothing but
 whether it can be pulled: entry point and command must name a program of this machine.
 
-The action `Control` is for tests: `set` some of `Settings`, `kill`, `reclaim`, `tasks`, `calls`, `end`.
+The action `Control` is for tests: `reset` or `set` some of `Settings`, `kill`, `reclaim`, `tasks`, `calls`, `end`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ Reply = tuple[Any, ...]
 
 REGION, ACCOUNT = "us-east-1", "000000000000"
 QUOTAS = {"L-3032A538": "FARGATE", "L-36FBB829": "FARGATE_SPOT"}
-PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_FILE")
+PASSED = (
+    *("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_FILE"),
+    *("CALL_RECORD_FOLDER", "PYTHONPATH", "BOTOCORE_EXPERIMENTAL__PLUGINS"),
+)
 NO_CAPACITY = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
 NO_QUOTA = "You've reached the limit on the number of vCPUs you can run concurrently"
 
@@ -56,6 +59,7 @@ class Settings:
     capacity: dict[str, int] = field(default_factory=dict)  # provider -> tasks at once
     attach_delay: float = 0.0  # seconds for which a cluster's list of providers changes
     shortage: dict[str, str] = field(default_factory=dict)  # market -> why no instance
+    unborn: dict[str, int] = field(default_factory=dict)  # provider -> tasks not born
     vcpus: dict[str, float] = field(default_factory=dict)  # provider -> quota
     throttle: dict[str, int] = field(default_factory=dict)  # action -> calls refused
     lose: dict[str, int] = field(default_factory=dict)  # action -> replies lost
@@ -119,6 +123,8 @@ class Task:
             self._end()
             return
         problem = _start_problem(self.container)
+        if _due(settings.unborn, self.provider):
+            problem = NO_CAPACITY
         if problem:
             self._end("TaskFailedToStart", problem)
             return
@@ -205,6 +211,7 @@ settings = Settings()
 tasks: dict[str, Task] = {}
 tokens: dict[str, tuple[Request, Request]] = {}
 calls: list[tuple[str, Request]] = []
+requested: list[Request] = []  # increases of quotas
 lock = threading.RLock()
 
 
@@ -260,6 +267,8 @@ def describe_tasks(request: Request) -> Request:
             missing.append({"arn": name, "reason": "MISSING"})
         else:
             found.append(dict(task.said))
+    if "TAGS" not in request.get("include", []):
+        found = [{k: v for k, v in said.items() if k != "tags"} for said in found]
     return {"tasks": found, "failures": missing}
 
 
@@ -289,6 +298,9 @@ def list_tasks(request: Request) -> Request:
 
 def control(request: Request) -> Request:
     """What a test asks for; not an action of ECS."""
+    if request.get("reset"):
+        vars(settings).update(asdict(Settings()))
+        requested.clear()
     for name, value in request.get("set", {}).items():
         setattr(settings, name, value)
     for name in request.get("kill", []):
@@ -485,6 +497,28 @@ def _end_all() -> None:
             _kill_group(task.process.pid)
 
 
+def _quotas(action: str, request: Request) -> tuple[Request, int]:
+    """What Service Quotas answers, and with which status."""
+    code = request["QuotaCode"]
+    quota = {"ServiceCode": request["ServiceCode"], "QuotaCode": code}
+    if code not in QUOTAS:
+        return {"__type": "NoSuchResourceException"}, 400
+    value = settings.vcpus.get(QUOTAS[code], 4000.0)
+    if action in ("GetServiceQuota", "GetAWSDefaultServiceQuota"):
+        return {"Quota": {**quota, "Value": value, "Adjustable": True}}, 200
+    before = [r for r in requested if r["QuotaCode"] == code]
+    if action == "ListRequestedServiceQuotaChangeHistoryByQuota":
+        return {"RequestedQuotas": before}, 200
+    assert action == "RequestServiceQuotaIncrease", action
+    if before:
+        return {"__type": "ResourceAlreadyExistsException"}, 400
+    if request["DesiredValue"] <= value:
+        return {"__type": "IllegalArgumentException"}, 400
+    wish = {**quota, "DesiredValue": request["DesiredValue"], "Status": "PENDING"}
+    requested.append(wish)
+    return {"RequestedQuota": wish}, 200
+
+
 class Metadata(http.server.BaseHTTPRequestHandler):
     """What tasks ask about themselves; and Service Quotas, which ministack lacks."""
 
@@ -494,13 +528,12 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if "Requested" in self.headers["X-Amz-Target"]:
-            self._answer({"RequestedQuotas": []}, 200)
-            return
-        code = request["QuotaCode"]
-        value = settings.vcpus.get(QUOTAS[code], 4000.0)
-        quota = {"ServiceCode": "fargate", "QuotaCode": code, "Value": value}
-        self._answer({"Quota": quota}, 200)
+        action = self.headers["X-Amz-Target"].rpartition(".")[2]
+        with lock:
+            if _due(settings.throttle, action):
+                self._answer({"__type": "TooManyRequestsException"}, 429)
+                return
+            self._answer(*_quotas(action, request))
 
     def _answer(self, body: Request, status: int) -> None:
         data = json.dumps(body).encode()
@@ -586,6 +619,19 @@ def describe_scaling_activities(request: Request) -> Reply:
 
 ec2._ACTION_MAP["DescribeInstanceTypes"] = describe_instance_types
 autoscaling._ACTION_MAP["DescribeScalingActivities"] = describe_scaling_activities
+_read_log = cloudwatch_logs._get_log_events
+
+
+def get_log_events(request: Request) -> Reply:
+    with lock:
+        throttled = _due(settings.throttle, "GetLogEvents")
+    if throttled:
+        return error_response_json("ThrottlingException", "Rate exceeded", 400)  # type: ignore[no-any-return]
+    reply: Reply = _read_log(request)
+    return reply
+
+
+cloudwatch_logs._get_log_events = get_log_events
 
 if __name__ == "__main__":
     threading.Thread(target=metadata.serve_forever, daemon=True).start()

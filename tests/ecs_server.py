@@ -9,10 +9,12 @@ import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.config import Config
 
 from starburst_executor.config import Deployment
 from tests.servers import S3Server, _free_ports, _process, _wait_until, _writes
@@ -44,15 +46,20 @@ class EcsServer(S3Server):
             "AWS_ENDPOINT_URL_SERVICE_QUOTAS": f"http://127.0.0.1:{self.metadata_port}",
         }
 
-    def aws(self, service: str) -> Any:
-        """A client of any service of it."""
-        make: Any = boto3.Session().client
+    def quotas(self) -> Any:
+        """A client of Service Quotas, which is not where the rest is."""
+        return self.aws("service-quotas", f"http://127.0.0.1:{self.metadata_port}")
+
+    def aws(self, service: str, endpoint: str | None = None) -> Any:
+        """A client of any service of it, which asks once."""
+        make: Any = _session().client
         return make(
             service,
-            endpoint_url=self.endpoint,
+            endpoint_url=endpoint or self.endpoint,
             region_name=_REGION,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
+            config=Config(retries={"total_max_attempts": 1}),
         )
 
     def deploy(self) -> Deployment:
@@ -89,6 +96,10 @@ class EcsServer(S3Server):
         """Change the emulator's settings."""
         self.control(set=settings)
 
+    def reset(self) -> None:
+        """Make the emulator's settings what they are at its start."""
+        self.control(reset=True)
+
     def tasks(self, cluster: str) -> list[dict[str, Any]]:
         """Every task that a cluster ever had, in the order they were started."""
         tasks: list[dict[str, Any]] = self.control()["tasks"]
@@ -120,6 +131,9 @@ def ecs_server(folder: Path) -> Iterator[EcsServer]:
         "LOG_LEVEL": "WARNING",
         "TMPDIR": str(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # For tasks, to note what they call: the recorder and nothing else of the tests.
+        "PYTHONPATH": str(Path(__file__).parent / "recorder"),
+        "BOTOCORE_EXPERIMENTAL__PLUGINS": "calls=call_recorder",
     }
     with _process(command, folder, environment) as running:
         plain = S3Server(
@@ -140,6 +154,12 @@ def ecs_server(folder: Path) -> Iterator[EcsServer]:
             yield server
         finally:
             server.control(end=True)
+
+
+@cache
+def _session() -> boto3.Session:
+    """One for all: it keeps the descriptions of services, which take long to read."""
+    return boto3.Session()
 
 
 def configure(deployment: Deployment) -> Mapping[str, str]:

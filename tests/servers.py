@@ -118,6 +118,8 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
         *(f"-ip.bind={_HOST}", f"-master.port={master}", f"-volume.port={volume}"),
         *("-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}"),
         *(f"-s3.port.grpc={grpc}", "-s3.config=s3.json", "-master.telemetry=false"),
+        # Others' servers on this machine would want the same ports for these.
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         # Each bucket takes a volume of its own.
         *("-volume.max=2000", "-master.volumeSizeLimitMB=1024"),
         "-volume.preStopSeconds=0",

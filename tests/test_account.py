@@ -187,6 +187,9 @@ def test_the_quota_verb_says_how_many_workers_fit(scripted: Scripted) -> None:
 
 
 def test_an_increase_can_be_asked_for(scripted: Scripted) -> None:
+    for spot in (False, True):
+        script_quota(scripted, 6.0, spot=spot)
+        script_tasks(scripted)
     scripted.answer(
         "service-quotas",
         "request_service_quota_increase",
@@ -195,11 +198,30 @@ def test_an_increase_can_be_asked_for(scripted: Scripted) -> None:
         QuotaCode="L-36FBB829",
         DesiredValue=64.0,
     )
+    output = run("quota", "--request", "64", "--spot").output
+    assert "Asked for 64 vCPUs: PENDING" in output
+    assert "64" in next(line for line in output.splitlines() if "L-36FBB829" in line)
+
+
+def test_a_dry_run_asks_for_no_increase(scripted: Scripted) -> None:
     for spot in (False, True):
         script_quota(scripted, 6.0, spot=spot)
         script_tasks(scripted)
-    output = run("quota", "--request", "64", "--spot").output
-    assert "Asked for 64 vCPUs: PENDING" in output
+    output = run("quota", "--request", "64", "--dry-run").output
+    assert "Would ask for 64 vCPUs instead of 6 (quota L-3032A538)" in output
+    run("quota", "--dry-run", code=Exit.USAGE)
+
+
+def test_less_than_there_is_cannot_be_asked_for(scripted: Scripted) -> None:
+    script_quota(scripted, 16.0, spot=False)
+    output = run("quota", "--request", "16", code=Exit.USAGE).output
+    assert "no more than the 16 of now" in output
+
+
+def test_a_second_request_waits_for_the_first(scripted: Scripted) -> None:
+    script_quota(scripted, 6.0, spot=False, requested=64.0)
+    output = run("quota", "--request", "128", code=Exit.OTHER).output
+    assert "64 vCPUs were asked for already" in output
 
 
 def test_a_missing_permission_ends_with_its_own_exit_code(scripted: Scripted) -> None:
@@ -439,10 +461,10 @@ SERVICES = (
 )
 MODULES = {
     "s3": ("s3",),
-    "ecs": ("ecs",),
     "placement": ("placement", "instances"),
     "capacity": ("capacity",),
     "removal": ("removal",),
+    "ecs": ("ecs", "logs"),
     "account": ("account",),
     "prices": ("prices",),
     "setup": ("setup", "stack", "network", "teardown"),

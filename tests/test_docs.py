@@ -17,9 +17,10 @@ import msgspec
 import pytest
 
 import starburst_executor
-from starburst_executor import StarburstExecutor
+from starburst_executor import StarburstExecutor, cost
 from starburst_executor.cli import main
 from starburst_executor.records import Intervals
+from starburst_executor.spec import WorkerSpec
 from tests.servers import S3Server
 
 ROOT = Path(__file__).parent.parent
@@ -346,6 +347,16 @@ def test_limits_in_the_readme_are_those_of_the_code() -> None:
     words = {"none": "None", "CPUs of this machine": "None"}
     for name, value in stated.items():
         assert words.get(value, value) == str((defaults | fields)[name])
+
+
+def test_the_check_of_an_account_costs_what_the_price_table_says() -> None:
+    text = sections(README)["Checking a real account"]
+    prices = cost.built_in("us-east-1", use_spot=False)
+    hour = cost.worker_hour(WorkerSpec(launcher="ecs"), prices)
+    assert f"6 x 5/60 x ${hour:.5f} = ${6 * 5 / 60 * hour:.4f}" in text
+    for price in (prices.vcpu_hour, prices.gb_hour):
+        assert f"${price}" in text
+    assert f"${1000 * prices.write:.3f}" in text
 
 
 def test_pairs_of_intervals_in_the_readme_are_those_of_the_code() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from starburst_executor import StarburstExecutor
+from starburst_executor.cli import Exit, main
 from starburst_executor.config import Deployment
 from starburst_executor.errors import ExecutorBroken, LaunchFailed
 from tests.ecs_server import EcsServer, configure, ecs_server
@@ -43,15 +46,8 @@ def ecs(
     with latency_proxy(server, _LATENCY) as proxy:
         s3_env(server)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
-        server.set(
-            start_delay=0.0,
-            list_delay=0.0,
-            capacity={},
-            vcpus={},
-            throttle={},
-            lose={},
-            task_endpoints={"AWS_ENDPOINT_URL_S3": proxy.endpoint},
-        )
+        server.reset()
+        server.set(task_endpoints={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
         yield server
 
 
@@ -114,6 +110,9 @@ def test_a_session_outlives_its_client_and_half_of_its_workers(
     assert len(ecs.tasks(deployment.cluster)) == 6
     gate.open()
     assert [f.result(timeout=60) for f in executor.futures] == list(range(12))
+    outcomes = executor.collect(wait=True)  # each once, whoever ran it how often
+    assert sorted(outcome.value for outcome in outcomes) == list(range(12))
+    assert executor.status().completed == executor.status().total == 12
     executor.cleanup(force=True)
     assert ecs.live(deployment.cluster) == []
     assert keys(deployment.store) == []
@@ -195,6 +194,19 @@ def test_work_waits_for_capacity_and_then_runs(
         assert future.result(timeout=60) == 49
 
 
+@pytest.mark.slow
+def test_tasks_that_are_stopped_unborn_for_lack_of_capacity_are_started_again(
+    ecs: EcsServer, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    ecs.set(unborn={"FARGATE_SPOT": 1})
+    with StarburstExecutor(max_workers=1, use_spot=True, intervals=QUICK) as executor:
+        future = executor.submit(square, 7)
+        assert future.result(timeout=60) == 49
+    assert "could not be started. TaskFailedToStart: Capacity" in caplog.text
+    unborn, _ = ecs.tasks(deployment.cluster)
+    assert unborn["stopCode"] == "TaskFailedToStart"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -251,30 +263,27 @@ def test_two_sessions_do_not_touch_each_others_workers(
 
 
 @pytest.mark.slow
-def test_idle_workers_leave_and_new_work_starts_others(
-    ecs: EcsServer, deployment: Deployment
+def test_workers_come_and_leave_as_they_are_wanted(
+    ecs: EcsServer, deployment: Deployment, tmp_path: Path
 ) -> None:
+    gate, later = Gate(tmp_path / "gate"), Gate(tmp_path / "later")
     with StarburstExecutor(
         max_workers=1, idle_timeout=0.5, intervals=QUICK
     ) as executor:
-        assert executor.submit(square, 2).result(timeout=60) == 4
-        until(lambda: not ecs.live(deployment.cluster), "the worker left")
-        assert executor.submit(square, 3).result(timeout=60) == 9
-        assert len(ecs.tasks(deployment.cluster)) == 2
-
-
-def test_more_workers_are_started_when_more_are_wanted(
-    ecs: EcsServer, deployment: Deployment, tmp_path: Path
-) -> None:
-    gate = Gate(tmp_path / "gate")
-    with StarburstExecutor(max_workers=1, intervals=QUICK) as executor:
         futures = [executor.submit(gate.hold, n) for n in range(3)]
         gate.await_arrivals(1)
         executor.scale(3)
         gate.await_arrivals(3)
+        assert len(ecs.tasks(deployment.cluster)) == 3
+        executor.scale(1)
         gate.open()
         wait(futures, timeout=60)
-        assert len(ecs.tasks(deployment.cluster)) == 3
+        until(lambda: not ecs.live(deployment.cluster), "idle workers have left")
+        more = [executor.submit(later.hold, n) for n in range(3)]
+        later.await_arrivals(1)
+        later.open()
+        wait(more, timeout=60)
+        assert len(ecs.tasks(deployment.cluster)) == 4  # one for all three
 
 
 def test_trouble_of_ecs_passes_unnoticed(
@@ -310,4 +319,89 @@ def test_workers_that_cannot_work_are_an_error_with_what_they_printed(
     futures = [executor.submit(square, n) for n in range(3)]
     with pytest.raises(ExecutorBroken, match="Could not connect to the endpoint"):
         futures[0].result(timeout=100)
+    said = run("logs", executor.session_id, "--workers")
+    assert said.count("Could not connect to the endpoint") >= 3
     executor.shutdown()
+
+
+# --- from nothing to nothing ---------------------------------------------------------
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def in_account(ecs: EcsServer) -> set[str]:
+    """Names of all that setup, or launching, may make."""
+
+    def ask(service: str, operation: str, what: str, name: str = "") -> set[str]:
+        with contextlib.closing(ecs.aws(service)) as client:
+            found = getattr(client, operation)()[what]
+        return {f"{what} {one[name] if name else one}" for one in found}
+
+    return {
+        *ask("s3", "list_buckets", "Buckets", "Name"),
+        *ask("iam", "list_roles", "Roles", "RoleName"),
+        *ask("ec2", "describe_security_groups", "SecurityGroups", "GroupId"),
+        *ask("ec2", "describe_vpc_endpoints", "VpcEndpoints", "VpcEndpointId"),
+        *ask("logs", "describe_log_groups", "logGroups", "logGroupName"),
+        *ask("ecs", "list_clusters", "clusterArns"),
+        *(t["id"] for t in ecs.control()["tasks"] if t["lastStatus"] != "STOPPED"),
+        *ask("cloudformation", "describe_stacks", "Stacks", "StackName"),
+    }
+
+
+@pytest.mark.slow
+def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
+    ecs: EcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("starburst_executor.aws.stack._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("starburst_executor.aws.teardown._LOOK_SECONDS", 0.2)
+    before = in_account(ecs)
+
+    setup = ("setup", "--yes", "--image")
+    said = run(*setup, "registry.test/missing:1", code=Exit.OTHER)
+    assert "everything is set up, but the task failed" in said
+    assert "CannotPullContainerError" in said
+    said = run(*setup, "registry.test/python:3")
+    assert "nothing to change" in said
+    assert "A worker there ran one (1 + 2 = 3)." in said
+
+    with StarburstExecutor(max_workers=1) as executor:  # as the file says
+        assert executor.submit(square, 3).result(timeout=60) == 9
+        assert executor._launcher.name == "ecs"
+    gate = Gate(tmp_path / "gate")
+    executor = StarburstExecutor(max_workers=1)
+    executor.submit(gate.hold)
+    gate.await_arrivals()
+    executor.detach()
+
+    assert "tasks are unfinished in 1 sessions" in run(
+        "teardown", "--yes", code=Exit.OTHER
+    )
+    said = run("teardown", "--yes", "--force")
+    bucket = "starburst-executor-000000000000-us-east-1"
+    assert f"There remains the bucket s3://{bucket}/ with its results" in said
+    assert in_account(ecs) - before == {f"Buckets {bucket}"}
+    assert any(executor.session_id in key for key in keys(f"s3://{bucket}"))
+
+
+@pytest.mark.slow
+def test_the_check_of_a_real_account_passes_on_this_one(
+    ecs: EcsServer, tmp_path: Path
+) -> None:
+    before = in_account(ecs)
+    done = run_python(
+        *("-m", "pytest", "-q", "-m", "aws", "-p", "no:cacheprovider"),
+        Path(__file__).with_name("test_aws_account.py"),
+        timeout=100,
+        STARBURST_AWS_TEST="1",
+        STARBURST_IMAGE="registry.test/python:3",
+        HOME=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    assert in_account(ecs) == before

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def account(
 
 
 def run(*arguments: str, code: int = 0) -> Result:
+    if arguments[0] == "setup":
+        arguments += ("--no-task",)  # this emulator's workers are no processes
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
@@ -98,12 +101,7 @@ def left_over(account: Clients) -> list[str]:
 def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
     before = buckets(account)
     output = run("setup", "--yes").output
-    for part in (
-        "bucket s3://",
-        "security group",
-        "gateway endpoint",
-        "no image is set",
-    ):
+    for part in ("bucket s3://", "security group", "gateway endpoint"):
         assert part in output
     deployment = config.load_deployment()
     assert deployment is not None
@@ -123,6 +121,16 @@ def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
     assert config.load_deployment() is None
 
 
+@pytest.mark.skipif(
+    "environment" in signature(StarburstExecutor).parameters,
+    reason="sessions bring this package to stock images",
+)
+def test_without_an_image_no_task_is_tried(account: Clients) -> None:
+    output = CliRunner().invoke(main, ["setup", "--yes"]).output
+    assert "no image is set" in output
+    run("teardown", "--yes", "--delete-data")
+
+
 def test_setup_again_changes_nothing_and_writes_the_same_file(account: Clients) -> None:
     run("setup", "--yes")
     first = config.config_file().read_text()
@@ -136,7 +144,7 @@ def test_setup_updates_in_place_and_remembers_what_it_was_told(
     account: Clients,
 ) -> None:
     run("setup", "--yes", "--log-days", "7")
-    run("setup", "--yes", "--no-public-ip", "--image", "registry/image:1", "--no-task")
+    run("setup", "--yes", "--no-public-ip", "--image", "registry/image:1")
     found = find_stack(account, "starburst-executor")
     assert found is not None
     assert found.status == "UPDATE_COMPLETE" or found.status == "CREATE_COMPLETE"

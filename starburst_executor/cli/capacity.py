@@ -43,10 +43,16 @@ def _clients(region: str | None) -> Any:
 @click.option(
     "--request", type=float, metavar="VCPUS", help="Ask AWS for so many vCPUs at once."
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be asked for, and stop.")
 @_spot_option
 @json_option
 def quota(
-    region: str | None, cpu: float, request: float | None, spot: bool, as_json: bool
+    region: str | None,
+    cpu: float,
+    request: float | None,
+    dry_run: bool,
+    spot: bool,
+    as_json: bool,
 ) -> None:
     """Show how many Fargate vCPUs the account may have at once, and how many it has.
 
@@ -57,13 +63,14 @@ def quota(
 
     if cpu <= 0:
         raise click.BadParameter(f"{cpu:g} is no number of vCPUs", param_hint="--cpu")
+    if dry_run and request is None:
+        raise click.UsageError("--dry-run goes with --request")
     clients = _clients(region)
-    if request is not None:
-        status = account.request_quota(clients, request, use_spot=spot)
-        click.echo(f"Asked for {request:g} vCPUs: {status}", err=as_json)
     rows: list[dict[str, Any]] = []
     for use_spot in (False, True):
         found = account.quota(clients, use_spot=use_spot)
+        if request is not None and use_spot is spot:
+            _request(clients, found, request, dry_run=dry_run, aside=as_json)
         used = account.used_vcpus(clients, use_spot=use_spot)
         rows.append(
             {
@@ -75,6 +82,8 @@ def quota(
                 "requested": found.requested,
             }
         )
+    if request is not None and not dry_run:
+        rows[spot]["requested"] = request
     if as_json:
         click.echo(
             document("quota", {"region": clients.region, "cpu": cpu, "markets": rows})
@@ -95,6 +104,30 @@ def quota(
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _request(
+    clients: Any, found: Any, vcpus: float, *, dry_run: bool, aside: bool
+) -> None:
+    """Ask AWS for a quota of so many vCPUs instead of the one found, unless that makes no sense."""
+    from starburst_executor.aws import account
+
+    if vcpus <= found.vcpus:
+        raise click.BadParameter(
+            f"{vcpus:g} vCPUs are no more than the {found.vcpus:g} of now", param_hint="--request"
+        )  # fmt: skip
+    if found.requested is not None:
+        raise Failed(
+            f"{found.requested:g} vCPUs were asked for already (quota {found.code}), and AWS has not decided yet; "
+            "it takes one request at a time. The console's Service Quotas page has its history.",
+            Exit.OTHER,
+        )
+    if dry_run:
+        said = f"Would ask for {vcpus:g} vCPUs instead of {found.vcpus:g} (quota {found.code})"
+    else:
+        status = account.request_quota(clients, vcpus, use_spot=found.use_spot)
+        said = f"Asked for {vcpus:g} vCPUs: {status}"
+    click.echo(said, err=aside)
 
 
 # --- estimate ------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -280,7 +281,11 @@ def _try(values: Mapping[str, Any]) -> None:
     from starburst_executor.errors import StarburstError
     from starburst_executor.executor import StarburstExecutor
 
-    if "image" not in values:
+    # Without an image, a worker has this package only if sessions bring it: by `environment`.
+    if (
+        "image" not in values
+        and "environment" not in signature(StarburstExecutor).parameters
+    ):
         click.echo(
             "No task was tried, for no image is set. Workers need one that has this Python minor version and "
             "starburst_executor: `starburst-executor setup --image URI`."
@@ -291,11 +296,11 @@ def _try(values: Mapping[str, Any]) -> None:
     try:
         answer = executor.submit(sum, (1, 2)).result(_TASK_SECONDS)
     except (StarburstError, TimeoutError) as error:
-        executor.detach()
+        executor.cleanup()  # keeps what is stored, and no worker that costs money
         said = str(error) or f"nothing came back within {_TASK_SECONDS:.0f} s"
         raise Failed(
-            f"everything is set up, but the task failed: {said}\nSession {executor.session_id} is kept; "
-            "`starburst-executor errors` and `logs` show more.",
+            f"everything is set up, but the task failed: {said}\nOnce that is mended, run setup again. "
+            f"`starburst-executor logs {executor.session_id} --workers` shows what workers printed.",
             Exit.OTHER,
         ) from error
     executor.shutdown()

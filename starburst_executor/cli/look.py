@@ -221,18 +221,32 @@ def _echo_section(title: str, text: str) -> None:
 @session_argument
 @task_argument(required=False)
 @click.option("--follow", is_flag=True, help="Go on until all of them are finished.")
+@click.option("--worker", metavar="W", help="What this worker's own process printed.")
+@click.option("--workers", is_flag=True, help="The same of all workers.")
 @store_option
 @json_option
 def logs(
-    id: str, task: str | None, follow: bool, store: str | None, as_json: bool
+    id: str,
+    task: str | None,
+    follow: bool,
+    worker: str | None,
+    workers: bool,
+    store: str | None,
+    as_json: bool,
 ) -> None:
-    """Print what tasks have printed: all, or one.
+    """Print what tasks have printed: all, or one; or what workers have, which says why one never came to work.
 
-    What a running task has printed is known as of its worker's last heartbeat, some 20 seconds ago.
-    """
+    What a running task has printed is known as of its worker's last heartbeat, some 20 seconds ago. Workers on
+    ECS print to CloudWatch Logs, those on this machine to files, of which the end is shown.
+    """  # fmt: skip
     from starburst_executor.cli.logs import Follower, whole_logs
 
+    if (task is not None) + (worker is not None) + workers > 1:
+        raise click.UsageError("give one of TASK, --worker and --workers")
     with at_session(store, id) as session:
+        if worker is not None or workers:
+            _print_worker_logs(session, worker, follow, as_json)
+            return
         manifest = session.load()
         only = None if task is None else find_task(session, task)
         if follow:
@@ -241,6 +255,18 @@ def logs(
         found: Iterator[Found] = history.find(session) if only is None else iter([only])
         for line in whole_logs(session, found, as_json, headed=only is None):
             click.echo(line, nl=False)
+
+
+def _print_worker_logs(
+    session: Session, worker: str | None, follow: bool, as_json: bool
+) -> None:
+    from starburst_executor.cli.worker_logs import WorkerPrinter
+
+    printer = WorkerPrinter(session, worker, as_json)
+    if follow:
+        printer.follow(session.load().intervals.look_last)
+    else:
+        printer.run()
 
 
 @click.command()

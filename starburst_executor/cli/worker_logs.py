@@ -1,0 +1,147 @@
+"""What workers themselves have printed, which says why one never came to work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import click
+
+from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.logs import added
+from starburst_executor.cli.sessions import launcher_of
+from starburst_executor.cli.text import document
+from starburst_executor.launch import Launcher
+from starburst_executor.session import Session
+
+__all__ = ["WorkerPrinter"]
+
+
+class _Logs(Protocol):
+    def more(self, worker_id: str) -> Iterable[str]:
+        """Lines that came since the last call."""
+
+
+class _Tails:
+    """Logs of which only the end is kept: those of workers on this machine."""
+
+    def __init__(self, launcher: Launcher, session_url: str) -> None:
+        self._launcher = launcher
+        self._url = session_url
+        self._seen: dict[str, str] = {}
+
+    def more(self, worker_id: str) -> list[str]:
+        before = self._seen.get(worker_id, "")
+        self._seen[worker_id] = now = self._launcher.log_tail(self._url, worker_id)
+        return added(before, now).splitlines()
+
+
+def _logs_of(launcher: Launcher, session_url: str) -> _Logs:
+    if launcher.name != "ecs":
+        return _Tails(launcher, session_url)
+    from starburst_executor.aws.account import Clients
+    from starburst_executor.aws.logs import WorkerLogs
+    from starburst_executor.config import load_deployment
+
+    deployment = load_deployment()
+    assert deployment is not None  # or there would be no such launcher
+    return WorkerLogs(Clients(deployment.region), deployment.log_group)
+
+
+class WorkerPrinter:
+    """Prints the logs of a session's workers.
+
+    Args:
+        session: The session.
+        only: The id of one; None for all.
+        as_json: One JSON document a line, for each piece.
+    """
+
+    def __init__(self, session: Session, only: str | None, as_json: bool) -> None:
+        self._session = session
+        self._only = only
+        self._as_json = as_json
+        self._launcher = launcher_of(session.load())
+        self._logs = _logs_of(self._launcher, session.url)
+        self._speaker = only
+        self._spoke: set[str] = set()
+        self._without: set[str] = set()  # have no log, which was said
+
+    def run(self) -> None:
+        """Print all that is new.
+
+        Raises:
+            Failed: nothing was ever printed by the one that was asked for.
+        """
+        self._look()
+        if self._only is not None and self._only not in self._spoke:
+            raise Failed(self._why_nothing(self._only), Exit.NOT_FOUND)
+
+    def follow(self, pause: float) -> None:
+        """Print until the workers have ended, looking every `pause` seconds."""
+        self._look()
+        while self._any_lives():
+            self._session.runtime.signal().wait(pause)
+            self._look()
+        self._session.runtime.signal().wait(pause)  # last words take some seconds
+        self.run()
+
+    def _look(self) -> None:
+        for worker in self._workers():
+            self._say(worker)
+
+    def _workers(self) -> list[str]:
+        if self._only is not None:
+            return [self._only]
+        return sorted(self._known())
+
+    def _known(self) -> set[str]:
+        """Ids of all workers that the store or the launcher tells of."""
+        session = self._session
+        folder = session.key("ended/")
+        left = {entry.key[len(folder) :] for entry in session.list_all(folder)[0]}
+        live = self._launcher.live(session.url) or set()
+        ended = self._launcher.ended(session.url)
+        return left | session.beats().entries.keys() | live | ended
+
+    def _any_lives(self) -> bool:
+        live = self._launcher.live(self._session.url)
+        if live is None:  # cannot be told now
+            return True
+        return bool(live) if self._only is None else self._only in live
+
+    def _say(self, worker: str) -> None:
+        for line in self._lines(worker):
+            self._spoke.add(worker)
+            self._print(worker, line)
+
+    def _lines(self, worker: str) -> Iterator[str]:
+        try:
+            yield from self._logs.more(worker)
+        except ValueError as error:
+            if self._only is not None:
+                raise Failed(str(error), Exit.NOT_FOUND) from error
+            if worker not in self._without:
+                self._without.add(worker)
+                click.echo(str(error), err=True)
+
+    def _print(self, worker: str, line: str) -> None:
+        if self._as_json:
+            click.echo(document("worker_log", {"worker": worker, "text": line}))
+            return
+        if worker != self._speaker:
+            self._speaker = worker
+            click.echo(click.style(f"--- worker {worker}", bold=True))
+        click.echo(line)
+
+    def _why_nothing(self, worker: str) -> str:
+        live = self._launcher.live(self._session.url) or set()
+        if worker in live:
+            return f"worker {worker} has printed nothing yet: it is starting; --follow waits for it"
+        reason = self._launcher.log_tail(self._session.url, worker)
+        if reason:
+            return f"worker {worker} printed nothing: {reason}"
+        return (
+            f"nothing is known of what worker {worker} printed: it may be of another session or machine, or be gone "
+            "for too long (ECS tells of a stopped task for about an hour). --workers prints all that there is"
+        )

@@ -1,0 +1,65 @@
+"""A plugin of botocore: notes which calls of AWS the package makes, in this process and in those it starts.
+
+botocore loads it where BOTOCORE_EXPERIMENTAL__PLUGINS names it, for every client. It needs nothing but the
+standard library, so that a worker in an environment of its own can load it from this folder alone. Calls that the
+tests make themselves are told from the package's by who is on the stack, and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+FOLDER = "CALL_RECORD_FOLDER"  # variable that says where to write; each process has a file of its own
+_PACKAGE = "starburst_executor"
+_OF_SESSIONS = re.compile(r"(^|/)(sessions|environments)/")
+
+_lock = threading.Lock()
+_noted: set[str] = set()
+
+
+def initialize_client_plugin(client: Any) -> None:
+    """Note what this client will be asked; botocore calls it."""
+    client.meta.events.register("before-parameter-build", _note)
+
+
+def _note(params: dict[str, Any], model: Any, **_: Any) -> None:
+    folder, module = os.environ.get(FOLDER), _caller()
+    if folder is None or module is None:
+        return
+    place = str(params.get("Key", params.get("Prefix", "")))
+    call = {
+        "role": "worker" if sys.argv[1:2] == ["worker"] else "client",
+        "module": module,
+        "service": model.service_model.signing_name,  # as IAM calls it
+        "operation": model.name,
+        "parameters": sorted(params),
+        "of_sessions": bool(_OF_SESSIONS.search(place)),
+    }
+    line = json.dumps(call)
+    with _lock:
+        if line not in _noted:
+            _noted.add(line)
+            with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as file:
+                file.write(f"{line}\n")
+
+
+def _caller() -> str | None:
+    """The module of the package that makes the call, such as "aws/ecs"; None: none does."""
+    package = sys.modules.get(_PACKAGE)
+    if package is None or package.__file__ is None:
+        return None
+    folder = f"{Path(package.__file__).parent}{os.sep}"
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(folder):
+            return file.removeprefix(folder).removesuffix(".py")
+        frame = frame.f_back
+    return None
