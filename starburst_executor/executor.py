@@ -30,7 +30,9 @@ from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 from msgspec.structs import replace
 
 from starburst_executor import arguments, catalog, config, lanes, mapping
+from starburst_executor.choice import choose_environment, prepare_environment
 from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.environment import ship
 from starburst_executor.errors import (
     ExecutorBroken,
     SerializationError,
@@ -113,6 +115,14 @@ class StarburstExecutor(Executor):
         instance_type: With EC2, such as "c8a.xlarge".
         use_spot: Take Spot capacity.
         region: AWS region of bucket and workers; default that of the AWS settings.
+        environment: "none": workers have what they need (default on this machine: they run in the caller's own
+            environment). "sync": they get what is installed here (default on ECS). "image": the container
+            image has it (default if an image is given or configured).
+        image: Container image of workers on ECS; default the configured one, else a stock one of this Python.
+        requirements: With "sync", what to install instead of what is installed here: a list of requirements,
+            or the path of a requirements file.
+        packages: With "sync", requirements to add, or to put in place of what is installed here.
+        exclude: With "sync", names of packages to leave out.
         initializer: Called once in each process that runs tasks, before its first.
         initargs: Its arguments.
         slots: Tasks that a worker runs at once, each in a process of its own.
@@ -132,6 +142,7 @@ class StarburstExecutor(Executor):
     Raises:
         ValueError, TypeError: an argument is wrong; nothing is left behind.
         StoreDenied, StoreMissing, StoreNotConditional: the store cannot be used.
+        PackageError: a package of this machine cannot be brought to the workers; named.
 
     Attributes:
         session_id: Id of the session; with the store it is all that `attach` needs.
@@ -151,6 +162,11 @@ class StarburstExecutor(Executor):
         instance_type: str | None = None,
         use_spot: bool = False,
         region: str | None = None,
+        environment: str | None = None,
+        image: str | None = None,
+        requirements: str | Path | Iterable[str] | None = None,
+        packages: Iterable[str] = (),
+        exclude: Iterable[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         slots: int = 1,
@@ -188,14 +204,22 @@ class StarburstExecutor(Executor):
         arguments.check_initializer(initializer, initargs)
         arguments.check_name(name)
         arguments.check_intervals(intervals)
+        spec, wishes = choose_environment(
+            spec, environment, image, requirements, packages, exclude
+        )
         _register_at_exit()
         launches = open_launcher(spec)
+        spec, prepared = prepare_environment(spec, wishes)
+        if prepared is not None:
+            launches = open_launcher(spec)
         opened = open_store(arguments.with_region(store or default_store(), region))
         with _closed_on_error(opened):
             runtime = SystemRuntime()
             session = Session(opened, arguments.new_session_id(runtime), runtime)
             packer = Packer(session, python_version(), modules)
             _probe(opened, runtime)
+            if prepared is not None:
+                ship(opened, prepared)
             manifest = Manifest(
                 session_id=session.id,
                 name=name,

@@ -35,6 +35,7 @@ from typing import Protocol
 
 import platformdirs
 
+from starburst_executor import bootstrap
 from starburst_executor.errors import StarburstError
 from starburst_executor.runtime import Runtime, SystemRuntime
 from starburst_executor.spec import WorkerSpec
@@ -99,10 +100,19 @@ class Launcher(Protocol):
 def open_launcher(spec: WorkerSpec) -> Launcher:
     """The launcher that `spec` asks for."""
     if spec.launcher == "local":
-        return LocalLauncher()
+        return LocalLauncher(command=_bootstrap_command(spec))
     from starburst_executor.aws.ecs import open_ecs
 
     return open_ecs(spec)
+
+
+def _bootstrap_command(spec: WorkerSpec) -> list[str] | None:
+    """What brings a worker into its session's environment; None if it runs in the caller's."""
+    if spec.lock is None:
+        return None
+    # Not the caller's own interpreter: a virtual environment's would bring its packages along.
+    base = str(getattr(sys, "_base_executable", sys.executable))
+    return [base, "-I", bootstrap.__file__, spec.lock]
 
 
 def data_home() -> Path:

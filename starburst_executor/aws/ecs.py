@@ -35,6 +35,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from starburst_executor.aws import make_client
 from starburst_executor.aws.account import Clients, Vcpus, fargate_vcpus
+from starburst_executor.aws.container import entry_point, image
 from starburst_executor.aws.fargate import fargate_size
 from starburst_executor.aws.metadata import ECS_TASK
 from starburst_executor.aws.verdict import (
@@ -66,7 +67,6 @@ log = logging.getLogger(__name__)
 
 CONTAINER = "worker"
 STREAM_PREFIX = "starburst"
-_ENTRY_POINT = ["python", "-P", "-m", "starburst_executor", "worker"]
 _ARCHITECTURE: Final = "X86_64"  # Fargate does not ask the image
 _STOP_TIMEOUT = 120  # seconds from SIGTERM to SIGKILL: the most that Fargate gives
 
@@ -499,9 +499,9 @@ class EcsLauncher:
             "containerDefinitions": [
                 {
                     "name": CONTAINER,
-                    "image": self._deployment.image,
+                    "image": image(self._spec, self._deployment),
                     "essential": True,
-                    "entryPoint": _ENTRY_POINT,
+                    "entryPoint": entry_point(self._spec),
                     "stopTimeout": _STOP_TIMEOUT,
                     # A first process that passes SIGTERM on also before the worker listens for it.
                     "linuxParameters": {"initProcessEnabled": True},
