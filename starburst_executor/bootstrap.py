@@ -17,17 +17,18 @@ read by older Pythons than it runs on, to tell them so.
 
 from __future__ import annotations
 
+import collections
 import configparser
 import contextlib
 import datetime
 import fcntl
-import gzip
 import hashlib
 import hmac
 import http.client
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -38,29 +39,26 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zlib
+from concurrent import futures
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["cache_home", "here", "main"]
 
-_TRIES = (
-    6  # with pauses of 0.5, 1, 2, 4, 8 s: some 15 s of a store or network that is away
-)
+_TRIES = 6  # with pauses of 0.5, 1, 2, 4, 8 s: a store may be away for some 15 s
+_PART = 16 << 20  # bytes of a pack that are asked for at once
+_STREAMS = 4  # so many at a time
+PACK_END = ".pack-end"  # the last member of a pack: without it, something lacks
 _TIMEOUT = 60.0  # seconds for a reply, or between two parts of one
 _CONTAINER_HOST = "http://169.254.170.2"
 _UTC = datetime.timezone.utc  # noqa: UP017  older Pythons have no other
 _NOTHING = hashlib.sha256(b"").hexdigest()
 _CALLERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-_OWN = (
-    "pyvenv.cfg",
-    "bin/python",
-    "bin/activate",
-    "lib64",
-)  # made anew on each machine
+# Made anew on each machine.
+_OWN = re.compile(r"pyvenv\.cfg|lib64|bin/(python[\d.]*|[Aa]ctivate.*)")
 
 
 class Failure(Exception):
@@ -232,41 +230,60 @@ def _made_of_pack(target: Path, source: Source) -> bool:
     """Whether the store had a pack, and the environment is made of it now."""
     began = time.monotonic()
     try:
-        with source.open("pack") as file:
-            if file is None:
-                return False
-            with _draft(target) as draft:
-                unpack(file, draft)
-                _publish(draft, target)
-    except _TORN as error:
-        say(
-            f"the pack cannot be used, so it is installed instead: {str(error) or repr(error)}"
-        )
+        chunks = source.chunks("pack")
+        if chunks is None:
+            return False
+        with _draft(target) as draft:
+            unpack(chunks, draft)
+            _publish(draft, target)
+    except (Failure, OSError, tarfile.TarError, http.client.HTTPException) as error:
+        # A client on this machine may know how to reach the store where this program does not.
+        say(f"the pack cannot be used, so all is installed instead: {error!r}")
         return False
     say(f"unpacked the environment in {time.monotonic() - began:.1f} s")
     return True
 
 
-_TORN = (
-    Failure,  # it may be readable where only this one cannot be: a client without plain credentials
-    tarfile.TarError,
-    zlib.error,
-    EOFError,
-    OSError,
-    http.client.HTTPException,
-)
+def unpack(chunks: Iterable[bytes], folder: Path) -> None:
+    """Unpack into a folder that has its interpreter already.
+
+    Raises:
+        Failure: the pack is not whole.
+    """
+    if shutil.which("tar"):
+        _unpack_by_tar(chunks, folder)
+    else:
+        with tempfile.TemporaryFile() as file:
+            file.writelines(chunks)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                if hasattr(tarfile, "tar_filter"):
+                    archive.extraction_filter = tarfile.tar_filter
+                archive.extractall(str(folder))
+    if not (folder / PACK_END).exists():
+        raise Failure("the pack ends too early")
+    (folder / PACK_END).unlink()
 
 
-def unpack(file: IO[bytes], folder: Path) -> None:
-    """Unpack into a folder that has its interpreter already."""
-    # Not tarfile's own: it takes a stream that ends early for a whole one.
-    with gzip.GzipFile(fileobj=file) as plain:
-        with tarfile.open(fileobj=plain, mode="r|") as archive:
-            if hasattr(tarfile, "tar_filter"):
-                archive.extraction_filter = tarfile.tar_filter
-            archive.extractall(str(folder))
-        while plain.read(1 << 16):  # to the checksum at the end
-            pass
+def _unpack_by_tar(chunks: Iterable[bytes], folder: Path) -> None:
+    """Five times as fast as Python's own module."""
+    command = ["tar", "-x", "-o", "-f", "-", "-C", str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as tar:
+        assert tar.stdin is not None
+        assert tar.stderr is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # tar says why
+                for chunk in chunks:
+                    tar.stdin.write(chunk)
+                tar.stdin.close()
+            said = tar.stderr.read().decode(errors="replace").strip()
+        except BaseException:
+            tar.kill()
+            raise
+    if tar.returncode:
+        raise Failure(f"tar could not unpack it: {said}")
 
 
 def members(folder: Path) -> Iterator[Path]:
@@ -276,7 +293,7 @@ def members(folder: Path) -> Iterator[Path]:
         links = [n for n in folders if os.path.islink(os.path.join(place, n))]  # noqa: PTH114, PTH118
         for name in sorted([*names, *links]):
             path = Path(place) / name
-            if not str(path.relative_to(folder)).startswith(_OWN):
+            if not _OWN.fullmatch(str(path.relative_to(folder))):
                 yield path
 
 
@@ -301,7 +318,7 @@ def install(lock: dict[str, Any], source: Source, folder: Path) -> None:
             "\n".join([*lock["requirements"], *_wheels(lock, source, wheels)])
         )
         uv = [str(tools / "bin" / "uv"), "pip", "install", "--no-deps", "--no-config"]
-        uv += ["--python", str(folder / "bin" / "python"), "--compile-bytecode"]
+        uv += ["--python", str(folder / "bin" / "python")]
         uv += ["--index-strategy", "unsafe-best-match", *indexes, "-r", str(wanted)]
         _run(uv, "the session's packages could not be installed", lock)
     say(f"installed the environment in {time.monotonic() - began:.1f} s")
@@ -401,6 +418,11 @@ class Source:
         """An object's name, for people."""
         return f"{self._store.url}/{self._prefix}{key}"
 
+    def chunks(self, key: str) -> Iterable[bytes] | None:
+        """An object in parts; None if there is none."""
+        parts: Iterable[bytes] | None = self._store.chunks(self._prefix + key)
+        return parts
+
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[IO[bytes] | None]:
         """Read an object; None if there is none."""
@@ -448,6 +470,19 @@ class Folder:
         with file:
             yield file
 
+    def chunks(self, key: str) -> Iterable[bytes] | None:
+        file = self._root / key
+        return _read(file) if file.exists() else None
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(1 << 20)
+            if not chunk:
+                return
+            yield chunk
+
 
 class S3:
     """A store in S3, read with the standard library alone (Signature Version 4)."""
@@ -469,13 +504,57 @@ class S3:
 
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[IO[bytes] | None]:
+        reply = self._answer(key)
+        if reply is None:
+            yield None
+            return
+        with reply:
+            yield reply
+
+    def chunks(self, key: str) -> Iterable[bytes] | None:
+        """Several connections at once: one gives less than a worker can unpack."""
+        reply = self._answer(key, 0)
+        if reply is None:
+            return None
+        with reply:
+            size = int(reply.headers["Content-Range"].rpartition("/")[2])
+            first = reply.read()
+        return self._rest(key, first, size)
+
+    def _rest(self, key: str, first: bytes, size: int) -> Iterator[bytes]:
+        yield first
+        with futures.ThreadPoolExecutor(_STREAMS) as pool:
+            ahead: collections.deque[futures.Future[bytes]] = collections.deque()
+            for start in range(_PART, size, _PART):
+                ahead.append(pool.submit(self._part, key, start))
+                if len(ahead) > _STREAMS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _part(self, key: str, start: int) -> bytes:
+        for left in reversed(range(_TRIES)):
+            try:
+                with self._answer(key, start) as reply:
+                    data: bytes = reply.read()
+                    return data
+            except (OSError, http.client.HTTPException) as error:
+                if not left:
+                    raise Failure(f"S3 breaks off {self.url}/{key}: {error}") from error
+        raise AssertionError
+
+    def _answer(self, key: str, start: int | None = None) -> Any:
+        """A reply to be read; None if there is no such object.
+
+        Raises:
+            Failure: S3 refuses, or does not answer.
+        """
         try:
-            reply = self._get(key)
+            return self._get(key, start)
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode(errors="replace")
             if error.code == 404 and "NoSuchBucket" not in said:
-                yield None
-                return
+                return None
             raise Failure(
                 f"S3 refuses {self.url}/{key}: {error.code} {said}. The role needs s3:GetObject, and "
                 "s3:ListBucket, without which what is missing looks forbidden"
@@ -484,13 +563,11 @@ class S3:
             raise Failure(
                 f"S3 does not answer for {self.url}/{key}: {error}"
             ) from error
-        with reply:
-            yield reply
 
-    def _get(self, key: str) -> Any:
+    def _get(self, key: str, start: int | None) -> Any:
         for attempt in range(_TRIES):
             try:
-                return self._get_once(key)
+                return self._get_once(key, start)
             except urllib.error.HTTPError as error:
                 region = error.headers.get("x-amz-bucket-region")
                 if region and region != self._region:
@@ -503,7 +580,7 @@ class S3:
             time.sleep(0.5 * 2.0**attempt)  # noqa: TID251  nobody waits on a signal here
         raise AssertionError
 
-    def _get_once(self, key: str) -> Any:
+    def _get_once(self, key: str, start: int | None) -> Any:
         path = urllib.parse.quote(self._prefix + key, safe="/-_.~")
         if self._endpoint:
             base = "{}/{}".format(self._endpoint.rstrip("/"), self._bucket)
@@ -512,7 +589,10 @@ class S3:
         else:
             base = f"https://{self._bucket}.s3.{self._region}.amazonaws.com"
         url = f"{base}/{path}"
-        request = urllib.request.Request(url, headers=self._signed(url))
+        headers = self._signed(url)
+        if start is not None:
+            headers["Range"] = f"bytes={start}-{start + _PART - 1}"
+        request = urllib.request.Request(url, headers=headers)
         return urllib.request.urlopen(request, timeout=_TIMEOUT)
 
     def _signed(self, url: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from starburst_executor import bootstrap, config
 from starburst_executor.environment import Prepared, Wishes, prepare
 from starburst_executor.spec import WorkerSpec
 
-__all__ = ["choose_environment", "prepare_environment"]
+__all__ = ["choose_environment", "on_launcher", "prepare_environment"]
 
 _KINDS = ("sync", "image", "none")
 _ECS_PLATFORM = "linux-x86_64"  # of the task definitions that `aws.ecs` registers
@@ -69,6 +69,14 @@ def prepare_environment(
     platform = _ECS_PLATFORM if spec.launcher == "ecs" else bootstrap.here()
     prepared = prepare(wishes, platform=platform)
     return replace(spec, lock=prepared.digest), prepared
+
+
+def on_launcher(spec: WorkerSpec, launcher: str) -> WorkerSpec:
+    """The specification with another launcher; one on this machine has no images, and runs what is here."""
+    spec = replace(spec, launcher=cast(Any, launcher))
+    if launcher == "local" and spec.environment == "image":
+        return replace(spec, environment="none", image=None)
+    return spec
 
 
 def _check_kind(environment: str, image: str | None, *, given: bool, ecs: bool) -> None:

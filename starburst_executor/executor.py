@@ -30,7 +30,11 @@ from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 from msgspec.structs import replace
 
 from starburst_executor import arguments, catalog, config, lanes, mapping
-from starburst_executor.choice import choose_environment, prepare_environment
+from starburst_executor.choice import (
+    choose_environment,
+    on_launcher,
+    prepare_environment,
+)
 from starburst_executor.collect import Collector, TaskOutcome
 from starburst_executor.environment import ship
 from starburst_executor.errors import (
@@ -276,7 +280,7 @@ class StarburstExecutor(Executor):
             manifest = session.load()
             spec = manifest.spec
             if launcher is not None:
-                spec = replace(spec, launcher=arguments.launcher_name(launcher))
+                spec = on_launcher(spec, arguments.launcher_name(launcher))
             launches = open_launcher(spec)
             packer = Packer(session, manifest.python, modules)
             if count is not None and count != manifest.workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 def _main(url: str, digest: str, folder: str) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    os.nice(10)  # tasks run beside it
     store = open_store(url)
     try:
         if pack(store, digest, Path(folder)):

@@ -7,8 +7,6 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-import uv as uv_package
-
 from starburst_executor.errors import PackageError
 
 __all__ = ["run_uv", "uv"]
@@ -21,14 +19,16 @@ def uv() -> str:
     """Path of the program.
 
     Raises:
-        PackageError: the package uv is here without it.
+        PackageError: it is not here. Workers have none: their environments are installed by another.
     """
     try:
-        return str(uv_package.find_uv_bin())
-    except FileNotFoundError as error:
+        from uv import find_uv_bin
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError) as error:
         raise PackageError(
-            f'environment="sync" needs uv, and its program is not where its package says: {error}. Install it '
-            "again with `pip install --force-reinstall uv`"
+            f'environment="sync" needs uv, which is not here: {error}. Install it with `pip install uv`; a task '
+            'that makes an executor of its own can say environment="none"'
         ) from error
 
 
