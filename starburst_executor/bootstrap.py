@@ -84,7 +84,11 @@ def main(argv: Sequence[str]) -> int:  # noqa: RET503  execv does not return
 
 
 def _leave(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # children that are waited for are killed on the way out
+    """End, with whatever was started and may not be known yet: launchers give each worker a group of its own."""
+    signal.signal(number, signal.SIG_IGN)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, number)
+    sys.exit(128 + number)
 
 
 def say(text: str) -> None:
