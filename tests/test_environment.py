@@ -251,7 +251,9 @@ def test_versions_are_those_asked_for_with_what_they_need(tmp_path: Path) -> Non
     own = own_wheel(tmp_path)
     six = Package(name="six", version="1.16.0", line="six==1.16.0")
     tool = Package(name="some-tool", version="1", line="some-tool==1")
-    wishes = Wishes(packages=("six==1.15.0", "python-dateutil==2.9.0.post0"), exclude=("Some_Tool",))
+    wishes = Wishes(
+        packages=("six==1.15.0", "python-dateutil==2.9.0.post0"), exclude=("Some_Tool",)
+    )
     lock = prepare(wishes, platform=HERE, packages=[six, tool, own]).lock
     names = {line.partition("==")[0] for line in lock.requirements}
     assert names == {"six", "python-dateutil"}
