@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.places import S3Place, directory, s3
@@ -333,6 +336,40 @@ def simulated() -> Iterator[Result]:
     )
 
 
+_SYNCED = """
+import sys, time
+from starburst_executor import StarburstExecutor
+wanted = ["numpy==2.4.6", "scipy==1.17.1", "pandas==3.1.1"]
+with StarburstExecutor(1, store=sys.argv[1], environment="sync", requirements=wanted) as ex:
+    began = time.perf_counter()
+    ex.submit(exec, "import numpy, scipy.optimize, pandas").result()
+    print(time.perf_counter() - began)
+"""
+
+
+def environments() -> Iterator[Result]:
+    """First: nothing is cached. Second: unpacked. Third: it is there."""
+    with directory() as store, tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, "UV_CACHE_DIR": f"{folder}/uv", "PIP_NO_CACHE_DIR": "1"}
+
+        def start(cache: str) -> float:
+            env["STARBURST_CACHE"] = f"{folder}/{cache}"
+            command = [sys.executable, "-c", _SYNCED, store]
+            return float(subprocess.check_output(command, env=env))
+
+        first = start("one")
+        while not list(Path(store).glob("environments/*/pack")):
+            time.sleep(0.5)
+        second, third = start("two"), start("two")
+    yield Result(
+        "numpy, scipy and pandas for a worker: unpacked, against installed with nothing cached",
+        "at least 5 x",
+        f"{first / second:.1f} x",
+        first / second >= 5,
+        f"launch to first task: {first:.1f} s, {second:.1f} s; once it is there {third:.1f} s",
+    )
+
+
 ROWS = (
     Row("requests-tiny", requests_of_tiny_tasks),
     Row("requests-long", requests_of_long_tasks),
@@ -344,5 +381,6 @@ ROWS = (
     Row("attaching", attaching),
     Row("big-argument", big_argument),
     Row("requests-idle", requests_when_idle),
+    Row("environments", environments),
     Row("simulated", simulated),
 )

@@ -19,6 +19,7 @@
     ├── ConfigError                    (also ValueError) a setting, or the file of settings
     ├── AccountError                   an AWS service other than the store refused or did not answer
     │   └── AccountDenied              (also PermissionError) credentials or permissions
+    ├── PackageError                   a package of this machine cannot be brought to the workers
     ├── TaskTimeout                    (also TimeoutError) over `task_timeout`
     ├── RemoteError                    a remote exception that could not be brought back as itself
     └── ExecutorBroken                 (also BrokenExecutor)
@@ -45,6 +46,7 @@ __all__ = [
     "LaunchFailed",
     "NewerSchema",
     "ObjectNotFound",
+    "PackageError",
     "RemoteError",
     "RemoteTraceback",
     "SerializationError",
@@ -142,6 +144,10 @@ class AccountError(StarburstError):
 
 class AccountDenied(AccountError, PermissionError):
     """AWS refused for want of credentials or of a permission; the message names it."""
+
+
+class PackageError(StarburstError):
+    """A package that is installed here, or was asked for, cannot be brought to the workers."""
 
 
 class TaskTimeout(StarburstError, TimeoutError):

@@ -30,7 +30,13 @@ from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 from msgspec.structs import replace
 
 from starburst_executor import arguments, catalog, config, lanes, mapping
+from starburst_executor.choice import (
+    choose_environment,
+    on_launcher,
+    prepare_environment,
+)
 from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.environment import ship
 from starburst_executor.errors import (
     ExecutorBroken,
     SerializationError,
@@ -114,6 +120,14 @@ class StarburstExecutor(Executor):
         use_spot: Take Spot capacity.
         spot_fallback: Take on-demand capacity for what Spot has no room for.
         region: AWS region of bucket and workers; default that of the AWS settings.
+        environment: "none": workers have what they need (default on this machine: they run in the caller's own
+            environment). "sync": they get what is installed here (default on ECS). "image": the container
+            image has it (default if an image is given or configured).
+        image: Container image of workers on ECS; default the configured one, else a stock one of this Python.
+        requirements: With "sync", what to install instead of what is installed here: a list of requirements,
+            or the path of a requirements file.
+        packages: With "sync", requirements to add, or to put in place of what is installed here.
+        exclude: With "sync", names of packages to leave out.
         initializer: Called once in each process that runs tasks, before its first.
         initargs: Its arguments.
         slots: Tasks that a worker runs at once, each in a process of its own.
@@ -133,6 +147,7 @@ class StarburstExecutor(Executor):
     Raises:
         ValueError, TypeError: an argument is wrong; nothing is left behind.
         StoreDenied, StoreMissing, StoreNotConditional: the store cannot be used.
+        PackageError: a package of this machine cannot be brought to the workers; named.
 
     Attributes:
         session_id: Id of the session; with the store it is all that `attach` needs.
@@ -153,6 +168,11 @@ class StarburstExecutor(Executor):
         use_spot: bool = False,
         spot_fallback: bool = False,
         region: str | None = None,
+        environment: str | None = None,
+        image: str | None = None,
+        requirements: str | Path | Iterable[str] | None = None,
+        packages: Iterable[str] = (),
+        exclude: Iterable[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         slots: int = 1,
@@ -191,16 +211,24 @@ class StarburstExecutor(Executor):
         arguments.check_initializer(initializer, initargs)
         arguments.check_name(name)
         arguments.check_intervals(intervals)
+        spec, wishes = choose_environment(
+            spec, environment, image, requirements, packages, exclude
+        )
         place = arguments.with_region(store or default_store(), region)
         arguments.check_store_reachable(spec.launcher, place)
         _register_at_exit()
         launches = open_launcher(spec)
+        spec, prepared = prepare_environment(spec, wishes, launches.platform)
+        if prepared is not None:
+            launches = open_launcher(spec)
         opened = open_store(place)
         with _closed_on_error(opened):
             runtime = SystemRuntime()
             session = Session(opened, arguments.new_session_id(runtime), runtime)
             packer = Packer(session, python_version(), modules)
             _probe(opened, runtime)
+            if prepared is not None:
+                ship(opened, prepared)
             manifest = Manifest(
                 session_id=session.id,
                 name=name,
@@ -257,7 +285,7 @@ class StarburstExecutor(Executor):
             manifest = session.load()
             spec = manifest.spec
             if launcher is not None:
-                spec = replace(spec, launcher=arguments.launcher_name(launcher))
+                spec = on_launcher(spec, arguments.launcher_name(launcher))
             arguments.check_store_reachable(spec.launcher, opened.url)
             launches = open_launcher(spec)
             packer = Packer(session, manifest.python, modules)

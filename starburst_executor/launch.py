@@ -35,6 +35,7 @@ from typing import Protocol
 
 import platformdirs
 
+from starburst_executor import bootstrap
 from starburst_executor.errors import StarburstError
 from starburst_executor.runtime import Runtime, SystemRuntime
 from starburst_executor.spec import WorkerSpec
@@ -92,6 +93,9 @@ class Launcher(Protocol):
     def forget(self, session_url: str) -> None:
         """Remove what is noted of workers that have ended; for a session that has ended itself."""
 
+    def platform(self) -> str:
+        """What binaries must be built for to run in its workers, such as "linux-x86_64"."""
+
     def log_tail(self, session_url: str, worker_id: str) -> str:
         """The last lines that the worker's own process printed, which say why it died; "" if there are none."""
 
@@ -99,10 +103,19 @@ class Launcher(Protocol):
 def open_launcher(spec: WorkerSpec) -> Launcher:
     """The launcher that `spec` asks for."""
     if spec.launcher == "local":
-        return LocalLauncher()
+        return LocalLauncher(command=_bootstrap_command(spec))
     from starburst_executor.aws.ecs import open_ecs
 
     return open_ecs(spec)
+
+
+def _bootstrap_command(spec: WorkerSpec) -> list[str] | None:
+    """What brings a worker into its session's environment; None if it runs in the caller's."""
+    if spec.lock is None:
+        return None
+    # Not the caller's own interpreter: a virtual environment's would bring its packages along.
+    base = str(getattr(sys, "_base_executable", sys.executable))
+    return [base, "-I", bootstrap.__file__, spec.lock]
 
 
 def data_home() -> Path:
@@ -223,6 +236,10 @@ class LocalLauncher:
         except OSError as e:
             if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                 raise
+
+    def platform(self) -> str:
+        """That of this machine."""
+        return bootstrap.here()
 
     def log_tail(self, session_url: str, worker_id: str) -> str:
         """The last lines of the worker's stdout and stderr."""

@@ -38,6 +38,10 @@ class WorkerSpec(
         spot_fallback: Whether to take on-demand capacity where Spot has none; with `use_spot` and only then.
         region: The AWS region, or None for the one that the AWS settings name.
         slots: How many tasks a worker runs at once.
+        environment: Where a worker's packages come from: "none" (they are there), "image" (its container
+            image holds them), "sync" (installed from the lock).
+        image: Container image, on ECS; None for the configured one, or else the stock one.
+        lock: Digest of what "sync" installs, below `environments/` in the store.
 
     Raises:
         TypeError, ValueError: names the argument, its value and what would be right.
@@ -52,6 +56,9 @@ class WorkerSpec(
     spot_fallback: bool = False
     region: str | None = None
     slots: int = 1
+    environment: Literal["none", "image", "sync"] = "none"
+    image: str | None = None
+    lock: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("launcher", self.launcher, ("local", "ecs"))
@@ -64,6 +71,7 @@ class WorkerSpec(
         _check_spot_fallback(self.use_spot, self.spot_fallback)
         _check_region(self.region)
         _check_slots(self.slots)
+        _check_choice("environment", self.environment, ("none", "image", "sync"))
 
 
 def memory_mib(text: str) -> int:

@@ -493,6 +493,9 @@ class SimLauncher:
     def forget(self, session_url: str) -> None:
         pass
 
+    def platform(self) -> str:
+        return "linux-x86_64"
+
     def log_tail(self, session_url: str, worker_id: str) -> str:
         return self._world.workers[worker_id].reason
 

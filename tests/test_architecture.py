@@ -22,10 +22,10 @@ ROWS = """
   6  roster    charts                |  worker
   5  watch  collect  progress  retry  report  |  workload
   4  catalog  submit  staff  packing  history  lanes  |  beats  hold  leases  library
-  3  session  slots  arguments
-  2  queue  child  future  config
+  3  session  slots  arguments  choice
+  2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec
+  0  errors  runtime  spec  bootstrap
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
@@ -155,6 +155,7 @@ def test_what_is_imported_at_once_is_a_core_dependency() -> None:
         "platformdirs",
         "rich",
         "tenacity",
+        "uv",
     }
     for name, file in modules():
         if name != "joblib_backend":  # of no use without joblib

@@ -387,7 +387,7 @@ def modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts).removesuffix(".__init__")
-        if not name.startswith(("__", "cli.")):
+        if not name.startswith(("__", "cli.", "environment.")):
             found[name] = path
     return found
 
@@ -421,7 +421,11 @@ def imports_of(path: Path) -> set[str]:
             package, _, name = node.module.partition(".")
             if package == "starburst_executor":
                 names = [name] if name else [alias.name for alias in node.names]
-                found.update(name for name in names if not name.startswith("cli"))
+                found.update(
+                    name
+                    for name in names
+                    if not name.startswith(("cli", "environment."))
+                )
     return found
 
 

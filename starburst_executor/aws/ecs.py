@@ -36,6 +36,7 @@ from starburst_executor.aws import make_client
 from starburst_executor.aws.account import Clients, Vcpus, date_of, fargate_vcpus
 from starburst_executor.aws.calls import Calls, Pace, Refused
 from starburst_executor.aws.capacity import market
+from starburst_executor.aws.container import entry_point, image
 from starburst_executor.aws.crew import (
     OVER,
     THERE,
@@ -79,8 +80,8 @@ log = logging.getLogger(__name__)
 
 CONTAINER = "worker"
 STREAM_PREFIX = "starburst"
-_ENTRY_POINT = ["python", "-P", "-m", "starburst_executor", "worker"]
 _ARCHITECTURE: Final = "X86_64"  # on Fargate, which does not ask the image
+_PLATFORMS = {"X86_64": "linux-x86_64", "ARM64": "linux-aarch64"}
 _STOP_TIMEOUT = 120  # seconds from SIGTERM to SIGKILL: the most that Fargate gives
 
 # ECS's own limits.
@@ -239,6 +240,11 @@ class EcsLauncher:
             stop = next((t.stop for t in tasks if t.worker == worker_id), None)
         printed = self._printed(worker_id.removeprefix("w-"))
         return "\n".join(part for part in (str(stop or ""), printed) if part)
+
+    def platform(self) -> str:
+        """What workers' binaries are built for: Linux on the architecture of their task definition."""
+        request = cast(Any, self._definition_request)
+        return _PLATFORMS[request["runtimePlatform"]["cpuArchitecture"]]
 
     # --- launching --------------------------------------------------------------------
 
@@ -494,9 +500,9 @@ class EcsLauncher:
             "containerDefinitions": [
                 {
                     "name": CONTAINER,
-                    "image": self._deployment.image,
+                    "image": image(self._spec, self._deployment),
                     "essential": True,
-                    "entryPoint": _ENTRY_POINT,
+                    "entryPoint": entry_point(self._spec),
                     "stopTimeout": _STOP_TIMEOUT,
                     # A first process that passes SIGTERM on also before the worker listens for it.
                     "linuxParameters": {"initProcessEnabled": True},

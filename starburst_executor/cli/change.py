@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 import click
 from msgspec.structs import replace
 
-from starburst_executor import catalog, history
+from starburst_executor import catalog, environment, history
 from starburst_executor.cli.look import find_task
 from starburst_executor.cli.sessions import (
     at_session,
@@ -25,9 +26,10 @@ from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.records import Batch, State
 from starburst_executor.retry import retried
 from starburst_executor.retry import retry as submit_again
-from starburst_executor.runtime import SystemRuntime
+from starburst_executor.runtime import Runtime, SystemRuntime
 from starburst_executor.session import Session
 from starburst_executor.spec import WorkerSpec
+from starburst_executor.store import Store
 
 __all__ = ["VERBS"]
 
@@ -202,7 +204,8 @@ def _launcher(session: Session) -> Launcher:
 def prune(older_than: str, dry_run: bool, store: str | None) -> None:
     """Delete the sessions in which nothing was written for longer than AGE, finished or not.
 
-    So is what a deletion that was broken off has left. A session with a live worker is never that old.
+    So is what a deletion that was broken off has left, and environments that no session uses and that none
+    has begun with for as long. A session with a live worker is never that old.
     """
     limit = _age(older_than)
     count = 0
@@ -216,10 +219,22 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
                     click.echo(session_id)
                     if not dry_run:
                         catalog.delete(session, _launcher(session))
+            environments = _prune_environments(opened, runtime, limit, dry_run=dry_run)
         finally:
             runtime.close()
     done = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{count} sessions {done}.", err=True)
+    click.echo(f"{count} sessions and {environments} environments {done}.", err=True)
+
+
+def _prune_environments(
+    store: Store, runtime: Runtime, limit: float, *, dry_run: bool
+) -> int:
+    """Delete the environments that no session names; returns how many."""
+    used: set[str] = set()
+    for session_id in catalog.session_ids(store):
+        with suppress(SessionNotFound):  # half deleted
+            used.add(Session(store, session_id, runtime).load().spec.lock or "")
+    return len(list(environment.prune(store, used, limit, dry_run=dry_run)))
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -287,8 +287,8 @@ def _try(values: Mapping[str, Any]) -> None:
         and "environment" not in signature(StarburstExecutor).parameters
     ):
         click.echo(
-            "No task was tried, for no image is set. Workers need one that has this Python minor version and "
-            "starburst_executor: `starburst-executor setup --image URI`."
+            "No task was tried, for no image is set: workers have a stock one, and install what is installed "
+            "where a session is made. `starburst-executor setup --image URI` names another."
         )
         return
     click.echo("Trying a task there; a worker takes about a minute to start.")

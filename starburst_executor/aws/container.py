@@ -1,0 +1,36 @@
+"""What a worker's container is, and what it runs first."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import zlib
+from pathlib import Path
+
+from starburst_executor import bootstrap
+from starburst_executor.config import Deployment
+from starburst_executor.spec import WorkerSpec
+
+__all__ = ["entry_point", "image"]
+
+
+def image(spec: WorkerSpec, deployment: Deployment) -> str:
+    """The session's own image, else the configured one, which is a stock one if none is configured."""
+    return spec.image or deployment.image
+
+
+def entry_point(spec: WorkerSpec) -> list[str]:
+    """The program of a worker's container; the session's URL and the worker's id follow.
+
+    A stock image has nothing of ours: `bootstrap.py` comes with the task definition, some 10 KB of the 64
+    that one may have.
+    """
+    if spec.lock is None:
+        return ["python", "-P", "-m", "starburst_executor", "worker"]
+    return ["python", "-I", "-c", _bootstrap(), spec.lock]
+
+
+@functools.cache
+def _bootstrap() -> str:
+    packed = base64.b85encode(zlib.compress(Path(bootstrap.__file__).read_bytes(), 9))
+    return f"import base64,zlib;exec(zlib.decompress(base64.b85decode({packed.decode()!r})))"
