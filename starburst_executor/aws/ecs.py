@@ -23,20 +23,28 @@ import logging
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from starburst_executor.aws import make_client
 from starburst_executor.aws.account import Clients, Vcpus, fargate_vcpus
 from starburst_executor.aws.fargate import fargate_size
-from starburst_executor.aws.metadata import ECS_TASK
+from starburst_executor.aws.metadata import ECS_TASK, definition_of_task
 from starburst_executor.aws.verdict import (
     Outlook,
     Stop,
@@ -92,6 +100,7 @@ _SLOW_START = 300.0  # seconds: Fargate takes 20 to 60
 _STOP_SECONDS = 60.0  # beyond the stop timeout: what ECS takes to say so
 _LOG_LINES = 30
 _STOP_WIDTH = 8  # StopTasks at once
+_TAKEN_AWAY = ("SpotInterruption", "TerminationNotice", "UserInitiated")  # stop codes
 
 _TAG_FORBIDDEN = re.compile(r"[^\w +\-=.:/@]")
 
@@ -183,13 +192,13 @@ class Pace:
             self._runtime.signal().wait(wait)
 
 
-def open_ecs(spec: WorkerSpec) -> EcsLauncher:
-    """The launcher for workers like `spec`, where the configuration says.
+def open_ecs(spec: WorkerSpec, given: Mapping[str, Any] | None = None) -> EcsLauncher:
+    """The launcher for workers like `spec`, where the session's manifest says, else the configuration.
 
     Raises:
         ValueError, ConfigError: there can be no such workers, or nothing is configured.
     """
-    deployment = load_deployment()
+    deployment = load_deployment() if given is None else _deployment(given)
     if deployment is None:
         raise ValueError(
             'launcher="ecs": no ECS cluster is configured. Run `starburst-executor setup` once for this account '
@@ -201,6 +210,24 @@ def open_ecs(spec: WorkerSpec) -> EcsLauncher:
     )
 
 
+def open_ecs_within(spec: WorkerSpec, given: Mapping[str, Any] | None) -> EcsLauncher:
+    """The launcher for a worker in an ECS task, which starts more of its own kind.
+
+    They are of the worker's own task definition: its role may register none. Nor may it read quotas, so
+    that what does not fit is told by RunTask.
+
+    Raises:
+        ValueError, StarburstError: the session's manifest or the task's metadata does not say where.
+    """
+    if given is None:
+        raise ValueError("the session does not say in which cluster its workers are")
+    return EcsLauncher(spec, _deployment(given), definition=definition_of_task())
+
+
+def _deployment(given: Mapping[str, Any]) -> Deployment:
+    return msgspec.convert(given, Deployment)
+
+
 class EcsLauncher:
     """Workers on Fargate, each the one process of an ECS task.
 
@@ -209,12 +236,17 @@ class EcsLauncher:
         deployment: Where: cluster, network, roles, image.
         runtime: Clock, waits and ids.
         vcpus: Asks for the account's Fargate vCPUs, Spot or not; None if they cannot be known.
+        definition: The task definition to use, as "family:revision"; default one that says just what is
+            wanted, registered if there is none.
 
     Raises:
         ValueError: Fargate has no such workers.
     """
 
     name = "ecs"
+    lag = (
+        _LOOK_SECONDS + 3.0
+    )  # ListTasks shows new tasks within seconds, and is asked as often
 
     def __init__(
         self,
@@ -222,6 +254,7 @@ class EcsLauncher:
         deployment: Deployment,
         runtime: Runtime | None = None,
         vcpus: Callable[[bool], Vcpus | None] = lambda spot: None,
+        definition: str | None = None,
     ) -> None:
         _check(spec, deployment)
         self._spec = spec
@@ -229,7 +262,8 @@ class EcsLauncher:
         self._runtime = SystemRuntime() if runtime is None else runtime
         self._vcpus = vcpus
         self._size = fargate_size(spec.cpu, spec.memory)
-        self._definition_arn: str | None = None
+        self._given_definition = self._definition_arn = definition
+        self._halted = False
         self._crews: dict[str, _Crew] = {}
         self._lock = threading.RLock()
         self._launch_pace = Pace(self._runtime, *_LAUNCHES)
@@ -315,6 +349,17 @@ class EcsLauncher:
         printed = self._printed(worker_id.removeprefix("w-"))
         return "\n".join(part for part in (str(stop or ""), printed) if part)
 
+    def taken_away(self, session_url: str, worker_id: str) -> bool:
+        """Whether ECS says that a worker's task was reclaimed, or stopped by somebody."""
+        with self._lock:
+            tasks = self._crew(session_url).tasks.values()
+            stop = next((t.stop for t in tasks if t.worker == worker_id), None)
+        return stop is not None and stop.code in _TAKEN_AWAY
+
+    def halt(self) -> None:
+        """Start none from now on; a launch under way ends with the group that it is at."""
+        self._halted = True
+
     # --- launching --------------------------------------------------------------------
 
     def _launch(self, crew: _Crew, count: int) -> list[str]:
@@ -330,7 +375,9 @@ class EcsLauncher:
                 verdict = short or verdict
         except _Refused as refused:
             verdict = refused.verdict
-            self._definition_arn = None  # it may have been deregistered
+            self._definition_arn = (
+                self._given_definition
+            )  # it may have been deregistered
         self._note_launch(crew, count, len(started), verdict)
         return [task.worker for task in started]
 
@@ -339,7 +386,7 @@ class EcsLauncher:
     ) -> Iterator[tuple[list[_Task], Verdict | None]]:
         """Run tasks, group by group, until there are `count` or ECS has no more."""
         most = _AT_ONCE
-        while count:
+        while count and not self._halted:
             group = min(most, count)
             self._launch_pace.take(group)
             try:
@@ -573,7 +620,8 @@ class EcsLauncher:
     def _stopped(self, crew: _Crew) -> list[TaskTypeDef]:
         """Tasks of the session that ended before this launcher looked for the first time."""
         # ListTasks filters by startedBy or by status, not by both.
-        family = self._definition_request["family"]
+        given = (self._given_definition or "").partition(":")[0]
+        family = given or self._definition_request["family"]
         arns = self._list(pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED")
         tasks = self._describe(arns)
         return [task for task in tasks if task.get("startedBy") == crew.session_id]
