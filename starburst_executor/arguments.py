@@ -80,10 +80,10 @@ def check_min_workers(value: object, most: int) -> None:
 
 def scaled_workers(value: object) -> int | None:
     """How many workers at once; None for "auto"."""
-    if isinstance(value, str):
-        if value != "auto":
-            raise ValueError(f'workers must be a whole number or "auto", not {value!r}')
+    if value == "auto":
         return None
+    if isinstance(value, str):
+        raise TypeError(f'workers must be a whole number or "auto", not {value!r}')
     return whole_number("workers", value)
 
 

@@ -141,6 +141,8 @@ class Worker:
         self._next_refresh = now + self._intervals.heartbeat
         self._next_check = now + self._intervals.session_check
         self._next_count = now
+        # This one was started by somebody who has just counted.
+        self._grows_from = now + self._intervals.session_check
         self._next_repair = now + self._repair_interval()
         self.beater = Beater(
             session,
@@ -805,8 +807,10 @@ class Worker:
         self._live = len(leases.live)
         wait = self._intervals.lease / 2 if leases.suspects else self._repair_interval()
         self._next_repair = self._runtime.monotonic() + wait
-        rank = sum(worker < self.id for worker in leases.live)
-        self._count_workers(rank, bool(lost))
+        if lost or not leases.suspects:
+            # Who lives is known now; else it is soon asked whose heartbeat is fresh.
+            rank = sum(worker < self.id for worker in leases.live)
+            self._count_workers(rank, bool(lost))
 
     # --- leaving --------------------------------------------------------------------
 
@@ -880,7 +884,8 @@ class Worker:
             self._grow(0 if full else self._load.free)
 
     def _grow(self, free: int) -> None:
-        if self._staff is not None:
+        now = self._runtime.monotonic()
+        if self._staff is not None and now >= self._grows_from:
             self._staff.manifest = self._manifest
             self._staff.ask_grow(free)
 
