@@ -74,9 +74,13 @@ def test_a_detached_session_that_loses_half_of_a_hundred_workers_has_them_again_
         assert client.dead
         assert len(world.live_workers()) == 100
         before = len(world.workers)
-        crash(by_id(world)[:50])  # the first among them
+        lost = {worker.id for worker in by_id(world)[:50]}  # the first among them
+        crash(by_id(world)[:50])
         lost_at = world.sim.now
         world.run_until(lambda: len(world.live_workers()) >= 100, lost_at + within)
+        if knows:  # and what they held is sent back at once
+            world.run(world.sim.now + 10)
+            assert not lost & {task.worker for task in world.unfinished().values()}
         world.run(lost_at + within + 120)
         assert len(world.workers) - before <= 52
         assert len(world.live_workers()) >= 100
@@ -178,6 +182,15 @@ def test_a_session_past_its_deadline_starts_nothing() -> None:
         assert len(world.workers) == started
         assert not world.live_workers()
         assert world.count(State.PENDING) > 80
+
+        def try_to_start(client: SimClient) -> None:
+            client.attach()
+            client.staff.need(5)
+            client.staff.grow(0)
+
+        world.client("late", try_to_start)
+        world.run(1010)
+        assert len(world.workers) == started
 
 
 def test_a_worker_that_cannot_start_others_goes_on_by_itself() -> None:
@@ -297,6 +310,20 @@ def test_after_a_scale_down_surplus_workers_are_gone_within_a_session_check() ->
         assert len(world.live_workers()) == 10
         world.run_until(lambda: world.finished, 2000)
         world.check()
+
+
+def test_a_surplus_worker_hands_back_what_has_not_begun() -> None:
+    often = Intervals(session_check=5)
+    with a_world(workers=4, intervals=often) as world:
+        world.client("c", submitting(*[Work(seconds=0.05)] * 3000, then=outlasting))
+        world.run(10)
+        amend(world, 2)
+        world.run(10 + 5 + 2)
+        assert len(world.live_workers()) == 2
+        pasts = [past for task in world.tasks().values() for past in task.past]
+        assert pasts
+        assert {past.how for past in pasts} == {"handed back"}
+        world.run_until(lambda: world.finished, 400)
 
 
 def test_a_surplus_worker_ends_what_it_runs_and_begins_nothing_more() -> None:
