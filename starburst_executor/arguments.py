@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from starburst_executor import config
 from starburst_executor.records import Intervals
 from starburst_executor.runtime import Runtime
@@ -22,13 +24,16 @@ from starburst_executor.store import Store
 __all__ = [
     "check_initializer",
     "check_intervals",
+    "check_min_workers",
     "check_name",
     "check_session_id",
     "check_store_reachable",
     "default_intervals",
+    "deployment",
     "launcher_name",
     "new_session_id",
     "owner",
+    "scaled_workers",
     "seconds",
     "whole_number",
     "with_region",
@@ -62,6 +67,31 @@ def worker_count(value: int | None) -> int:
     return (
         (os.cpu_count() or 1) if value is None else whole_number("max_workers", value)
     )
+
+
+def check_min_workers(value: object, most: int) -> None:
+    """Refuse what is no number of workers from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"min_workers must be a whole number, not {value!r}")
+    if not 0 <= value <= most:
+        raise ValueError(
+            f"min_workers={value} must be from 0 to max_workers, which is {most}"
+        )
+
+
+def scaled_workers(value: object) -> int | None:
+    """How many workers at once; None for "auto"."""
+    if value == "auto":
+        return None
+    if isinstance(value, str):
+        raise TypeError(f'workers must be a whole number or "auto", not {value!r}')
+    return whole_number("workers", value)
+
+
+def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
+    """Where workers on ECS are, as the session remembers it; None for others, or if nothing is configured."""
+    found = config.load_deployment() if spec.launcher == "ecs" else None
+    return None if found is None else msgspec.structs.asdict(found)
 
 
 def seconds(name: str, value: object) -> float:

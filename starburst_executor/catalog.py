@@ -47,6 +47,7 @@ __all__ = [
     "delete",
     "extend",
     "find_task",
+    "scale",
     "session_ids",
     "status",
     "summaries",
@@ -355,6 +356,22 @@ def extend(session: Session, seconds: float) -> Manifest:
         return replace(
             manifest, deadline=max(manifest.deadline, deadline), limits=limits
         )
+
+    return session.amend(edit)
+
+
+def scale(session: Session, workers: int | None) -> Manifest:
+    """Have at most so many workers at once from now on; None: as many as before the first `scale`.
+
+    Raises:
+        SessionNotFound: there is no such session.
+    """
+
+    def edit(manifest: Manifest) -> Manifest:
+        before = manifest.unscaled or manifest.workers
+        if workers is None:
+            return replace(manifest, workers=before, unscaled=0)
+        return replace(manifest, workers=workers, unscaled=before)
 
     return session.amend(edit)
 

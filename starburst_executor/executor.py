@@ -3,7 +3,7 @@
     submit, map           Submitter (thread)           the store            Watcher (thread)
       pickle the call       pack what gathered           queue/...            one LIST a look
       queue it, return      write batches          --->              --->     settle futures
-      a future                                                                keep workers there
+      a future                                                                ask for workers: Staff (thread)
 
 The caller's thread pickles and queues, nothing else; large buffers are stored by `submit` itself,
 so that what the caller changes afterwards is not seen by the task. Nothing here knows what a worker
@@ -25,7 +25,7 @@ from concurrent.futures import Executor, Future, wait
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
@@ -110,6 +110,8 @@ class StarburstExecutor(Executor):
 
     Args:
         max_workers: Most worker processes at once; default the number of this machine's CPUs.
+        min_workers: So many workers are started at once and stay though nothing waits, until the session
+            times out.
         store: `s3://bucket/prefix` or a directory; default `default_store()`.
         launcher: "local" (this machine) or "ecs"; default `STARBURST_LAUNCHER`, the configuration file,
             "local".
@@ -159,6 +161,7 @@ class StarburstExecutor(Executor):
         self,
         max_workers: int | None = None,
         *,
+        min_workers: int = 0,
         store: str | Path | None = None,
         launcher: str | None = None,
         cpu: float = 1,
@@ -208,6 +211,7 @@ class StarburstExecutor(Executor):
             absolute_timeout=arguments.seconds("absolute_timeout", absolute_timeout),
         )
         workers = arguments.worker_count(max_workers)
+        arguments.check_min_workers(min_workers, workers)
         arguments.check_initializer(initializer, initargs)
         arguments.check_name(name)
         arguments.check_intervals(intervals)
@@ -217,10 +221,11 @@ class StarburstExecutor(Executor):
         place = arguments.with_region(store or default_store(), region)
         arguments.check_store_reachable(spec.launcher, place)
         _register_at_exit()
-        launches = open_launcher(spec)
+        deployment = arguments.deployment(spec)
+        launches = open_launcher(spec, deployment)
         spec, prepared = prepare_environment(spec, wishes, launches.platform)
         if prepared is not None:
-            launches = open_launcher(spec)
+            launches = open_launcher(spec, deployment)
         opened = open_store(place)
         with _closed_on_error(opened):
             runtime = SystemRuntime()
@@ -238,7 +243,9 @@ class StarburstExecutor(Executor):
                 created=0,
                 deadline=0,
                 workers=workers,
+                min_workers=min_workers,
                 spec=spec,
+                deployment=deployment,
                 limits=limits,
                 intervals=intervals or arguments.default_intervals(opened, spec),
                 lanes=(Lane(client=runtime.new_id(8)),),
@@ -287,10 +294,12 @@ class StarburstExecutor(Executor):
             if launcher is not None:
                 spec = on_launcher(spec, arguments.launcher_name(launcher))
             arguments.check_store_reachable(spec.launcher, opened.url)
-            launches = open_launcher(spec)
+            launches = open_launcher(spec, manifest.deployment)
             packer = Packer(session, manifest.python, modules)
             if count is not None and count != manifest.workers:
-                manifest = session.amend(lambda m: replace(m, workers=count))
+                manifest = session.amend(
+                    lambda m: replace(m, workers=count, unscaled=0)
+                )
         self = cls.__new__(cls)
         self._setup(session, manifest, launches, packer, keep=True, progress=progress)
         self._roster.take_in_others()
@@ -323,7 +332,9 @@ class StarburstExecutor(Executor):
         self._numbers: Iterator[int] = iter(())
         self._outcomes = Outcomes(session, packer.open_outcome)
         self._collector = Collector(session, packer)
-        self._staff = Staff(session, launcher, manifest, self._break)
+        self._staff = Staff(
+            session, launcher, manifest, self._break, lambda: self._watcher.hurry()
+        )
         queue = session.queue()
         queue.learn(manifest.lanes)
         self._watcher = Watcher(
@@ -331,8 +342,8 @@ class StarburstExecutor(Executor):
             manifest,
             queue,
             self._outcomes,
-            self._staff.need,
-            lambda: launcher.ended(session.url),
+            self._staff.ask_need,
+            lambda: self._staff.ended,
             self._break,
         )
         self._roster = Roster(session, self._outcomes, self._watcher, self._cancel_one)
@@ -343,7 +354,11 @@ class StarburstExecutor(Executor):
             self._roster.stored,
             self._break,
         )
-        loops = (("submit", self._submitter.run), ("watch", self._watcher.run))
+        loops = (
+            ("submit", self._submitter.run),
+            ("watch", self._watcher.run),
+            ("staff", self._staff.run),
+        )
         self._threads = [
             threading.Thread(
                 target=self._run_loop, args=one, name=f"starburst-{one[0]}", daemon=True
@@ -352,6 +367,8 @@ class StarburstExecutor(Executor):
         ]
         for thread in self._threads:
             thread.start()
+        if manifest.min_workers:
+            self._staff.ask_need(0)
         self._ticker = Ticker(session, sys.stderr) if progress else None
         _open_executors.add(self)
 
@@ -765,14 +782,22 @@ class StarburstExecutor(Executor):
         self._staff.manifest = self._manifest
         self._watcher.hurry()
 
-    def scale(self, workers: int) -> None:
-        """Want so many workers from now on: more are started as needed, those too many leave when idle."""
+    def scale(self, workers: int | Literal["auto"]) -> None:
+        """Have at most so many workers at once from now on, whether more or fewer than before.
+
+        What lacks is started as far as tasks wait. Those too many leave within about a minute
+        (`Intervals.session_check`): they end what they run, and hand back what has not begun. Two stay
+        while anything is unfinished, so that each can take over from the other.
+
+        Args:
+            workers: How many; "auto": again between `min_workers` and `max_workers`, as tasks wait.
+        """
         self._check_process()
-        count = arguments.whole_number("workers", workers)
-        self._manifest = self._session.amend(lambda m: replace(m, workers=count))
-        self._max_workers = count
+        count = arguments.scaled_workers(workers)
+        self._manifest = catalog.scale(self._session, count)
+        self._max_workers = self._manifest.workers
         self._staff.manifest = self._manifest
-        self._watcher.hurry()
+        self._staff.ask_need(self._watcher.unfinished)
 
     # --- leaving --------------------------------------------------------------------
 

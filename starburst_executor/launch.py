@@ -28,10 +28,10 @@ import site
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import platformdirs
 
@@ -60,6 +60,8 @@ class Launcher(Protocol):
     """Starts workers, and says which of those that were started for a session still live."""
 
     name: str
+    lag: float
+    """Seconds until `live` shows, to anybody, what somebody else has started."""
 
     def launch(self, session_url: str, count: int) -> list[str]:
         """Start `count` workers, each as `python -m starburst_executor worker SESSION_URL --id WORKER_ID`.
@@ -99,14 +101,27 @@ class Launcher(Protocol):
     def log_tail(self, session_url: str, worker_id: str) -> str:
         """The last lines that the worker's own process printed, which say why it died; "" if there are none."""
 
+    def taken_away(self, session_url: str, worker_id: str) -> bool:
+        """Whether a worker that has ended is known to have been ended by others: a reclaim, or a stop."""
 
-def open_launcher(spec: WorkerSpec) -> Launcher:
-    """The launcher that `spec` asks for."""
+    def halt(self) -> None:
+        """Start none from now on; a `launch` under way returns soon, with those that it has started."""
+
+
+def open_launcher(
+    spec: WorkerSpec, deployment: Mapping[str, Any] | None = None
+) -> Launcher:
+    """The launcher that `spec` asks for.
+
+    Args:
+        spec: What a worker shall be.
+        deployment: Where workers on ECS are, as a manifest has it; default as configured.
+    """
     if spec.launcher == "local":
         return LocalLauncher(command=_bootstrap_command(spec))
     from starburst_executor.aws.ecs import open_ecs
 
-    return open_ecs(spec)
+    return open_ecs(spec, deployment)
 
 
 def _bootstrap_command(spec: WorkerSpec) -> list[str] | None:
@@ -126,7 +141,7 @@ def data_home() -> Path:
     return platformdirs.user_data_path("starburst_executor")
 
 
-def hold_lock() -> None:
+def hold_lock() -> bool:
     """Keep this worker's lock for the worker alone; call it before anything is started from the worker.
 
     A process that inherits the lock would make a dead worker look alive. `subprocess` closes
@@ -134,13 +149,17 @@ def hold_lock() -> None:
     of them, so a worker must not fork processes that outlive it.
 
     Does nothing in a worker that no `LocalLauncher` started.
+
+    Returns:
+        Whether one did.
     """
     number = os.environ.pop(_LOCK_FD, None)
     if number is None:
-        return
+        return False
     fd = int(number)
     os.set_inheritable(fd, False)
     _write_pid(fd, os.getpid())  # again, for a client killed in mid-launch could not
+    return True
 
 
 class LocalLauncher:
@@ -162,6 +181,7 @@ class LocalLauncher:
     """
 
     name = "local"
+    lag = 0.0  # a lock is there before its worker is
 
     def __init__(
         self,
@@ -174,6 +194,7 @@ class LocalLauncher:
             command or (sys.executable, "-P", "-m", "starburst_executor", "worker")
         )
         self._runtime = SystemRuntime() if runtime is None else runtime
+        self._halted = False
 
     def launch(self, session_url: str, count: int) -> list[str]:
         """Start `count` workers; returns their ids.
@@ -184,6 +205,8 @@ class LocalLauncher:
         _children.collect()
         started: list[str] = []
         for _ in range(count):
+            if self._halted:
+                break
             worker_id = "w-" + self._runtime.new_id(10)
             try:
                 self._start(session_url, worker_id)
@@ -253,6 +276,14 @@ class LocalLauncher:
         except FileNotFoundError:
             return ""
         return text if size <= _TAIL_BYTES else text.partition("\n")[2] or text
+
+    def taken_away(self, session_url: str, worker_id: str) -> bool:
+        """Never known: a lock does not tell how its holder ended."""
+        return False
+
+    def halt(self) -> None:
+        """Start none from now on."""
+        self._halted = True
 
     def _start(self, session_url: str, worker_id: str) -> None:
         folder = self._session_folder(session_url)

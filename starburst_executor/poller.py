@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from starburst_executor.errors import VersionMismatch
-from starburst_executor.launch import hold_lock
+from starburst_executor.errors import StarburstError, VersionMismatch
+from starburst_executor.launch import Launcher, LocalLauncher, hold_lock
 from starburst_executor.library import DiskLibrary
 from starburst_executor.records import Heartbeat, Manifest
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
 from starburst_executor.slots import ProcessSlots
 from starburst_executor.spec import MARKET_VARIABLE
+from starburst_executor.staff import Staff
 from starburst_executor.store import open_store, split_session_url
 from starburst_executor.worker import Worker
 
@@ -49,7 +50,8 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
         SessionNotFound: no such session.
         VersionMismatch: the session's pickles are of another Python.
     """
-    hold_lock()
+    launched_here = hold_lock()
+    in_ecs = worker_id == _ECS_TASK
     if worker_id == _ECS_TASK:
         from starburst_executor.aws.metadata import worker_id_of_task
 
@@ -59,17 +61,38 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     session = Session(open_store(store_url), session_id, runtime)
     manifest = session.check_open()
     _check_python(manifest)
+    launcher: Launcher | None = None
+    if launched_here:
+        launcher = LocalLauncher()
+    elif in_ecs:
+        launcher = _open_ecs(manifest)
     with tempfile.TemporaryDirectory(prefix="starburst-") as folder:
         try:
-            return _serve(
-                session, manifest, worker_id or f"w-{runtime.new_id(10)}", Path(folder)
-            )
+            name = worker_id or f"w-{runtime.new_id(10)}"
+            return _serve(session, manifest, name, launcher, Path(folder))
         finally:
             runtime.close()
             session.store.close()
 
 
-def _serve(session: Session, manifest: Manifest, worker_id: str, folder: Path) -> str:
+def _open_ecs(manifest: Manifest) -> Launcher | None:
+    """What starts more of this worker's kind; None, and why in the log, if nothing can."""
+    from starburst_executor.aws.ecs import open_ecs_within
+
+    try:
+        return open_ecs_within(manifest.spec, manifest.deployment)
+    except (StarburstError, ValueError) as error:
+        log.warning("this worker cannot start others: %s", error)
+        return None
+
+
+def _serve(
+    session: Session,
+    manifest: Manifest,
+    worker_id: str,
+    launcher: Launcher | None,
+    folder: Path,
+) -> str:
     library = DiskLibrary(session, folder / "library")
     aside = ThreadPoolExecutor(2, "starburst-transfer")
     slots = ProcessSlots(
@@ -79,10 +102,11 @@ def _serve(session: Session, manifest: Manifest, worker_id: str, folder: Path) -
         runtime=session.runtime,
         signal=session.runtime.signal(),
     )
+    staff = _staff(session, manifest, launcher, slots)
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
         worker = Worker(
-            session, worker_id, slots, library, aside.submit, manifest, describe
+            session, worker_id, slots, library, aside.submit, manifest, describe, staff
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(
@@ -93,12 +117,18 @@ def _serve(session: Session, manifest: Manifest, worker_id: str, folder: Path) -
             target=worker.beater.run, name="starburst-beat", daemon=True
         )
         beating.start()
+        if staff is not None:
+            threading.Thread(
+                target=staff.run, name="starburst-staff", daemon=True
+            ).start()
         log.info("worker %s is at session %s", worker_id, session.id)
         with _spot_watched(worker, manifest):
             reason = worker.run()
         worker.beater.close()
         return reason
     finally:
+        if staff is not None:
+            staff.close()
         slots.close()
         aside.shutdown(wait=False, cancel_futures=True)
 
@@ -117,6 +147,24 @@ def _spot_watched(worker: Worker, manifest: Manifest) -> Iterator[None]:
         yield
     finally:
         notice.close()
+
+
+def _staff(
+    session: Session,
+    manifest: Manifest,
+    launcher: Launcher | None,
+    slots: ProcessSlots,
+) -> Staff | None:
+    """What starts other workers, if this one knows how."""
+    if launcher is None:
+        return None
+
+    def broken(error: Exception) -> None:
+        log.error("this worker starts no more of its kind: %s", error)
+        staff.close()
+
+    staff = Staff(session, launcher, manifest, broken, slots.signal.set)
+    return staff
 
 
 def _initializer(library: DiskLibrary, manifest: Manifest) -> Path | None:

@@ -21,7 +21,7 @@ import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -253,8 +253,13 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     created: float
     deadline: float  # by the store's clock
     state: SessionState = SessionState.OPEN
-    workers: int  # desired
+    workers: int  # most at once
+    min_workers: int = (
+        0  # so many stay though idle, and are started though nothing waits
+    )
+    unscaled: int = 0  # what `workers` was before `scale` set another; 0: it has not
     spec: WorkerSpec
+    deployment: dict[str, Any] | None = None  # `config.Deployment` of workers on ECS
     limits: Limits
     intervals: Intervals
     lanes: tuple[Lane, ...] = ()

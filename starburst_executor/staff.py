@@ -1,7 +1,24 @@
 """How many workers there should be, and starting those that lack.
 
+Two kinds of process do it, each with a `Staff` of its own:
+
+    an attached client     each second while anything is unfinished: as many as unfinished tasks take
+    the first live worker  each session check, and after its repair found a lost worker: as many more as
+    by id                  tasks that *wait* take; what merely runs on needs no machine beside it
+
+never more than `max_workers` and, while the session is open, never fewer than `min_workers`. Both count
+as live what the launcher knows to live or to start, and what has a fresh heartbeat. Only whoever has the
+turn (`turns`) starts any. Nothing else is written, so whoever dies here leaves the turn, which ends by
+itself, and workers, which are as good as any.
+
 A client stores first and looks who lives after, and a leaving worker deletes its heartbeat first and
 lists after: so one of the two sees the other.
+
+Too many are started
+    by two at once: none, unless one is held up in its turn (see `turns`): then what lacked, once more;
+    while a launcher cannot tell who lives: what of the last launch has no heartbeat after half a lease;
+    by a worker: as many as other workers have free slots, which are about to claim what it saw wait.
+Those beyond `max_workers` find that out at their next session check and leave; others when idle.
 """
 
 from __future__ import annotations
@@ -9,11 +26,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
-from starburst_executor.errors import ExecutorBroken, LaunchFailed
+from starburst_executor.errors import (
+    ExecutorBroken,
+    LaunchFailed,
+    NewerSchema,
+    StoreError,
+)
 from starburst_executor.launch import Launcher
-from starburst_executor.records import Manifest
-from starburst_executor.session import Session
+from starburst_executor.queue import Queue, Sight
+from starburst_executor.records import Manifest, Record, SessionState, State
+from starburst_executor.session import Beats, Known, Session
+from starburst_executor.turns import Turn
 
 __all__ = ["Staff"]
 
@@ -21,16 +46,25 @@ log = logging.getLogger(__name__)
 
 # So many workers in a row that end before their first heartbeat mean that none ever will work.
 _STILLBORN_MAX = 3
+# A turn: what calls take at most, and the pace of Fargate, which launchers keep to.
+_TURN_SECONDS = 20.0
+_LAUNCHES_PER_SECOND = 20.0
+# More records than this are not read to count what waits; the next look counts again.
+_RECORDS_READ = 200
 
 
 class Staff:
-    """Starts workers for one session as one client sees it.
+    """Starts workers for one session as one process sees it, on a thread of its own or the caller's.
 
     Args:
         session: The session.
         launcher: What starts them.
         manifest: How many, and of what size.
         broken: Called with an error when no worker can start.
+        news: Called when workers were found to have ended; may be called on any thread.
+
+    Attributes:
+        ended: The workers known to have ended, as of the last look.
     """
 
     def __init__(
@@ -39,47 +73,179 @@ class Staff:
         launcher: Launcher,
         manifest: Manifest,
         broken: Callable[[Exception], None],
+        news: Callable[[], None] = lambda: None,
     ) -> None:
         self._session = session
         self._launcher = launcher
         self._broken = broken
+        self._news = news
         self._lock = threading.RLock()  # `broken` may close this again
-        self._started: set[str] = set()  # by this client, and not yet heard of
+        self._wake = session.runtime.signal()
+        self._asked: Callable[[], None] | None = None
+        self._turn = Turn(session)
+        self._queue: Queue | None = None  # of this thread alone
+        # Started here, and not yet known to have ended: when, on the monotonic clock.
+        self._started: dict[str, float] = {}
         self._stillborn = 0
+        self.ended: frozenset[str] = frozenset()
         self.manifest = manifest
         self.closed = False
 
+    # --- asking -----------------------------------------------------------------------
+
     def need(self, unfinished: int) -> None:
-        """Start as many workers as so many unfinished tasks lack."""
+        """Start, before this returns, as many workers as so many unfinished tasks lack."""
         with self._lock:
-            if self.closed:
+            manifest = self.manifest
+            wanted = -(-unfinished // manifest.spec.slots)
+            wanted = min(manifest.workers, max(wanted, manifest.min_workers))
+            self._fill(wanted, lambda live, starting: wanted - live)
+
+    def grow(self, free: int) -> None:
+        """Start, before this returns, as many more workers as waiting tasks lack.
+
+        Args:
+            free: Tasks that the caller is about to claim itself.
+        """
+        with self._lock:
+            if self.manifest.state is SessionState.OPEN:
+                self._fill(self.manifest.workers, partial(self._lacking, free))
+
+    def ask_need(self, unfinished: int) -> None:
+        """Have the thread in `run` do `need`."""
+        self._ask(partial(self.need, unfinished))
+
+    def ask_grow(self, free: int) -> None:
+        """Have the thread in `run` do `grow`."""
+        self._ask(partial(self.grow, free))
+
+    def _ask(self, call: Callable[[], None]) -> None:
+        self._asked = call
+        self._wake.set()
+
+    def run(self) -> None:
+        """Do what is asked until `close`: a launch of hundreds takes long, and holds nobody up here."""
+        while not self.closed:
+            self._wake.wait()
+            self._wake.clear()
+            asked, self._asked = self._asked, None
+            if asked is not None and not self.closed and not self._done(asked):
                 return
-            slots = self.manifest.spec.slots
-            wanted = min(self.manifest.workers, -(-unfinished // slots))
-            ended = self._launcher.ended(self._session.url)
-            self._check_started(ended)
-            known = self._launcher.live(self._session.url)
-            if known is not None and len(known) >= wanted:
-                return
-            beats = self._session.beats()
-            if beats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
-                return
-            half = self.manifest.intervals.lease / 2
-            fresh = {
-                w for w, e in beats.entries.items() if beats.now - e.modified <= half
-            }
-            live = (fresh - ended) | (known or set())
-            if len(live) < wanted:
-                # One that was ended meanwhile needs none: they would only find that out themselves.
-                self.manifest = self._session.check_open()
-                self._launch(wanted - len(live))
+
+    def _done(self, call: Callable[[], None]) -> bool:
+        """Make the call; False if there is no use in another."""
+        try:
+            call()
+        except NewerSchema as error:
+            self._broken(error)
+            return False
+        except StoreError as error:
+            log.warning("session %s: %s", self._session.id, error)
+        except Exception as error:
+            # Whatever it is (the session was ended, say): without workers every future would wait for ever.
+            log.exception("session %s: no more workers are started", self._session.id)
+            self._broken(error)
+            return False
+        return True
 
     def close(self) -> None:
-        """Start no more."""
-        with self._lock:
-            self.closed = True
+        """Start no more; a launch under way ends soon, and `run` with it."""
+        self.closed = True
+        self._launcher.halt()
+        self._wake.set()
 
-    def _launch(self, count: int) -> None:
+    # --- counting ---------------------------------------------------------------------
+
+    def _fill(self, most: int, lacking: Callable[[int, int], int]) -> None:
+        """Start what lacks.
+
+        Args:
+            most: If so many are known to live, none does.
+            lacking: How many lack if so many live, of which so many are starting.
+        """
+        if self.closed:
+            return
+        url = self._session.url
+        ended = self._launcher.ended(url)
+        self._check_started(ended)
+        self._tell(ended)
+        known = self._launcher.live(url)
+        if known is not None and len(known) >= most:
+            return
+        beats = self._session.beats()
+        if beats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
+            return
+        heard = self._heard(beats) - ended
+        live = heard | (self._young(ended) if known is None else known)
+        count = lacking(len(live), len(live - heard))
+        if count > 0:
+            self._launch_in_turn(live, count)
+
+    def _tell(self, ended: set[str]) -> None:
+        fresh = ended - self.ended
+        if fresh:
+            self.ended |= fresh
+            self._news()
+
+    def _heard(self, beats: Beats) -> set[str]:
+        half = self.manifest.intervals.lease / 2
+        return {w for w, e in beats.entries.items() if beats.now - e.modified <= half}
+
+    def _young(self, ended: set[str]) -> set[str]:
+        """What was started here so lately that its first heartbeat may be to come."""
+        since = self._session.runtime.monotonic() - self.manifest.intervals.lease / 2
+        return {w for w, at in self._started.items() if at >= since} - ended
+
+    def _lacking(self, free: int, live: int, starting: int) -> int:
+        """How many more workers the waiting tasks lack, beside those that are starting."""
+        manifest = self.manifest
+        room = manifest.workers - live
+        if room <= 0:
+            return 0
+        slots = manifest.spec.slots
+        waiting = self._waiting((room + starting) * slots + free) - free
+        lacking = max(-(-waiting // slots) - starting, manifest.min_workers - live)
+        return min(room, lacking)
+
+    def _waiting(self, enough: int) -> int:
+        """How many tasks are pending: all, or `enough`."""
+        if self._queue is None:
+            self._queue = self._session.queue()
+        self._queue.learn(self.manifest.lanes)
+        sights, _ = self._queue.look_for_open(enough)
+        count = reads = 0
+        for sight in sorted(sights, key=lambda sight: not sight.untouched):
+            if count >= enough or reads >= _RECORDS_READ:
+                break
+            if sight.untouched:
+                count += sight.batch.size
+            else:
+                count += self._pending(sight)
+                reads += 1
+        return min(count, enough)
+
+    def _pending(self, sight: Sight) -> int:
+        fresh = Known(Record.fresh(sight.batch.size), None)
+        return self._session.read(sight.batch, fresh).record.count(State.PENDING)
+
+    # --- starting ---------------------------------------------------------------------
+
+    def _launch_in_turn(self, live: set[str], count: int) -> None:
+        # One that was ended meanwhile needs none: they would only find that out themselves.
+        self.manifest = self._session.check_open()
+        count = min(count, self.manifest.workers - len(live))
+        if count <= 0:
+            return
+        if not self._turn.take(_TURN_SECONDS + count / _LAUNCHES_PER_SECOND):
+            return
+        known = self._launcher.live(self._session.url)
+        others = (known or set()) - live  # started by somebody else since
+        if count <= len(others) or self._launch(count - len(others)):
+            self._turn.give_back(self._launcher.lag)
+        # Else there is no room at the moment, and the same process tries again soon.
+
+    def _launch(self, count: int) -> bool:
+        """Start so many; whether any were."""
         try:
             started = self._launcher.launch(self._session.url, count)
         except OSError as error:
@@ -88,34 +254,42 @@ class Staff:
             )
             broken.__cause__ = error
             self._broken(broken)
-            return
+            return False
         except LaunchFailed as error:
             self._broken(error)
-            return
+            return False
         if not started:  # the launcher says why
-            return
+            return False
         log.info("session %s: started workers %s", self._session.id, ", ".join(started))
-        self._started.update(started)
+        now = self._session.runtime.monotonic()
+        self._started.update(dict.fromkeys(started, now))
+        return True
 
     def _check_started(self, ended: set[str]) -> None:
         """Notice workers that ended before their first heartbeat: a hang must not say nothing."""
-        for worker in sorted(self._started & ended):
+        for worker in sorted(self._started.keys() & ended):
             if self._session.heartbeat(worker) or self._session.heartbeat(
                 worker, "ended"
             ):
-                self._started.discard(worker)
+                del self._started[worker]
                 self._stillborn = 0
                 continue
             self._session.check_open()  # else they had a good reason
-            self._started.discard(worker)
-            self._stillborn += 1
-            tail = self._launcher.log_tail(self._session.url, worker)
-            log.warning("worker %s ended before its first heartbeat: %s", worker, tail)
-            if self._stillborn == _STILLBORN_MAX:
-                self._broken(
-                    ExecutorBroken(
-                        f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
-                        f"their first heartbeat; the last, {worker}, printed:\n{tail}\n"
-                        "Most likely they cannot reach the store or cannot import starburst_executor."
-                    )
+            del self._started[worker]
+            if self._launcher.taken_away(self._session.url, worker):
+                log.info("worker %s was taken away before it began", worker)
+                continue
+            self._count_stillborn(worker)
+
+    def _count_stillborn(self, worker: str) -> None:
+        self._stillborn += 1
+        tail = self._launcher.log_tail(self._session.url, worker)
+        log.warning("worker %s ended before its first heartbeat: %s", worker, tail)
+        if self._stillborn == _STILLBORN_MAX:
+            self._broken(
+                ExecutorBroken(
+                    f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
+                    f"their first heartbeat; the last, {worker}, printed:\n{tail}\n"
+                    "Most likely they cannot reach the store or cannot import starburst_executor."
                 )
+            )

@@ -126,8 +126,8 @@ class Watcher:
         manifest: Its manifest.
         queue: What is known of its queue already.
         outcomes: Opens outcomes.
-        staff: Keeps workers there; called with how many tasks are unfinished.
-        ended_workers: Ids of workers that the launcher knows to have ended.
+        staff: Has workers kept there; called with how many tasks are unfinished.
+        ended_workers: Ids of workers that the launcher knows to have ended, as of its last look.
         broken: Called with an error after which nothing can go on: an initializer failed, or the
             session was ended by somebody else.
     """
@@ -139,7 +139,7 @@ class Watcher:
         queue: Queue,
         outcomes: Outcomes,
         staff: Callable[[int], None],
-        ended_workers: Callable[[], set[str]],
+        ended_workers: Callable[[], frozenset[str]],
         broken: Callable[[Exception], None],
     ) -> None:
         self.session = session

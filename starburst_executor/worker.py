@@ -5,8 +5,9 @@
       claim -> slots -> take what ended             else when the loop asks for it
       say it, with new claims, in one write
 
-Large objects are moved by a third thread, so that the loop never waits for one. Nothing here
-unpickles: what a slot gives back is bytes.
+Large objects are moved by a third thread, so that the loop never waits for one; other workers are
+started by a fourth (`staff`), in the first live worker by id. Nothing here unpickles: what a slot
+gives back is bytes.
 
 A worker holds what the record says that it holds, whether or not a reply told it so; what the
 record no longer names it for was cancelled or taken, and is stopped.
@@ -51,6 +52,7 @@ from starburst_executor.records import (
 from starburst_executor.runtime import Signal
 from starburst_executor.session import Known, Session, damage
 from starburst_executor.slots import Ended, Job, Slots
+from starburst_executor.staff import Staff
 from starburst_executor.workload import Workload
 
 __all__ = ["Worker"]
@@ -65,8 +67,6 @@ FEW_WORKERS = 32
 PERSISTENCE = 4
 # As often do looks follow soon where others were faster; more means that they do not take it either.
 BEATEN_MOST = 16
-# A worker that finds more workers than wanted leaves; so often, in leases, does an idle one look.
-RANK_LEASES = 2
 
 
 class Worker:
@@ -80,6 +80,7 @@ class Worker:
         aside: Makes a call on another thread; large objects are moved so.
         manifest: The session's manifest, read at start.
         describe: This process, as its heartbeats shall tell.
+        staff: Starts other workers; its `run` must be under way on another thread. None: this one cannot.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Worker:
         aside: Callable[[Callable[[], None]], object],
         manifest: Manifest,
         describe: Heartbeat,
+        staff: Staff | None = None,
     ) -> None:
         self.session = session
         self.id = worker_id
@@ -104,6 +106,11 @@ class Worker:
         self._queue.learn(manifest.lanes)
         self._repair = Repair(session, manifest.intervals, manifest.limits.max_attempts)
         self._heartbeat = describe
+        self._staff = staff
+        self._ended: frozenset[str] = frozenset()  # workers, as their launcher says
+        # There are more workers than wanted: it claims nothing more, and leaves when nothing is left.
+        self._surplus = False
+        self._kept = False  # one of `min_workers`: it stays though idle
         self._signal: Signal = slots.signal
         last_chance = manifest.limits.max_attempts - 1
         self._load = Workload(slots, self._runtime, last_chance)
@@ -133,7 +140,9 @@ class Worker:
         self._next_look = now
         self._next_refresh = now + self._intervals.heartbeat
         self._next_check = now + self._intervals.session_check
-        self._next_rank = now
+        self._next_count = now
+        # This one was started by somebody who has just counted.
+        self._grows_from = now + self._intervals.session_check
         self._next_repair = now + self._repair_interval()
         self.beater = Beater(
             session,
@@ -201,6 +210,7 @@ class Worker:
         self._claim_more()
         self._give_waiting()
         self._repair_when_due()
+        self._count_workers_when_due()
         self._idle_reason = self._reason_to_leave()
         return self._idle_reason
 
@@ -217,6 +227,8 @@ class Worker:
             self._inbox.extend(self._slots.take())
             if self._stop_reason or self._uploaded or self._fetched:
                 return
+            if self._launcher_knows_more():
+                return
             if self._load.queued - len(self._inbox) < self._slots.size:
                 return
             for ended in self._inbox:
@@ -232,7 +244,7 @@ class Worker:
         if self._paused:
             return self._intervals.heartbeat / 4
         now = self._runtime.monotonic()
-        due = [self._next_check, now + self._load.until_due()]
+        due = [self._next_check, self._next_count, now + self._load.until_due()]
         if self._unfinished:
             due.append(self._next_repair)
         for hold in self._load.holds.values():
@@ -240,7 +252,9 @@ class Worker:
                 due.append(hold.said_at + self._intervals.commit)
             if hold.busy or hold.doubt is not None:
                 due.append(self._next_refresh)
-        if self._load.full():
+        if self._surplus:
+            pass  # it claims nothing
+        elif self._load.full():
             due.append(now + self._load.until_not_full())
         else:
             due.append(self._next_look)
@@ -414,7 +428,7 @@ class Worker:
     # --- claiming -------------------------------------------------------------------
 
     def _claim_more(self) -> None:
-        if self._paused:
+        if self._paused or self._surplus:
             return
         current = self._load.current
         if current is not None and self._claim_from(current):
@@ -437,7 +451,7 @@ class Worker:
             self._next_look = now + self._back_off()
 
     def _wanted(self, hold: Hold) -> int:
-        return 0 if self._paused else self._load.wanted(hold)
+        return 0 if self._paused or self._surplus else self._load.wanted(hold)
 
     def _beginning(self, hold: Hold) -> int:
         """How many tasks of the batch would begin as soon as they are claimed."""
@@ -687,8 +701,9 @@ class Worker:
                 self._fail(hold, key, error)
 
     def _hand_back_stuck(self) -> None:
-        """Hand back what has waited too long behind a task that turned out long."""
-        for hold, stuck in self._load.stuck():
+        """Hand back what has waited too long behind a task that turned out long; if surplus, all that waits."""
+        found = self._load.unbegun() if self._surplus else self._load.stuck()
+        for hold, stuck in found:
             keys = [key for key in stuck if key not in self._fetching]
             withdrawn = self._slots.withdraw(keys)
             releases = {
@@ -744,6 +759,7 @@ class Worker:
     def _check_session(self) -> str | None:
         """Read the manifest, once a minute; a reason if the worker should leave."""
         if self._runtime.monotonic() >= self._next_check:
+            before = self._manifest
             try:
                 self._manifest = self.session.load()
             except SessionNotFound as error:
@@ -751,6 +767,8 @@ class Worker:
                     f"session {self.session.id} was deleted"
                 ) from error
             now = self._runtime.monotonic()
+            if self._manifest.workers != before.workers:
+                self._next_count = now
             self._next_check = now + self._intervals.session_check
             self._queue.learn(self._manifest.lanes)
         if self._manifest.state is SessionState.TERMINATED:
@@ -769,8 +787,16 @@ class Worker:
         leases = max(1.0, self._live / 4)
         return self._intervals.lease * leases * self._runtime.random.uniform(0.75, 1.25)
 
+    def _launcher_knows_more(self) -> bool:
+        """Whether workers have ended that no repair was told of."""
+        return self._staff is not None and self._staff.ended != self._ended
+
     def _repair_when_due(self) -> None:
-        if self._runtime.monotonic() < self._next_repair or not self._unfinished:
+        due = self._runtime.monotonic() >= self._next_repair
+        if self._staff is not None and self._launcher_knows_more():
+            self._ended = self._staff.ended
+            due = True
+        if not due or not self._unfinished:
             return
         sights = [sight for sight in self._queue.look() if sight.done is None]
         self._unfinished = bool(sights)
@@ -778,11 +804,15 @@ class Worker:
         self._window_at = self._runtime.monotonic()
         if not self._window:
             self._next_look = self._window_at + self._back_off()  # this was one
-        self._repair.look(sights)
+        lost = self._repair.look(sights, self._ended)
         leases = self._repair.leases
         self._live = len(leases.live)
         wait = self._intervals.lease / 2 if leases.suspects else self._repair_interval()
         self._next_repair = self._runtime.monotonic() + wait
+        if lost or not leases.suspects:
+            # Who lives is known now; else it is soon asked whose heartbeat is fresh.
+            rank = sum(worker < self.id for worker in leases.live)
+            self._count_workers(rank, bool(lost))
 
     # --- leaving --------------------------------------------------------------------
 
@@ -798,27 +828,68 @@ class Worker:
         limits = self._manifest.limits
         if self._manifest.state is SessionState.CLOSED and not self._unfinished:
             return 0.0
+        if self._kept:
+            return limits.session_timeout
         return min(limits.idle_timeout, limits.session_timeout)
 
     def _reason_to_leave(self) -> str | None:
         if self._load.working:
             return None
-        now = self._runtime.monotonic()
-        if now >= self._next_rank and self._is_surplus():
+        if self._surplus:
             return "there are more workers than wanted"
+        now = self._runtime.monotonic()
         if now < self._idle_since + self._patience():
             return None
-        if self._unfinished and self._rank() < 2:
+        rank = self._rank()
+        self._kept = rank < self._least()
+        if self._unfinished and (rank < 2 or self._kept):
             # The first two stay while anything is unfinished: somebody must be there to repair.
             self._idle_since = now
             return None
+        if now < self._idle_since + self._patience():
+            return None
         return f"idle for {now - self._idle_since:.0f} s"
 
+    def _least(self) -> int:
+        """How many workers stay though idle."""
+        return min(self._manifest.min_workers, self._manifest.workers)
+
+    def _needed(self) -> int:
+        """So many workers shall stay; the first two in any case while anything is unfinished."""
+        return max(self._manifest.workers, 2 if self._unfinished else 1)
+
     def _is_surplus(self) -> bool:
-        wait = RANK_LEASES * self._intervals.lease
-        self._next_rank = self._runtime.monotonic() + wait
-        needed = max(self._manifest.workers, 2 if self._unfinished else 1)
-        return self._rank() >= needed
+        return self._rank() >= self._needed()
+
+    def _count_workers_when_due(self) -> None:
+        if self._runtime.monotonic() >= self._next_count:
+            self._count_workers(self._rank())
+
+    def _count_workers(self, rank: int, lost: bool = False) -> None:
+        """Leave if there are too many, stay if there are few; the first of all has started what lacks.
+
+        Args:
+            rank: How many live workers come before this one, by id.
+            lost: Whether some were lost just now.
+        """
+        # What an idle worker finds out sooner by its looks for work, or by the manifest, it need not ask.
+        checks = 1 if rank == 0 or self._load.working else 2
+        wait = checks * self._intervals.session_check
+        self._next_count = self._runtime.monotonic() + wait
+        self._surplus = rank >= self._needed()
+        self._kept = rank < self._least()
+        if self._surplus:
+            self._hand_back_stuck()
+        # Where the first stands idle nothing waits, but what was sent back just now.
+        full = not self._load.free or self._load.full()
+        if rank == 0 and (full or lost or self._live < self._least()):
+            self._grow(0 if full else self._load.free)
+
+    def _grow(self, free: int) -> None:
+        now = self._runtime.monotonic()
+        if self._staff is not None and now >= self._grows_from:
+            self._staff.manifest = self._manifest
+            self._staff.ask_grow(free)
 
     def _rank(self) -> int:
         """How many live workers come before this one, by id."""
@@ -854,6 +925,9 @@ class Worker:
         A client stores first and looks who lives after: so one of the two sees the other.
         """
         self.session.patiently(partial(self._say_goodbye, reason))
+        if self._surplus and self.session.patiently(self._is_surplus):
+            return True
+        self._surplus = False  # others have left meanwhile
         if not self.session.patiently(self._open_work):
             return True
         self._idle_since = self._next_look = self._runtime.monotonic()

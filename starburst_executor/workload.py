@@ -148,6 +148,15 @@ class Workload:
                 found.append((hold, keys))
         return found
 
+    def unbegun(self) -> list[tuple[Hold, list[Key]]]:
+        """What is held and has not begun."""
+        begun = self._slots.begun()
+        found = [
+            (hold, [key for key in hold.queued if key not in begun])
+            for hold in self.holds.values()
+        ]
+        return [(hold, keys) for hold, keys in found if keys]
+
     @property
     def lead(self) -> float:
         """How long before the work runs out the next is claimed: a few round trips."""

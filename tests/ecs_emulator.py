@@ -524,7 +524,13 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         task = tasks.get(self.path.split("/")[2])
-        self._answer({"TaskARN": task.arn} if task else {}, 200 if task else 404)
+        if task is None:
+            self._answer({}, 404)
+            return
+        definition = task.definition
+        family, revision = definition["family"], str(definition["revision"])
+        about = {"TaskARN": task.arn, "Family": family, "Revision": revision}
+        self._answer(about, 200)
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -371,11 +371,13 @@ class SimWorker:
 
     def __init__(self, world: World, worker_id: str, *, delay: float) -> None:
         self.id = worker_id
+        self.staff: Staff | None = None
         self.world = world
         self.runtime = SimRuntime(world.sim, worker_id, skew=world.skew())
         self.session = Session(world.store, SESSION_ID, self.runtime)
         self.worker: Worker | None = None
         self.reason = ""
+        self.taken_away = False  # as its launcher would know
         self.actor = world.sim.spawn(worker_id, self._serve, delay=delay)
 
     @property
@@ -411,6 +413,8 @@ class SimWorker:
             self.reason = f"it could not begin: {error}"
             return
         self.world.sim.spawn(f"{self.id}/beat", worker.beater.run, of=self.actor)
+        if self.staff is not None:
+            self.world.sim.spawn(f"{self.id}/staff", self.staff.run, of=self.actor)
         self.reason = worker.run()
         self.world.sim.note(self.id, "left:", self.reason)
         self.world.sim.kill(self.actor)  # with all threads that it still has
@@ -422,15 +426,38 @@ class SimWorker:
             name = f"{self.id}/aside-{next(numbers)}"
             return self.world.sim.spawn(name, call, of=self.actor)
 
+        slots = SimSlots(self.world, self, manifest.spec.slots)
+        if self.world.settings.workers_launch:
+            self.staff = _sim_staff(
+                self.world, self.session, manifest, self._broken, slots.signal.set
+            )
         return Worker(
             self.session,
             self.id,
-            SimSlots(self.world, self, manifest.spec.slots),
+            slots,
             SimLibrary(self.session),
             aside,
             manifest,
             Heartbeat(worker=self.id, slots=manifest.spec.slots),
+            self.staff,
         )
+
+    def _broken(self, error: Exception) -> None:
+        self.world.sim.note(self.id, "starts no more workers:", error)
+        assert self.staff is not None
+        self.staff.close()
+
+
+def _sim_staff(
+    world: World,
+    session: Session,
+    manifest: Manifest,
+    broken: Callable[[Exception], None],
+    news: Callable[[], None],
+) -> Staff:
+    staff = Staff(session, SimView(world), manifest, broken, news)
+    staff._lock = SimLock(world.sim)  # type: ignore[assignment]
+    return staff
 
 
 class SimLauncher:
@@ -443,6 +470,7 @@ class SimLauncher:
     """
 
     name = "simulated"
+    lag = 0.0
 
     def __init__(
         self, world: World, *, knows: bool = True, delay: tuple[float, float] = (0.3, 2)
@@ -498,6 +526,31 @@ class SimLauncher:
 
     def log_tail(self, session_url: str, worker_id: str) -> str:
         return self._world.workers[worker_id].reason
+
+    def taken_away(self, session_url: str, worker_id: str) -> bool:
+        return self._world.workers[worker_id].taken_away
+
+    def halt(self) -> None:
+        """One process's wish; see `SimView`."""
+
+
+class SimView:
+    """The launcher as one process has it: halted for that process alone."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._halted = False
+
+    def launch(self, session_url: str, count: int) -> list[str]:
+        if self._halted:
+            return []
+        return self._world.launcher.launch(session_url, count)
+
+    def halt(self) -> None:
+        self._halted = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world.launcher, name)
 
 
 # --- the client's side -------------------------------------------------------------
@@ -585,8 +638,9 @@ class SimClient:
         world = self.world
         self.manifest = manifest
         outcomes = Outcomes(self.session, _open_outcome)
-        self.staff = Staff(self.session, world.launcher, manifest, self._break)
-        self.staff._lock = SimLock(world.sim)  # type: ignore[assignment]
+        self.staff = _sim_staff(
+            world, self.session, manifest, self._break, lambda: self.watcher.hurry()
+        )
         queue = self.session.queue()
         queue.learn(manifest.lanes)
         self.watcher = Watcher(
@@ -594,8 +648,8 @@ class SimClient:
             manifest,
             queue,
             outcomes,
-            self.staff.need,
-            lambda: world.launcher.ended(self.session.url),
+            self.staff.ask_need,
+            lambda: self.staff.ended,
             self._break,
         )
         self.roster = Roster(self.session, outcomes, self.watcher, self._cancel_one)
@@ -607,7 +661,12 @@ class SimClient:
             self.roster.stored,
             self._break,
         )
-        for part, run in (("submit", self.submitter.run), ("watch", self.watcher.run)):
+        parts = (
+            ("submit", self.submitter.run),
+            ("watch", self.watcher.run),
+            ("staff", self.staff.run),
+        )
+        for part, run in parts:
             world.sim.spawn(f"{self.name}/{part}", run, of=self.actor)
         self.opened = True
 
@@ -720,6 +779,8 @@ class Settings:
     """What a world is like."""
 
     workers: int = 2
+    min_workers: int = 0
+    workers_launch: bool = True  # whether workers start others
     slots: int = 1
     limits: Limits = field(default_factory=Limits)
     intervals: Intervals = field(default_factory=Intervals)
@@ -778,6 +839,7 @@ class World:
             created=0,
             deadline=0,
             workers=settings.workers,
+            min_workers=settings.min_workers,
             spec=WorkerSpec(slots=settings.slots),
             limits=settings.limits,
             intervals=settings.intervals,

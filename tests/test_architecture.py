@@ -20,8 +20,8 @@ ROWS = """
   8  executor                        |  poller
   7  page
   6  roster    charts                |  worker
-  5  watch  collect  progress  retry  report  |  workload
-  4  catalog  submit  staff  packing  history  lanes  |  beats  hold  leases  library
+  5  watch  collect  progress  retry  report  staff  |  workload
+  4  catalog  submit  turns  packing  history  lanes  |  beats  hold  leases  library
   3  session  slots  arguments  choice
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
@@ -36,7 +36,6 @@ CLIENT_ONLY = {
     "roster",
     "watch",
     "submit",
-    "staff",
     "packing",
     "collect",
     "mapping",

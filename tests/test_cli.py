@@ -890,6 +890,13 @@ def test_scale_sets_how_many_workers_are_wanted(made: Made) -> None:
     assert made.session.load().workers == 7
 
 
+def test_scale_auto_goes_back_to_what_it_was_made_for(made: Made) -> None:
+    made.run("scale", "7")
+    made.run("scale", "5")
+    assert "at most 2 workers" in made.run("scale", "auto").stdout
+    assert made.session.load().workers == 2
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "100000", "many"])
 def test_scale_refuses_counts_beyond_reason(made: Made, count: str) -> None:
     result = run("scale", "--store", made.store, "--", made.id, count)

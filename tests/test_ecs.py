@@ -968,3 +968,58 @@ def test_only_an_ecs_task_has_the_id_of_one(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("ECS_CONTAINER_METADATA_URI_V4", raising=False)
     with pytest.raises(StarburstError, match="leave --id out"):
         worker_id_of_task()
+
+
+# What workers and their staff ask
+
+
+@pytest.mark.parametrize(
+    ("code", "taken"),
+    [
+        ("SpotInterruption", True),
+        ("TerminationNotice", True),
+        ("UserInitiated", True),
+        ("EssentialContainerExited", False),
+    ],
+)
+def test_who_was_reclaimed_or_stopped_was_taken_away(code: str, taken: bool) -> None:
+    told = {"stopCode": code, "containers": [{"exitCode": 0}]}
+    with launched(1) as (launcher, script):
+        script.later()
+        script.look()
+        script.describe(task(1, "STOPPED", **told))
+        assert launcher.ended(URL) == workers(1)
+        assert launcher.taken_away(URL, worker(1)) is taken
+        assert not launcher.taken_away(URL, worker(9))
+
+
+def test_a_launch_that_is_halted_ends_with_the_group_it_is_at() -> None:
+    with scripted() as (launcher, script):
+        script.first_look()
+        script.definition()
+        script.run(10, *range(10))
+        take = launcher._launch_pace.take
+
+        def halting(count: int) -> None:
+            take(count)
+            launcher.halt()
+
+        launcher._launch_pace.take = halting  # type: ignore[method-assign]
+        assert len(launcher.launch(URL, 500)) == 10
+        assert launcher.launch(URL, 500) == []
+
+
+def test_a_worker_starts_others_of_its_own_definition_and_registers_none() -> None:
+    spec = WorkerSpec(launcher="ecs")
+    launcher = EcsLauncher(spec, DEPLOYMENT, VirtualRuntime(), definition="mine:7")
+    with Stubber(launcher._ecs) as ecs:
+        family = {"family": "mine", "desiredStatus": "STOPPED"}
+        where: dict[str, Any] = {"cluster": CLUSTER, "maxResults": 100}
+        ecs.add_response("list_tasks", {"taskArns": []}, {**where, **family})
+        ecs.add_response(
+            "list_tasks", {"taskArns": []}, {**where, "startedBy": SESSION}
+        )
+        started = {"tasks": [{"taskArn": arn(1)}], "failures": []}
+        ecs.add_response("run_task", started, {**_RUN, "taskDefinition": "mine:7"})
+        assert launcher.launch(URL, 1) == [worker(1)]
+        ecs.assert_no_pending_responses()

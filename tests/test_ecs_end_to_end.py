@@ -90,8 +90,11 @@ def test_twenty_workers(ecs: EcsServer, deployment: Deployment) -> None:
 
 
 @pytest.mark.slow
-def test_a_session_outlives_its_client_and_half_of_its_workers(
-    ecs: EcsServer, deployment: Deployment, tmp_path: Path
+def test_a_session_outlives_its_client_and_replaces_half_of_its_workers_by_itself(
+    ecs: EcsServer,
+    deployment: Deployment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate = Gate(tmp_path / "gate")
     client = tmp_path / "client.py"
@@ -104,10 +107,16 @@ def test_a_session_outlives_its_client_and_half_of_its_workers(
     assert {task["capacityProviderName"] for task in spot} == {"FARGATE_SPOT"}
     ecs.reclaim(spot[0]["id"])  # with a warning
     ecs.kill(spot[1]["id"])  # and without
-    until(lambda: len(ecs.live(deployment.cluster)) == 2, "two are gone")
-    executor = StarburstExecutor.attach(session_id)
-    until(lambda: len(live_workers(executor)) == 4, "replacements were started")
-    assert len(ecs.tasks(deployment.cluster)) == 6
+    until(lambda: len(ecs.tasks(deployment.cluster)) == 6, "two were started")
+    until(lambda: len(ecs.live(deployment.cluster)) == 4, "two are gone")
+    assert {t["startedBy"] for t in ecs.tasks(deployment.cluster)} == {session_id}
+    assert {t["taskDefinitionArn"] for t in ecs.tasks(deployment.cluster)} == {
+        spot[0]["taskDefinitionArn"]
+    }
+    for name in configure(deployment):  # the session itself knows where its workers are
+        monkeypatch.delenv(name)
+    executor = StarburstExecutor.attach(session_id, store=deployment.store)
+    assert len(live_workers(executor)) == 4
     gate.open()
     assert [f.result(timeout=60) for f in executor.futures] == list(range(12))
     outcomes = executor.collect(wait=True)  # each once, whoever ran it how often

@@ -24,11 +24,19 @@ import logging
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 from msgspec.structs import replace
 
@@ -48,7 +56,7 @@ from starburst_executor.aws.crew import (
     phase_of,
     workers_of,
 )
-from starburst_executor.aws.metadata import ECS_TASK
+from starburst_executor.aws.metadata import ECS_TASK, definition_of_task
 from starburst_executor.aws.placement import place
 from starburst_executor.aws.prices import prices_for
 from starburst_executor.aws.verdict import (
@@ -102,17 +110,18 @@ _SPOT_AGAIN = 600.0  # seconds for which on-demand capacity is taken where Spot 
 _STOP_SECONDS = 60.0  # beyond the stop timeout: what ECS takes to say so
 _LOG_LINES = 30
 _STOP_WIDTH = 8  # StopTasks at once
+_TAKEN_AWAY = ("SpotInterruption", "TerminationNotice", "UserInitiated")  # stop codes
 
 _TAG_FORBIDDEN = re.compile(r"[^\w +\-=.:/@]")
 
 
-def open_ecs(spec: WorkerSpec) -> EcsLauncher:
-    """The launcher for workers like `spec`, where the configuration says.
+def open_ecs(spec: WorkerSpec, given: Mapping[str, Any] | None = None) -> EcsLauncher:
+    """The launcher for workers like `spec`, where the session's manifest says, else the configuration.
 
     Raises:
         ValueError, ConfigError: there can be no such workers, or nothing is configured.
     """
-    deployment = load_deployment()
+    deployment = load_deployment() if given is None else _deployment(given)
     if deployment is None:
         raise ValueError(
             'launcher="ecs": no ECS cluster is configured. Run `starburst-executor setup` once for this account '
@@ -127,6 +136,24 @@ def open_ecs(spec: WorkerSpec) -> EcsLauncher:
     )
 
 
+def open_ecs_within(spec: WorkerSpec, given: Mapping[str, Any] | None) -> EcsLauncher:
+    """The launcher for a worker in an ECS task, which starts more of its own kind.
+
+    They are of the worker's own task definition: its role may register none. Nor may it read quotas, so
+    that what does not fit is told by RunTask.
+
+    Raises:
+        ValueError, StarburstError: the session's manifest or the task's metadata does not say where.
+    """
+    if given is None:
+        raise ValueError("the session does not say in which cluster its workers are")
+    return EcsLauncher(spec, _deployment(given), definition=definition_of_task())
+
+
+def _deployment(given: Mapping[str, Any]) -> Deployment:
+    return msgspec.convert(given, Deployment)
+
+
 class EcsLauncher:
     """Workers on ECS, each the one process of a task.
 
@@ -137,6 +164,8 @@ class EcsLauncher:
         vcpus: Asks for the account's Fargate vCPUs, Spot or not; None if they cannot be known.
         hourly: Dollars for a worker for an hour, Spot or not; None if they cannot be known.
         clients: For what EC2 workers need besides ECS; they try once.
+        definition: The task definition to use, as "family:revision"; default one that says just what is
+            wanted, registered if there is none.
 
     Raises:
         ValueError: there can be no such workers.
@@ -144,6 +173,9 @@ class EcsLauncher:
     """
 
     name = "ecs"
+    lag = (
+        _LOOK_SECONDS + 3.0
+    )  # ListTasks shows new tasks within seconds, and is asked as often
 
     def __init__(
         self,
@@ -153,6 +185,7 @@ class EcsLauncher:
         vcpus: Callable[[bool], Vcpus | None] = lambda spot: None,
         hourly: Callable[[bool], float | None] = lambda spot: None,
         clients: Clients | None = None,
+        definition: str | None = None,
     ) -> None:
         _check(spec, deployment)
         self._spec = spec
@@ -163,7 +196,8 @@ class EcsLauncher:
         once = clients or Clients(deployment.region, partial(make_client, tries=1))
         self._placement = place(spec, deployment, self._calls, once, vcpus)
         self._size = self._placement.size
-        self._definition_arn: str | None = None
+        self._given_definition = self._definition_arn = definition
+        self._halted = False
         self._crews: dict[str, Crew] = {}
         self._lock = threading.RLock()
         self._launch_pace = Pace(self._runtime, *_LAUNCHES)
@@ -246,6 +280,17 @@ class EcsLauncher:
         request = cast(Any, self._definition_request)
         return _PLATFORMS[request["runtimePlatform"]["cpuArchitecture"]]
 
+    def taken_away(self, session_url: str, worker_id: str) -> bool:
+        """Whether ECS says that a worker's task was reclaimed, or stopped by somebody."""
+        with self._lock:
+            tasks = self._crew(session_url).tasks.values()
+            stop = next((t.stop for t in tasks if t.worker == worker_id), None)
+        return stop is not None and stop.code in _TAKEN_AWAY
+
+    def halt(self) -> None:
+        """Start none from now on; a launch under way ends with the group that it is at."""
+        self._halted = True
+
     # --- launching --------------------------------------------------------------------
 
     def _launch(self, crew: Crew, count: int) -> list[str]:
@@ -273,7 +318,8 @@ class EcsLauncher:
                 verdict = short or verdict
         except Refused as refused:
             verdict = refused.verdict
-            self._definition_arn = None  # it may have been deregistered
+            # It may have been deregistered.
+            self._definition_arn = self._given_definition
         return started, verdict
 
     def _groups(
@@ -281,7 +327,7 @@ class EcsLauncher:
     ) -> Iterator[tuple[list[Task], Verdict | None]]:
         """Run tasks, group by group, until there are `count` or ECS has no more."""
         most, made = _AT_ONCE, False
-        while count:
+        while count and not self._halted:
             group = min(most, count)
             self._launch_pace.take(group)
             try:
@@ -576,7 +622,8 @@ class EcsLauncher:
     def _stopped(self, crew: Crew) -> list[TaskTypeDef]:
         """Tasks of the session that ended before this launcher looked for the first time."""
         # ListTasks filters by startedBy or by status, not by both.
-        family = self._definition_request["family"]
+        given = (self._given_definition or "").partition(":")[0]
+        family = given or self._definition_request["family"]
         arns = self._list(pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED")
         tasks = self._describe(arns)
         return [task for task in tasks if task.get("startedBy") == crew.session_id]

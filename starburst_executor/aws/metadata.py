@@ -1,4 +1,4 @@
-"""What a worker can ask the machine it was put on: who it is."""
+"""What a worker can ask the machine it was put on: who it is, and of what kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from starburst_executor.errors import StarburstError
 
-__all__ = ["ECS_TASK", "worker_id_of_task"]
+__all__ = ["ECS_TASK", "definition_of_task", "worker_id_of_task"]
 
 ECS_TASK = "@ecs-task"
 """Given for a worker's id: take that of the ECS task it runs in, of which one call starts several."""
@@ -26,6 +26,22 @@ def worker_id_of_task() -> str:
     Raises:
         StarburstError: this is no ECS task, or its agent does not answer.
     """
+    arn = _of_task("TaskARN")["TaskARN"]
+    return f"w-{arn.rpartition('/')[2]}"
+
+
+def definition_of_task() -> str:
+    """The task definition of this ECS task, as "family:revision".
+
+    Raises:
+        StarburstError: this is no ECS task, or its agent does not answer.
+    """
+    task = _of_task("Family", "Revision")
+    return f"{task['Family']}:{task['Revision']}"
+
+
+def _of_task(*fields: str) -> dict[str, str]:
+    """What the agent tells of this ECS task."""
     endpoint = os.environ.get(_ENDPOINT)
     if not endpoint:
         raise StarburstError(
@@ -38,17 +54,16 @@ def worker_id_of_task() -> str:
         reraise=True,
     )
     try:
-        arn: str = retrying(_task_arn, endpoint)
+        return retrying(_ask, endpoint, fields)
     except (OSError, ValueError, KeyError) as error:
         raise StarburstError(
             f"the metadata of this ECS task at {endpoint} cannot be read: {error}"
         ) from error
-    return f"w-{arn.rpartition('/')[2]}"
 
 
-def _task_arn(endpoint: str) -> str:
+def _ask(endpoint: str, fields: tuple[str, ...]) -> dict[str, str]:
     # Not through a proxy: the address is the agent's, on this machine alone.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{endpoint}/task", timeout=_TIMEOUT) as reply:
-        arn: str = json.load(reply)["TaskARN"]
-    return arn
+        task = json.load(reply)
+    return {field: task[field] for field in fields}

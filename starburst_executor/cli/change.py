@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 import click
-from msgspec.structs import replace
 
 from starburst_executor import catalog, environment, history
 from starburst_executor.cli.look import find_task
@@ -148,18 +147,29 @@ def extend(id: str, seconds: float, store: str | None) -> None:
             start_workers(session)
 
 
+def _workers(ctx: click.Context, param: click.Parameter, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_WORKERS:
+        raise click.BadParameter(
+            f'{text!r} is neither a number from 1 to {_MOST_WORKERS} nor "auto"'
+        )
+    return int(text)
+
+
 @click.command()
 @session_argument
-@click.argument("n", type=click.IntRange(1, _MOST_WORKERS))
+@click.argument("workers", metavar="N|auto", callback=_workers)
 @store_option
-def scale(id: str, n: int, store: str | None) -> None:
-    """Have the session want N workers.
+def scale(id: str, workers: int | None, store: str | None) -> None:
+    """Have at most N workers at once; auto: again as many as the session was made for.
 
-    What lacks for its unfinished tasks is started on this machine; workers too many leave when idle.
+    What lacks for its unfinished tasks is started, with the session's own launcher. Workers too many
+    leave within a minute or so: they end what they run, and hand back what has not begun.
     """
     with at_session(store, id) as session:
-        manifest = session.amend(lambda m: replace(m, workers=n))
-        click.echo(f"Session {session.id} wants {n} workers.")
+        manifest = catalog.scale(session, workers)
+        click.echo(f"Session {session.id} wants at most {manifest.workers} workers.")
         if manifest.state != "terminated":
             start_workers(session)
 

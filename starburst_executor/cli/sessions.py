@@ -159,7 +159,7 @@ def launcher_of(manifest: Manifest) -> Launcher:
     from starburst_executor.launch import open_launcher
 
     try:
-        return open_launcher(manifest.spec)
+        return open_launcher(manifest.spec, manifest.deployment)
     except ValueError as error:
         raise Failed(str(error), Exit.OTHER) from error
 
