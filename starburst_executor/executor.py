@@ -41,7 +41,9 @@ from starburst_executor.errors import (
 )
 from starburst_executor.future import TaskFuture
 from starburst_executor.launch import Launcher, open_launcher
+from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.packing import Packer, python_version
+from starburst_executor.pricing import rate_for
 from starburst_executor.progress import Ticker
 from starburst_executor.records import (
     Batch,
@@ -127,6 +129,10 @@ class StarburstExecutor(Executor):
         modules: Modules or packages to ship to the workers, besides those that were imported from
             outside site-packages: names, module objects or paths.
         keep: Keep the session's objects after `shutdown`.
+        max_hourly_cost: Dollars. More workers than cost so much an hour are refused, here, by `attach` and by
+            `scale`, and are never started, by whomever; default that of the settings, which is no limit.
+        cost_alert: Dollars. When the session has cost so much, that is said once in the log, and from then
+            on in its status.
         intervals: How often clients and workers look; for tests and unusual stores.
 
     Raises:
@@ -163,6 +169,8 @@ class StarburstExecutor(Executor):
         progress: bool = False,
         modules: Iterable[str | Path | ModuleType] = (),
         keep: bool = False,
+        max_hourly_cost: float | None = None,
+        cost_alert: float | None = None,
         intervals: Intervals | None = None,
     ) -> None:
         spec = WorkerSpec(
@@ -188,6 +196,7 @@ class StarburstExecutor(Executor):
         arguments.check_initializer(initializer, initargs)
         arguments.check_name(name)
         arguments.check_intervals(intervals)
+        hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
         launches = open_launcher(spec)
         opened = open_store(arguments.with_region(store or default_store(), region))
@@ -195,6 +204,7 @@ class StarburstExecutor(Executor):
             runtime = SystemRuntime()
             session = Session(opened, arguments.new_session_id(runtime), runtime)
             packer = Packer(session, python_version(), modules)
+            rate = rate_for(spec, opened.url, runtime)
             _probe(opened, runtime)
             manifest = Manifest(
                 session_id=session.id,
@@ -209,7 +219,11 @@ class StarburstExecutor(Executor):
                 limits=limits,
                 intervals=intervals or arguments.default_intervals(opened, spec),
                 lanes=(Lane(client=runtime.new_id(8)),),
+                rate=rate,
+                max_hourly_cost=hourly,
+                cost_alert=alert,
             )
+            check_workers(manifest)
             manifest = _store_manifest(session, manifest, packer, initializer, initargs)
         self._setup(session, manifest, launches, packer, keep=keep, progress=progress)
         self._take_lane(0, 0)
@@ -224,6 +238,8 @@ class StarburstExecutor(Executor):
         max_workers: int | None = None,
         progress: bool = False,
         modules: Iterable[str | Path | ModuleType] = (),
+        max_hourly_cost: float | None = None,
+        cost_alert: float | None = None,
     ) -> Self:
         """Pick a session up again: its futures, finished or not, and the right to submit more.
 
@@ -237,6 +253,8 @@ class StarburstExecutor(Executor):
             max_workers: Most workers at once from now on; default as the session has it.
             progress: Show how far it is.
             modules: As for the constructor.
+            max_hourly_cost: The same, from now on; default the session's own, else that of the settings.
+            cost_alert: The same, from now on; default the session's own.
 
         Raises:
             SessionNotFound: no such session in that store.
@@ -245,6 +263,7 @@ class StarburstExecutor(Executor):
         """
         arguments.check_session_id(session_id)
         count = None if max_workers is None else arguments.worker_count(max_workers)
+        hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
         opened = open_store(store or default_store())
         with _closed_on_error(opened):
@@ -255,8 +274,9 @@ class StarburstExecutor(Executor):
                 spec = replace(spec, launcher=arguments.launcher_name(launcher))
             launches = open_launcher(spec)
             packer = Packer(session, manifest.python, modules)
-            if count is not None and count != manifest.workers:
-                manifest = session.amend(lambda m: replace(m, workers=count))
+            manifest = session.amend(
+                lambda m: _limited(m, count, max_hourly_cost, hourly, alert)
+            )
         self = cls.__new__(cls)
         self._setup(session, manifest, launches, packer, keep=True, progress=progress)
         self._roster.take_in_others()
@@ -289,6 +309,8 @@ class StarburstExecutor(Executor):
         self._numbers: Iterator[int] = iter(())
         self._outcomes = Outcomes(session, packer.open_outcome)
         self._collector = Collector(session, packer)
+        self._ledger = Ledger(session, client=True)
+        self._alarm = Alarm(session)
         self._staff = Staff(session, launcher, manifest, self._break)
         queue = session.queue()
         queue.learn(manifest.lanes)
@@ -297,7 +319,7 @@ class StarburstExecutor(Executor):
             manifest,
             queue,
             self._outcomes,
-            self._staff.need,
+            self._look_after,
             lambda: launcher.ended(session.url),
             self._break,
         )
@@ -320,6 +342,11 @@ class StarburstExecutor(Executor):
             thread.start()
         self._ticker = Ticker(session, sys.stderr) if progress else None
         _open_executors.add(self)
+
+    def _look_after(self, unfinished: int) -> None:
+        """Keep workers there, and see what they cost; on the watcher's thread."""
+        self._staff.need(unfinished)
+        self._alarm.look(self._manifest)
 
     def _run_loop(self, name: str, loop: Callable[[], None]) -> None:
         """Run a thread's loop; if it ever fails, nobody shall wait for it for ever."""
@@ -603,7 +630,14 @@ class StarburstExecutor(Executor):
     def status(self) -> catalog.SessionStatus:
         """How far the session is, all clients' tasks together; what is queued here is stored first."""
         with self._reading():
-            return catalog.status(self._session)
+            # What this client asked for is added to its lane when it leaves.
+            own = self._ledger if self._end is None else Ledger(self._session)
+            return catalog.status(self._session, reckon=own.look)
+
+    @property
+    def store(self) -> str:
+        """URL of the store that the session is in."""
+        return self._session.store.url
 
     def report(self, path: str | Path) -> None:
         """Write one HTML page about the session: what its workers and tasks did when, and what held it back.
@@ -732,10 +766,14 @@ class StarburstExecutor(Executor):
         self._watcher.hurry()
 
     def scale(self, workers: int) -> None:
-        """Want so many workers from now on: more are started as needed, those too many leave when idle."""
+        """Want so many workers from now on: more are started as needed, those too many leave when idle.
+
+        Raises:
+            TypeError, ValueError: no such number, or more than `max_hourly_cost` allows.
+        """
         self._check_process()
         count = arguments.whole_number("workers", workers)
-        self._manifest = self._session.amend(lambda m: replace(m, workers=count))
+        self._manifest = catalog.scale(self._session, count)
         self._max_workers = count
         self._staff.manifest = self._manifest
         self._watcher.hurry()
@@ -1042,6 +1080,25 @@ def _closed_on_error(store: Store) -> Iterator[None]:
     except BaseException:
         store.close()
         raise
+
+
+def _limited(
+    manifest: Manifest,
+    workers: int | None,
+    asked: float | None,
+    hourly: float | None,
+    alert: float | None,
+) -> Manifest:
+    """The manifest with what `attach` was asked for; the session's own limit goes before the settings'."""
+    limit = hourly if asked is not None else manifest.max_hourly_cost or hourly
+    limited = replace(
+        manifest,
+        workers=manifest.workers if workers is None else workers,
+        max_hourly_cost=limit,
+        cost_alert=manifest.cost_alert if alert is None else alert,
+    )
+    check_workers(limited)
+    return limited
 
 
 def _store_manifest(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from starburst_executor.errors import ExecutorBroken, LaunchFailed
 from starburst_executor.launch import Launcher
+from starburst_executor.ledger import affordable_workers
 from starburst_executor.records import Manifest
 from starburst_executor.session import Session
 
@@ -55,7 +56,7 @@ class Staff:
             if self.closed:
                 return
             slots = self.manifest.spec.slots
-            wanted = min(self.manifest.workers, -(-unfinished // slots))
+            wanted = min(affordable_workers(self.manifest), -(-unfinished // slots))
             ended = self._launcher.ended(self._session.url)
             self._check_started(ended)
             known = self._launcher.live(self._session.url)

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from starburst_executor.catalog import SessionStatus, SessionSummary
     from starburst_executor.collect import TaskOutcome
     from starburst_executor.executor import StarburstExecutor
+    from starburst_executor.ledger import Bill
     from starburst_executor.progress import Progress
 
 __all__ = [
     "NotebookDisplay",
+    "dollars",
     "duration",
     "executor_html",
     "open_notebook_display",
@@ -58,12 +60,30 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def dollars(amount: float) -> str:
+    """Dollars as people say them: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
+    if amount >= 0.995:
+        return f"${amount:,.2f}"
+    return (
+        f"${amount:.6f}".rstrip("0").rstrip(".")
+        if amount < 0.0001
+        else f"${amount:.2g}"
+    )
+
+
 # --- status ------------------------------------------------------------------------
 
 
 def status_html(status: SessionStatus) -> str:
     """A bar with what became of the tasks, and the counts below it."""
-    return _status(status, f"{status.workers} of {status.workers_wanted} workers")
+    drawn = _status(status, f"{status.workers} of {status.workers_wanted} workers")
+    return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
+
+
+def _bill(cost: Bill) -> str:
+    lines = "; ".join(f"{label.lower()}: {text}" for label, text in cost.lines())
+    colour = f"color:{_COLOURS['failed']}" if cost.alert else _SOFT
+    return f'<div style="{colour}">{escape(lines)}</div>'
 
 
 def _status(status: SessionStatus, rest: str) -> str:
@@ -105,7 +125,9 @@ def _legend(status: SessionStatus, rest: str) -> str:
 
 def executor_html(executor: StarburstExecutor) -> str:
     """The status of its session, and how to come back to it; never raises."""
-    again = f"StarburstExecutor.attach({executor.session_id!r})"
+    again = (
+        f"StarburstExecutor.attach({executor.session_id!r}, store={executor.store!r})"
+    )
     try:
         shown = status_html(executor.status())
     except (StarburstError, RuntimeError, OSError) as error:
@@ -224,7 +246,7 @@ class NotebookDisplay:
         words = [
             text
             for name, text in progress.counts()
-            if name in ("rate", "left", "workers")
+            if name in ("rate", "left", "workers", "cost", "alert")
         ]
         html = _status(progress.status, ", ".join(words))
         if html != self._shown:

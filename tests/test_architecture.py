@@ -19,17 +19,17 @@ ROWS = """
   9  aws       joblib_backend  doctor
   8  executor                        |  poller
   7  page
-  6  roster    charts                |  worker
-  5  watch  collect  progress  retry  report  |  workload
-  4  catalog  submit  staff  packing  history  lanes  |  beats  hold  leases  library
-  3  session  slots  arguments
+  6  roster    charts    progress    |  worker
+  5  watch  collect  catalog  staff  retry  report  |  workload
+  4  submit  packing  history  lanes  ledger  |  beats  hold  leases  library
+  3  session  slots  arguments  pricing
   2  queue  child  future  config
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec
+  0  errors  runtime  spec  rate
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
-ASK_FOR_AWS = {"store", "launch", "poller", "doctor", "cli"}
+ASK_FOR_AWS = {"store", "launch", "poller", "doctor", "cli", "pricing"}
 
 CLIENT_ONLY = {
     "executor",

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 import click
-from msgspec.structs import replace
 
 from starburst_executor import catalog, history
 from starburst_executor.cli.look import find_task
@@ -156,7 +155,10 @@ def scale(id: str, n: int, store: str | None) -> None:
     What lacks for its unfinished tasks is started on this machine; workers too many leave when idle.
     """
     with at_session(store, id) as session:
-        manifest = session.amend(lambda m: replace(m, workers=n))
+        try:
+            manifest = catalog.scale(session, n)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="N") from error
         click.echo(f"Session {session.id} wants {n} workers.")
         if manifest.state != "terminated":
             start_workers(session)
