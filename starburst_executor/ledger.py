@@ -366,8 +366,9 @@ class Alarm:
 
 def warning(session_id: str, found: Bill) -> str:
     """What is said of a session that has cost more than its `cost_alert`."""
-    alert = dollars(found.cost_alert or 0.0)
+    now = f", now {dollars(found.hourly)} an hour" if found.hourly else ""
     return (
-        f"session {session_id} has cost {found}, more than its cost_alert of {alert}; it goes on at "
-        f"{dollars(found.hourly)} an hour. `starburst-executor scale` and `cleanup` make it less. ({found.prices})"
+        f"session {session_id} has cost {found}{now}: more than its cost_alert of "
+        f"{dollars(found.cost_alert or 0.0)}. It goes on; `starburst-executor scale` and `cleanup` make it less. "
+        f"({found.prices})"
     )

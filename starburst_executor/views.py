@@ -64,11 +64,9 @@ def dollars(amount: float) -> str:
     """Dollars as people say them: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
     if amount >= 0.995:
         return f"${amount:,.2f}"
-    return (
-        f"${amount:.6f}".rstrip("0").rstrip(".")
-        if amount < 0.0001
-        else f"${amount:.2g}"
-    )
+    if amount >= 0.0001:
+        return f"${amount:.2g}"
+    return f"${amount:.8f}".rstrip("0").rstrip(".")
 
 
 # --- status ------------------------------------------------------------------------
