@@ -365,7 +365,7 @@ def test_the_cost_formula_of_the_readme_is_that_of_the_code() -> None:
         writes * prices.write + reads * prices.read
     )
     [said] = re.findall(
-        r"some ([\d,]+) PUTs and LISTs and ([\d,]+) GETs: \$([\d.]+)", text
+        r"some ([\d,]+) PUTs and LISTs and ([\d,]+) GETs: \$(\d+\.\d+)", text
     )
     assert (writes // 1000, reads // 1000) == tuple(
         int(n.split(",")[0]) for n in said[:2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def test_an_executor_whose_session_is_gone_says_so_instead_of_failing(
 ) -> None:
     with StarburstExecutor(1, store=directory_url) as executor:
         assert "0 completed" in html(executor)
-        assert "StarburstExecutor.attach(" in html(executor)
+        store = escape(repr(executor.store))
+        assert f", store={store})" in html(executor)
     assert f"there is no session &#x27;{executor.session_id}&#x27;" in html(executor)
 
 
