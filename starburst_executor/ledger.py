@@ -42,9 +42,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 128  # heartbeats of one look: a third of a second on S3, whatever the session's size
-_READ_AGAIN = (
-    60.0  # seconds after which a live worker's count of requests is read again
-)
+# Seconds after which a live worker's count of requests is read again: at most 8 reads a second, however many.
+_READ_AGAIN = 10.0
+_READS_A_SECOND = 8
 _ALARM_SECONDS = 60.0  # between looks for the alarm
 
 
@@ -282,7 +282,8 @@ class Ledger:
 
     def _read_some(self, entries: dict[str, Entry], beats: Beats) -> None:
         """Read those that are new, then those that were read longest ago; so many at once, and no more."""
-        due = [w for w, entry in entries.items() if self._is_due(w, entry, beats.now)]
+        again = beats.now - max(_READ_AGAIN, len(beats.entries) / _READS_A_SECOND)
+        due = [w for w, entry in entries.items() if self._is_due(w, entry, again)]
         due.sort(key=lambda w: self._read[w].at if w in self._read else -math.inf)
         chosen = due[:_READ_AT_ONCE]
         calls = [
@@ -294,11 +295,11 @@ class Ledger:
             if beat is not None:
                 self._read[worker] = _Read(beat, entries[worker], beats.now)
 
-    def _is_due(self, worker: str, entry: Entry, now: float) -> bool:
+    def _is_due(self, worker: str, entry: Entry, again: float) -> bool:
         read = self._read.get(worker)
         if read is None or read.entry.key != entry.key:
             return True
-        return read.entry.version != entry.version and now - read.at >= _READ_AGAIN
+        return read.entry.version != entry.version and read.at <= again
 
     def _heartbeat(self, worker: str, folder: str) -> Heartbeat | None:
         try:
@@ -369,6 +370,6 @@ def warning(session_id: str, found: Bill) -> str:
     now = f", now {dollars(found.hourly)} an hour" if found.hourly else ""
     return (
         f"session {session_id} has cost {found}{now}: more than its cost_alert of "
-        f"{dollars(found.cost_alert or 0.0)}. It goes on; `starburst-executor scale` and `cleanup` make it less. "
+        f"{dollars(found.cost_alert or 0.0)}. That stops nothing; `starburst-executor scale` and `cleanup` do. "
         f"({found.prices})"
     )

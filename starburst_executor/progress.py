@@ -95,14 +95,14 @@ class Progress:
             parts.append(("cancelled", f"{status.cancelled} cancelled"))
         if self.left is not None:
             parts.append(("left", f"{duration(self.left)} left"))
+        if status.cost is not None:
+            alert = status.cost.alert
+            words = f"{status.cost} spent" + (", over its alert" if alert else "")
+            parts.append(("alert" if alert else "cost", words))
         if self.rate is not None:
             parts.append(("rate", f"{self.rate:.3g} tasks/s"))
         wanted = f"{status.workers} of {status.workers_wanted} workers"
-        parts.append(("workers", wanted))
-        if status.cost is not None:
-            alert = ", over its alert" if status.cost.alert else ""
-            parts.append(("alert" if alert else "cost", f"{status.cost} spent{alert}"))
-        return parts
+        return [*parts, ("workers", wanted)]
 
     def __str__(self) -> str:
         words = ", ".join(text for _, text in self.counts())
