@@ -204,6 +204,9 @@ def _cards(review: Review) -> str:
     ]
     if counts["cancelled"]:
         cards.insert(2, (f"{counts['cancelled']:,}", "cancelled", False))
+    if review.bill is not None:
+        label = "spent, over its alert" if review.bill.alert else "spent"
+        cards.append((str(review.bill), label, review.bill.alert))
     parts = [
         f'<div class="card"><b{" class=bad" if bad else ""}>{value}</b><span>{label}</span></div>'
         for value, label, bad in cards
