@@ -383,7 +383,8 @@ def _cost(review: Review) -> str:
     """Requests, who counted them, and dollars where something costs any."""
     rows = [*_compute_rows(review), *_request_rows(review), *_total_rows(review)]
     columns = [("", "name"), ("amount", "number"), ("dollars", "number"), ("how it is known", "text")]  # fmt: skip
-    return _section("Requests and cost", _priced(review), _table("cost", columns, rows))
+    note = f"Writes are PUT, COPY, POST and LIST requests, reads are GET and HEAD. {_priced(review)}"
+    return _section("Requests and cost", note, _table("cost", columns, rows))
 
 
 def _priced(review: Review) -> str:
