@@ -893,12 +893,21 @@ class StarburstExecutor(Executor):
             self._end = self._end or RuntimeError(
                 "cannot schedule new futures after shutdown"
             )
-            self._ending = threading.Thread(
+            ending = threading.Thread(
                 target=self._end_when_done,
                 args=(cancel_futures, clean and broken is None),
                 name="starburst-end",
             )
-            self._ending.start()
+            try:
+                ending.start()
+            except RuntimeError as error:
+                self._end = broken
+                if "interpreter shutdown" not in str(
+                    error
+                ):  # but "can't start new thread"
+                    raise
+                return  # Python 3.12 starts none at exit; `_leave_at_exit` ends this one too, or has
+            self._ending = ending
 
     def _await_end(self) -> None:
         """Return when the thread that ends the session has; at once in a callback, for which it waits."""
