@@ -46,6 +46,8 @@ _COLOURS = {
 }
 _CELL = "text-align:left;padding:2px 12px 2px 0;border-bottom:1px solid rgba(128,128,128,.25);vertical-align:top"
 _SOFT = "opacity:.7"
+# Notebooks take what stands between two dollar signs for a formula, unless they are told not to.
+_PLAIN = 'class="mathjax_ignore tex2jax_ignore"'
 
 
 def duration(seconds: float) -> str:
@@ -81,7 +83,7 @@ def status_html(status: SessionStatus) -> str:
 def _bill(cost: Bill) -> str:
     lines = "; ".join(f"{label.lower()}: {text}" for label, text in cost.lines())
     colour = f"color:{_COLOURS['failed']}" if cost.alert else _SOFT
-    return f'<div style="{colour}">{escape(lines)}</div>'
+    return f'<div {_PLAIN} style="{colour}">{escape(lines)}</div>'
 
 
 def _status(status: SessionStatus, rest: str) -> str:
@@ -90,7 +92,7 @@ def _status(status: SessionStatus, rest: str) -> str:
         f"<b>{name}<code>{escape(status.session_id)}</code></b> "
         f'<span style="{_SOFT}">{escape(status.state)}, {status.progress:.0%} of {status.total:,}</span>'
     )
-    return f'<div style="max-width:52em;line-height:1.6">{head}{_bar(status)}{_legend(status, rest)}</div>'
+    return f'<div {_PLAIN} style="max-width:52em;line-height:1.6">{head}{_bar(status)}{_legend(status, rest)}</div>'
 
 
 def _bar(status: SessionStatus) -> str:
@@ -130,8 +132,8 @@ def executor_html(executor: StarburstExecutor) -> str:
         shown = status_html(executor.status())
     except (StarburstError, RuntimeError, OSError) as error:
         name = f"<b>StarburstExecutor <code>{escape(executor.session_id)}</code></b>"
-        return f'<div>{name}<br><span style="{_SOFT}">{escape(str(error))}</span></div>'
-    return f'<div>{shown}<code style="{_SOFT}">{escape(again)}</code></div>'
+        return f'<div {_PLAIN}>{name}<br><span style="{_SOFT}">{escape(str(error))}</span></div>'
+    return f'<div {_PLAIN}>{shown}<code style="{_SOFT}">{escape(again)}</code></div>'
 
 
 def sessions_html(sessions: Iterable[SessionSummary]) -> str:
@@ -144,13 +146,21 @@ def sessions_html(sessions: Iterable[SessionSummary]) -> str:
             f"{one.last_activity:%Y-%m-%d %H:%M:%S}",
             *(f"{n:,}" for n in (one.total, one.pending, one.running, one.completed)),
             _red(one.failed),
-            escape(one.state),
+            _state(one),
         )
         for one in sessions
     ]
     if not rows:
         return "<i>no sessions</i>"
     return _table([headings, *rows])
+
+
+def _state(one: SessionSummary) -> str:
+    if one.alert is None:
+        return escape(one.state)
+    colour = _COLOURS["failed"]
+    said = f'<span style="color:{colour}" title="{escape(one.alert)}">over its cost_alert</span>'
+    return f"{escape(one.state)}, {said}"
 
 
 def _red(count: int) -> str:
@@ -164,7 +174,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         for row, tag in zip(rows, ["th", *["td"] * len(rows)], strict=False)
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table style="border-collapse:collapse">{body}</table>'
+    return f'<table {_PLAIN} style="border-collapse:collapse">{body}</table>'
 
 
 def outcome_html(outcome: TaskOutcome) -> str:
@@ -180,7 +190,7 @@ def outcome_html(outcome: TaskOutcome) -> str:
         f'<span style="color:{colour}">&#9679;</span> <b>task <code>{escape(outcome.task_id)}</code></b> '
         f'{escape(outcome.state)} <span style="{_SOFT}">{escape(where)}</span>'
     )
-    return f"<div>{head}{_result(outcome)}</div>"
+    return f"<div {_PLAIN}>{head}{_result(outcome)}</div>"
 
 
 def _result(outcome: TaskOutcome) -> str:
