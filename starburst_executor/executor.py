@@ -274,12 +274,19 @@ class StarburstExecutor(Executor):
                 spec = replace(spec, launcher=arguments.launcher_name(launcher))
             launches = open_launcher(spec)
             packer = Packer(session, manifest.python, modules)
-            manifest = session.amend(
-                lambda m: _limited(m, count, max_hourly_cost, hourly, alert)
+            limited = functools.partial(
+                _limited,
+                workers=count,
+                asked=max_hourly_cost,
+                hourly=hourly,
+                alert=alert,
             )
+            if limited(manifest) != manifest:
+                manifest = session.amend(limited)
         self = cls.__new__(cls)
         self._setup(session, manifest, launches, packer, keep=True, progress=progress)
         self._roster.take_in_others()
+        self._alarm.look(manifest)
         return self
 
     def _setup(
@@ -1093,6 +1100,7 @@ def _closed_on_error(store: Store) -> Iterator[None]:
 
 def _limited(
     manifest: Manifest,
+    *,
     workers: int | None,
     asked: float | None,
     hourly: float | None,

@@ -37,9 +37,7 @@ def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> Rate | None:
         return _of_requests(cost.built_in(spec.region or here)) if on_s3 else None
     try:
         asked = _ask(spec, runtime)
-        fallback = (
-            _ask(replace(spec, use_spot=False), runtime) if spec.use_spot else None
-        )
+        fallback = _ask(_on_demand(spec), runtime) if spec.use_spot else None
     except AccountError as error:
         log.warning("what the workers cost is not known: %s", error)
         return None
@@ -72,6 +70,19 @@ def rate_of(
         if fallback is None
         else cost.worker_hour(spec, fallback, public_ip=public_ip),
         market="spot" if spec.use_spot else "on-demand",
+    )
+
+
+def _on_demand(spec: WorkerSpec) -> WorkerSpec:
+    """The same worker without anything that is about Spot."""
+    return WorkerSpec(
+        launcher=spec.launcher,
+        cpu=spec.cpu,
+        memory=spec.memory,
+        launch_type=spec.launch_type,
+        instance_type=spec.instance_type,
+        region=spec.region,
+        slots=spec.slots,
     )
 
 

@@ -506,7 +506,10 @@ def test_what_is_counted_is_what_the_wire_saw(
 
 
 def test_a_killed_workers_requests_are_on_the_bill_and_the_alert_is_seen_by_all(
-    ministack: S3Server, s3_env: Callable[..., None], tmp_path: Path
+    ministack: S3Server,
+    s3_env: Callable[..., None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     s3_env(ministack)
     url = ministack.fresh_url()
@@ -533,7 +536,10 @@ def test_a_killed_workers_requests_are_on_the_bill_and_the_alert_is_seen_by_all(
     said = CliRunner().invoke(main, ["status", session_id, "--json", "--store", url])
     shown = json.loads(said.output)["status"]["cost"]
     assert (shown["alert"], shown["workers"]) == (True, 2)
-    StarburstExecutor.attach(session_id, store=url).cleanup(force=True)
+    caplog.clear()
+    again = StarburstExecutor.attach(session_id, store=url)
+    assert "more than its cost_alert" in caplog.text
+    again.cleanup(force=True)
 
 
 def _writes(executor: StarburstExecutor, worker: str) -> int:
