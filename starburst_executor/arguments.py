@@ -28,6 +28,7 @@ __all__ = [
     "check_name",
     "check_session_id",
     "check_store_reachable",
+    "cost_limits",
     "default_intervals",
     "deployment",
     "launcher_name",
@@ -101,6 +102,29 @@ def seconds(name: str, value: object) -> float:
     number = float(value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return number
+
+
+def cost_limits(
+    max_hourly_cost: object, cost_alert: object
+) -> tuple[float | None, float | None]:
+    """Dollars an hour, by default the settings', and dollars in all; None: no limit."""
+    hourly = max_hourly_cost
+    if hourly is None:
+        hourly = config.load().settings.max_hourly_cost or None
+    return _dollars("max_hourly_cost", hourly), _dollars("cost_alert", cost_alert)
+
+
+def _dollars(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number of US dollars, not {value!r}")
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(
+            f"{name} must be a positive number of US dollars, not {value!r}"
+        )
     return number
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from starburst_executor.errors import (
     SessionNotFound,
 )
 from starburst_executor.launch import Launcher
+from starburst_executor.ledger import Bill, Ledger, check_workers, warning
 from starburst_executor.queue import Queue, Sight, Totals
 from starburst_executor.records import (
     MAX_BATCH_TASKS,
@@ -36,7 +37,7 @@ from starburst_executor.records import (
     task_id,
 )
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Known, Session
+from starburst_executor.session import Beats, Known, Session
 from starburst_executor.store import Store
 
 __all__ = [
@@ -81,6 +82,7 @@ class SessionStatus:
     created_at: datetime
     last_activity: datetime
     deadline: datetime
+    cost: Bill | None = None  # None: nothing costs anything, or it was not reckoned
 
     @property
     def finished(self) -> int:
@@ -115,6 +117,10 @@ class SessionStatus:
             ),
             f"  Workers:   {self.workers} of {self.workers_wanted}",
             f"  Until:     {self.deadline:%Y-%m-%d %H:%M:%S} UTC",
+            *(
+                f"  {label + ':':<10} {text}"
+                for label, text in (self.cost.lines() if self.cost else ())
+            ),
         ]
         return "\n".join(lines)
 
@@ -132,6 +138,7 @@ class SessionSummary:
     completed: int
     failed: int
     state: str
+    alert: str | None = None  # that it has cost more than its `cost_alert`
 
 
 class SessionList(list[SessionSummary]):
@@ -147,6 +154,7 @@ def status(
     session: Session,
     queue: Queue | None = None,
     known: dict[Batch, Known] | None = None,
+    reckon: Callable[[Manifest, Beats], Bill | None] = lambda manifest, beats: None,
 ) -> SessionStatus:
     """The status of a session.
 
@@ -155,6 +163,8 @@ def status(
         queue: What is known of its queue already; saves listing what is finished.
         known: Records of unfinished batches as they were read before, kept up to date here; saves
             reading those that have not changed.
+        reckon: Tells what it has cost, such as `Ledger(session).look`; by default it is not reckoned, for
+            that reads heartbeats.
 
     Raises:
         SessionNotFound: there is no such session.
@@ -187,6 +197,7 @@ def status(
         created_at=_utc(manifest.created),
         last_activity=_utc(max([manifest.created, *moments])),
         deadline=_utc(manifest.deadline),
+        cost=reckon(manifest, beats),
     )
 
 
@@ -250,8 +261,13 @@ def summaries(store: Store) -> SessionList:
 
 
 def _summary(session: Session) -> SessionSummary | None:
+    def reckon(manifest: Manifest, beats: Beats) -> Bill | None:
+        if manifest.cost_alert is None:
+            return None
+        return Ledger(session).look(manifest, beats)
+
     try:
-        now = status(session)
+        now = status(session, reckon=reckon)
     except SessionNotFound:
         return None  # being deleted, or debris of one that was
     except DamagedObject as error:
@@ -267,6 +283,7 @@ def _summary(session: Session) -> SessionSummary | None:
         completed=now.completed,
         failed=now.failed,
         state=now.state,
+        alert=warning(session.id, now.cost) if now.cost and now.cost.alert else None,
     )
 
 
@@ -364,14 +381,18 @@ def scale(session: Session, workers: int | None) -> Manifest:
     """Have at most so many workers at once from now on; None: as many as before the first `scale`.
 
     Raises:
+        ValueError: they would cost more an hour than the session's `max_hourly_cost`.
         SessionNotFound: there is no such session.
     """
 
     def edit(manifest: Manifest) -> Manifest:
         before = manifest.unscaled or manifest.workers
         if workers is None:
-            return replace(manifest, workers=before, unscaled=0)
-        return replace(manifest, workers=workers, unscaled=before)
+            scaled = replace(manifest, workers=before, unscaled=0)
+        else:
+            scaled = replace(manifest, workers=workers, unscaled=before)
+        check_workers(scaled)
+        return scaled
 
     return session.amend(edit)
 

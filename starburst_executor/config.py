@@ -72,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         log_group: CloudWatch log group of the workers.
         image: Container image of the workers; "" for the stock one of this Python minor version.
         stack: Name of the CloudFormation stack that `setup` made; "" if none.
+        max_hourly_cost: Dollars an hour that the workers of a session may cost; 0 for no limit.
     """
 
     store: str = ""
@@ -87,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_group: str = ""
     image: str = ""
     stack: str = ""
+    max_hourly_cost: float = 0.0
 
 
 _FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
@@ -305,7 +307,7 @@ def _checked(setting: str, value: Any, source: str) -> Any:
 
 def _parts(kind: Any, value: Any) -> Any:
     """A list as variables write it, split; anything else as it is."""
-    if kind is str or kind is bool or not isinstance(value, str):
+    if kind is str or kind is bool or kind is float or not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",") if part.strip()]
 
@@ -313,6 +315,8 @@ def _parts(kind: Any, value: Any) -> Any:
 def _form(kind: Any) -> str:
     if kind is bool:
         return "true or false"
+    if kind is float:
+        return "a number"
     return "a text" if kind is str else "a list of texts, in a variable with commas"
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from starburst_executor.rate import Rate
 from starburst_executor.spec import WorkerSpec, memory_mib
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "check_hourly_cost",
     "estimate",
     "fitting",
+    "memory_gb",
     "spent",
     "worker_hour",
 ]
@@ -159,7 +161,7 @@ def built_in(
     vcpu, gb = _FARGATE[architecture, use_spot]
     source = "the built-in table"
     if region != _TABLE_REGION:
-        source += f", which lacks {region or 'your region'}"
+        source += f", which lacks {region}" if region else ", which has no other region"
     return Prices(
         region=_TABLE_REGION,
         use_spot=use_spot,
@@ -180,7 +182,7 @@ def worker_hour(spec: WorkerSpec, prices: Prices, *, public_ip: bool = True) -> 
     """
     if spec.launcher == "local":
         return 0.0
-    gb = memory_mib(spec.memory) / _GIB
+    gb = memory_gb(spec)
     if prices.instance_hour is None:
         address = prices.address_hour if public_ip else 0.0
         return spec.cpu * prices.vcpu_hour + gb * prices.gb_hour + address
@@ -192,6 +194,11 @@ def worker_hour(spec: WorkerSpec, prices: Prices, *, public_ip: bool = True) -> 
             "instance_type"
         )
     return prices.instance_hour / fit
+
+
+def memory_gb(spec: WorkerSpec) -> float:
+    """GB of memory of one worker, as they are billed."""
+    return memory_mib(spec.memory) / _GIB
 
 
 def billed_seconds(seconds: float) -> float:
@@ -223,7 +230,7 @@ def spent(
     return Cost(
         workers=len(billed),
         vcpu_seconds=seconds * spec.cpu,
-        gb_seconds=seconds * memory_mib(spec.memory) / _GIB,
+        gb_seconds=seconds * memory_gb(spec),
         compute=seconds / _HOUR * worker_hour(spec, prices, public_ip=public_ip),
         requests=writes * prices.write + reads * prices.read,
         prices=prices,
@@ -241,7 +248,7 @@ def affordable(max_hourly_cost: float, hourly: float) -> int | None:
 
 
 def check_hourly_cost(
-    max_hourly_cost: float, workers: int, hourly: float, prices: Prices
+    max_hourly_cost: float, workers: int, hourly: float, prices: Prices | Rate
 ) -> None:
     """Refuse workers that together cost more an hour than allowed.
 
@@ -256,15 +263,15 @@ def check_hourly_cost(
     """
     most = affordable(max_hourly_cost, hourly)
     if most is not None and workers > most:
+        fewer = f"max_workers={most} would not, nor might" if most else "take"
         raise ValueError(
             f"max_workers={workers} would cost ${workers * hourly:.4g} an hour ({prices}), more than "
-            f"max_hourly_cost={max_hourly_cost:g}; max_workers={most} would not, nor might smaller workers "
-            "or use_spot=True"
+            f"max_hourly_cost={max_hourly_cost:g}; {fewer} smaller workers or use_spot=True"
         )
 
 
 # The requests that the protocol makes, as the README's table has them.
-_TASK_WRITES = 4.0  # of a task stored on its own
+_TASK_WRITES = 5.0  # of a task stored on its own: 4 PUT, 1 LIST
 _TASK_READS = 3.0
 _BUSIEST_WRITES = 1.0  # a second and worker, however many tasks end in it
 _WORKER_WRITES = 3 / 60  # a second; heartbeats

@@ -47,7 +47,9 @@ from starburst_executor.errors import (
 )
 from starburst_executor.future import TaskFuture
 from starburst_executor.launch import Launcher, open_launcher
+from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.packing import Packer, python_version
+from starburst_executor.pricing import rate_for
 from starburst_executor.progress import Ticker
 from starburst_executor.records import (
     Batch,
@@ -144,6 +146,10 @@ class StarburstExecutor(Executor):
         modules: Modules or packages to ship to the workers, besides those that were imported from
             outside site-packages: names, module objects or paths.
         keep: Keep the session's objects after `shutdown`.
+        max_hourly_cost: Dollars. More workers than cost so much an hour are refused, here, by `attach` and by
+            `scale`, and are never started, by whomever; default that of the settings, which is no limit.
+        cost_alert: Dollars. When the session has cost so much, that is said once in the log, and from then
+            on in its status.
         intervals: How often clients and workers look; for tests and unusual stores.
 
     Raises:
@@ -188,6 +194,8 @@ class StarburstExecutor(Executor):
         progress: bool = False,
         modules: Iterable[str | Path | ModuleType] = (),
         keep: bool = False,
+        max_hourly_cost: float | None = None,
+        cost_alert: float | None = None,
         intervals: Intervals | None = None,
     ) -> None:
         spec = WorkerSpec(
@@ -220,6 +228,7 @@ class StarburstExecutor(Executor):
         )
         place = arguments.with_region(store or default_store(), region)
         arguments.check_store_reachable(spec.launcher, place)
+        hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
         deployment = arguments.deployment(spec)
         launches = open_launcher(spec, deployment)
@@ -231,6 +240,7 @@ class StarburstExecutor(Executor):
             runtime = SystemRuntime()
             session = Session(opened, arguments.new_session_id(runtime), runtime)
             packer = Packer(session, python_version(), modules)
+            rate = rate_for(spec, opened.url, runtime)
             _probe(opened, runtime)
             if prepared is not None:
                 ship(opened, prepared)
@@ -249,7 +259,11 @@ class StarburstExecutor(Executor):
                 limits=limits,
                 intervals=intervals or arguments.default_intervals(opened, spec),
                 lanes=(Lane(client=runtime.new_id(8)),),
+                rate=rate,
+                max_hourly_cost=hourly,
+                cost_alert=alert,
             )
+            check_workers(manifest)
             manifest = _store_manifest(session, manifest, packer, initializer, initargs)
         self._setup(session, manifest, launches, packer, keep=keep, progress=progress)
         self._take_lane(0, 0)
@@ -264,6 +278,8 @@ class StarburstExecutor(Executor):
         max_workers: int | None = None,
         progress: bool = False,
         modules: Iterable[str | Path | ModuleType] = (),
+        max_hourly_cost: float | None = None,
+        cost_alert: float | None = None,
     ) -> Self:
         """Pick a session up again: its futures, finished or not, and the right to submit more.
 
@@ -277,6 +293,8 @@ class StarburstExecutor(Executor):
             max_workers: Most workers at once from now on; default as the session has it.
             progress: Show how far it is.
             modules: As for the constructor.
+            max_hourly_cost: The same, from now on; default the session's own, else that of the settings.
+            cost_alert: The same, from now on; default the session's own.
 
         Raises:
             SessionNotFound: no such session in that store.
@@ -285,6 +303,7 @@ class StarburstExecutor(Executor):
         """
         arguments.check_session_id(session_id)
         count = None if max_workers is None else arguments.worker_count(max_workers)
+        hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
         opened = open_store(store or default_store())
         with _closed_on_error(opened):
@@ -296,13 +315,19 @@ class StarburstExecutor(Executor):
             arguments.check_store_reachable(spec.launcher, opened.url)
             launches = open_launcher(spec, manifest.deployment)
             packer = Packer(session, manifest.python, modules)
-            if count is not None and count != manifest.workers:
-                manifest = session.amend(
-                    lambda m: replace(m, workers=count, unscaled=0)
-                )
+            limited = functools.partial(
+                _limited,
+                workers=count,
+                asked=max_hourly_cost,
+                hourly=hourly,
+                alert=alert,
+            )
+            if limited(manifest) != manifest:
+                manifest = session.amend(limited)
         self = cls.__new__(cls)
         self._setup(session, manifest, launches, packer, keep=True, progress=progress)
         self._roster.take_in_others()
+        self._alarm.look(manifest)
         return self
 
     def _setup(
@@ -332,6 +357,8 @@ class StarburstExecutor(Executor):
         self._numbers: Iterator[int] = iter(())
         self._outcomes = Outcomes(session, packer.open_outcome)
         self._collector = Collector(session, packer)
+        self._ledger = Ledger(session, client=True)
+        self._alarm = Alarm(session)
         self._staff = Staff(
             session, launcher, manifest, self._break, lambda: self._watcher.hurry()
         )
@@ -342,7 +369,7 @@ class StarburstExecutor(Executor):
             manifest,
             queue,
             self._outcomes,
-            self._staff.ask_need,
+            self._look_after,
             lambda: self._staff.ended,
             self._break,
         )
@@ -371,6 +398,11 @@ class StarburstExecutor(Executor):
             self._staff.ask_need(0)
         self._ticker = Ticker(session, sys.stderr) if progress else None
         _open_executors.add(self)
+
+    def _look_after(self, unfinished: int) -> None:
+        """Keep workers there, and see what they cost; on the watcher's thread."""
+        self._staff.ask_need(unfinished)
+        self._alarm.look(self._manifest)
 
     def _run_loop(self, name: str, loop: Callable[[], None]) -> None:
         """Run a thread's loop; if it ever fails, nobody shall wait for it for ever."""
@@ -654,7 +686,14 @@ class StarburstExecutor(Executor):
     def status(self) -> catalog.SessionStatus:
         """How far the session is, all clients' tasks together; what is queued here is stored first."""
         with self._reading():
-            return catalog.status(self._session)
+            # What this client asked for is added to its lane when it leaves.
+            own = self._ledger if self._end is None else Ledger(self._session)
+            return catalog.status(self._session, reckon=own.look)
+
+    @property
+    def store(self) -> str:
+        """URL of the store that the session is in."""
+        return self._session.store.url
 
     def report(self, path: str | Path) -> None:
         """Write one HTML page about the session: what its workers and tasks did when, and what held it back.
@@ -791,6 +830,9 @@ class StarburstExecutor(Executor):
 
         Args:
             workers: How many; "auto": again between `min_workers` and `max_workers`, as tasks wait.
+
+        Raises:
+            TypeError, ValueError: no such number, or more than `max_hourly_cost` allows.
         """
         self._check_process()
         count = arguments.scaled_workers(workers)
@@ -914,12 +956,21 @@ class StarburstExecutor(Executor):
             self._end = self._end or RuntimeError(
                 "cannot schedule new futures after shutdown"
             )
-            self._ending = threading.Thread(
+            ending = threading.Thread(
                 target=self._end_when_done,
                 args=(cancel_futures, clean and broken is None),
                 name="starburst-end",
             )
-            self._ending.start()
+            try:
+                ending.start()
+            except RuntimeError as error:
+                self._end = broken
+                if "interpreter shutdown" not in str(
+                    error
+                ):  # but "can't start new thread"
+                    raise
+                return  # Python 3.12 starts none at exit; `_leave_at_exit` ends this one too, or has
+            self._ending = ending
 
     def _await_end(self) -> None:
         """Return when the thread that ends the session has; at once in a callback, for which it waits."""
@@ -1101,6 +1152,27 @@ def _closed_on_error(store: Store) -> Iterator[None]:
     except BaseException:
         store.close()
         raise
+
+
+def _limited(
+    manifest: Manifest,
+    *,
+    workers: int | None,
+    asked: float | None,
+    hourly: float | None,
+    alert: float | None,
+) -> Manifest:
+    """The manifest with what `attach` was asked for; the session's own limit goes before the settings'."""
+    limit = hourly if asked is not None else manifest.max_hourly_cost or hourly
+    limited = replace(
+        manifest,
+        workers=manifest.workers if workers is None else workers,
+        unscaled=manifest.unscaled if workers is None else 0,
+        max_hourly_cost=limit,
+        cost_alert=manifest.cost_alert if alert is None else alert,
+    )
+    check_workers(limited)
+    return limited
 
 
 def _store_manifest(

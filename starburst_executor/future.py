@@ -57,7 +57,12 @@ class TaskFuture(Future[T]):
         return task_id(self.lane, self.number)
 
     def cancel(self) -> bool:
-        """Cancel the task unless a worker has it; blocks for the store's answer."""
+        """Cancel the task unless a worker has it; blocks for the store's answer, without which it cannot tell.
+
+        asyncio calls this on the event loop's thread when what awaits the future is cancelled, and holds the
+        loop up for so long. Where many are to be cancelled, `await asyncio.to_thread(executor.cancel, futures)`
+        first: it writes once for each batch and leaves the loop free.
+        """
         if self.done() or self.running():
             return self.cancelled()
         return self._canceller(self)

@@ -1,4 +1,7 @@
-"""Lanes: the numbered tasks of one submitting client, taken and given back in the manifest."""
+"""Lanes: the numbered tasks of one submitting client, taken and given back in the manifest.
+
+With a lane its client gives back what it asked of the store, for the session's bill.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +65,7 @@ def give_back(
         finished: What is known of a lane's finished prefix, to be written on this occasion.
     """
     holders: list[str] = []
+    writes, reads = session.store.tally.writes, session.store.tally.reads
 
     def edit(manifest: Manifest) -> Manifest:
         lanes = [_progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)]
@@ -69,13 +73,26 @@ def give_back(
             # When this is done again, an earlier try may have given it back, and another have it now.
             holders.append(lanes[lane].client)
             if holders[0] == holders[-1]:
-                lanes[lane] = replace(lanes[lane], taken=False, number=number)
+                lanes[lane] = _left(lanes[lane], number, writes, reads)
         ends = manifest.state
         if state is not None and ends is not SessionState.TERMINATED:
             ends = state
         return replace(manifest, lanes=tuple(lanes), state=ends)
 
     session.amend(edit)
+
+
+def _left(lane: Lane, number: int, writes: int, reads: int) -> Lane:
+    """The lane given back, with its client's requests; once, however often it is done."""
+    if not lane.taken:
+        return replace(lane, number=number)
+    return replace(
+        lane,
+        taken=False,
+        number=number,
+        writes=lane.writes + writes,
+        reads=lane.reads + reads,
+    )
 
 
 def _progressed(lane: Lane, finished: tuple[int, Totals] | None) -> Lane:

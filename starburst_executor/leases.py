@@ -180,12 +180,15 @@ class Repair:
 
     def _bury(self, lost: dict[str, str], beats: Beats) -> None:
         for worker in lost.keys() & beats.entries.keys():
+            # Of one that cannot be read only the store knows when it was last there.
+            heard = beats.entries[worker].modified
+            unread = Heartbeat(worker=worker, started=heard, written=heard)
             try:
-                last = self._session.heartbeat(worker) or Heartbeat(worker=worker)
+                last = self._session.heartbeat(worker) or unread
             except NewerSchema:
                 raise
             except DamagedObject:
-                last = Heartbeat(worker=worker)
+                last = unread
             self._session.bury(
                 replace(last, state="lost", reason=lost[worker], ended=last.written)
             )

@@ -16,12 +16,10 @@ from pathlib import Path
 import msgspec
 
 from starburst_executor.charts import Chart, charts
-from starburst_executor.cost import Cost, built_in, spent
 from starburst_executor.history import TaskGroup
 from starburst_executor.report import Loss, Review, Stay, observe, review
 from starburst_executor.session import Session
-from starburst_executor.spec import WorkerSpec
-from starburst_executor.views import duration
+from starburst_executor.views import dollars, duration
 
 __all__ = ["headline", "html", "library", "write"]
 
@@ -206,6 +204,9 @@ def _cards(review: Review) -> str:
     ]
     if counts["cancelled"]:
         cards.insert(2, (f"{counts['cancelled']:,}", "cancelled", False))
+    if review.bill is not None:
+        label = "spent, over its alert" if review.bill.alert else "spent"
+        cards.append((str(review.bill), label, review.bill.alert))
     parts = [
         f'<div class="card"><b{" class=bad" if bad else ""}>{value}</b><span>{label}</span></div>'
         for value, label, bad in cards
@@ -379,51 +380,62 @@ def _worker(number: int, stay: Stay, worked: _Worked, begin: float) -> tuple[str
 
 
 def _cost(review: Review) -> str:
-    spec = review.observed.manifest.spec
-    requests = review.requests
-    lives = [stay.seconds for stay in review.observed.stays]
-    cost = spent(
-        spec,
-        built_in(spec.region or "", use_spot=spec.use_spot),
-        lives,
-        writes=requests.writes + requests.lists,
-        reads=requests.reads,
-    )
-    note = "Times of workers are by their own clocks. Nobody counts requests: these are estimated."
-    if spec.launcher != "local" or _on_s3(review):
-        note += f" Dollars are {cost.prices}."
-    columns = [("", "name"), ("amount", "number"), ("about", "number"), ("how it is reckoned", "text")]  # fmt: skip
-    rows = [*_compute_rows(spec, cost, sum(lives)), *_request_rows(review, cost)]
+    """Requests, who counted them, and dollars where something costs any."""
+    rows = [*_compute_rows(review), *_request_rows(review), *_total_rows(review)]
+    columns = [("", "name"), ("amount", "number"), ("dollars", "number"), ("how it is known", "text")]  # fmt: skip
+    note = f"Writes are PUT, COPY, POST and LIST requests, reads are GET and HEAD. {_priced(review)}"
     return _section("Requests and cost", note, _table("cost", columns, rows))
 
 
-def _compute_rows(
-    spec: WorkerSpec, cost: Cost, seconds: float
-) -> list[tuple[str, ...]]:
-    if spec.launcher == "local":
-        how = "workers on this machine cost nothing extra"
-        return [("worker time", duration(seconds), "-", how)]
-    priced = spec.launch_type == "FARGATE"
-    how = (
-        "as billed, with public addresses"
-        if priced
-        else "as billed; what instances cost is not known here"
+def _priced(review: Review) -> str:
+    if review.bill is not None:
+        return f"Dollars are reckoned with {review.bill.prices}; without storage, logs, traffic and taxes."
+    if review.observed.manifest.spec.launcher == "local" and not _on_s3(review):
+        return "Workers of this machine and a directory cost nothing."
+    return "What it costs is not known: no prices are stored with the session."
+
+
+def _compute_rows(review: Review) -> list[tuple[str, ...]]:
+    bill = review.bill
+    lived = sum(
+        s.billed.seconds if s.billed else s.seconds for s in review.observed.stays
     )
+    if bill is None or not bill.vcpu_seconds:
+        local = review.observed.manifest.spec.launcher == "local"
+        how = "workers on this machine cost nothing extra" if local else "not priced"
+        return [("worker time", duration(lived), "-", how)]
+    how = "to each worker's last heartbeat; whole seconds, at least a minute each"
     return [
-        ("vCPU hours", f"{cost.vcpu_seconds / 3600:,.3g}", f"${cost.compute:,.2f}" if priced else "-", how),
-        ("GB hours", f"{cost.gb_seconds / 3600:,.3g}", "", "in the sum above" if priced else ""),
+        ("worker time", duration(bill.worker_seconds), dollars(bill.compute), how),
+        ("vCPU hours", f"{bill.vcpu_seconds / 3600:,.3g}", "", "in the sum above"),
+        ("GB hours", f"{bill.gb_seconds / 3600:,.3g}", "", "in the sum above"),
     ]  # fmt: skip
 
 
-def _request_rows(review: Review, cost: Cost) -> list[tuple[str, ...]]:
-    requests = review.requests
-    on_s3 = _on_s3(review)
-    price = f"${cost.requests:,.4f}" if on_s3 else "-"
-    return [
-        ("PUT requests", f"{requests.writes:,}", price, "estimate" if on_s3 else "estimate; a directory costs nothing"),
-        ("LIST requests", f"{requests.lists:,}", "", "estimate; with the sum above" if on_s3 else "estimate"),
-        ("GET requests", f"{requests.reads:,}", "", "estimate; with the sum above" if on_s3 else "estimate"),
-    ]  # fmt: skip
+def _request_rows(review: Review) -> list[tuple[str, ...]]:
+    rate = review.observed.manifest.rate
+    rows: list[tuple[str, ...]] = []
+    for who, asked in (("workers", review.worker_requests), ("clients", review.client_requests)):  # fmt: skip
+        how = (
+            "counted by each of them"
+            if asked.counted
+            else "estimated: not all have told"
+        )
+        for kind, count, each in (
+            ("writes", asked.writes, rate.write if rate else 0.0),
+            ("reads", asked.reads, rate.read if rate else 0.0),
+        ):
+            price = dollars(count * each) if each else "-"
+            rows.append((f"{kind} of {who}", f"{count:,}", price, how))
+    return rows
+
+
+def _total_rows(review: Review) -> list[tuple[str, ...]]:
+    bill = review.bill
+    if bill is None:
+        return []
+    live = f"{dollars(bill.hourly)} an hour now" if bill.hourly else ""
+    return [("in all", "", dollars(bill.total), live)]
 
 
 def _on_s3(review: Review) -> bool:

@@ -193,4 +193,5 @@ def _describe(worker_id: str, manifest: Manifest, now: float) -> Heartbeat:
         package=version("starburst-executor"),
         started=now,
         slots=manifest.spec.slots,
+        market=os.environ.get(MARKET_VARIABLE, ""),
     )

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from starburst_executor import catalog
 from starburst_executor.catalog import SessionStatus
 from starburst_executor.errors import SessionError, StoreError
+from starburst_executor.ledger import Ledger
 from starburst_executor.records import Batch
 from starburst_executor.runtime import Runtime
 from starburst_executor.session import Known, Session
@@ -94,6 +95,10 @@ class Progress:
             parts.append(("cancelled", f"{status.cancelled} cancelled"))
         if self.left is not None:
             parts.append(("left", f"{duration(self.left)} left"))
+        if status.cost is not None:
+            alert = status.cost.alert
+            words = f"{status.cost} spent" + (", over its alert" if alert else "")
+            parts.append(("alert" if alert else "cost", words))
         if self.rate is not None:
             parts.append(("rate", f"{self.rate:.3g} tasks/s"))
         wanted = f"{status.workers} of {status.workers_wanted} workers"
@@ -109,20 +114,22 @@ class Gauge:
 
     Args:
         session: Which.
+        client: Whether this process is a client of it, so that its requests are part of the cost.
 
     Raises:
         SessionNotFound: there is no such session.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, client: bool = False) -> None:
         self.session = session
+        self._ledger = Ledger(session, client=client)
         self._queue = session.queue()
         self._queue.learn(session.load().lanes)
         self._known: dict[Batch, Known] = {}
 
     def look(self) -> SessionStatus:
         """The status now."""
-        return catalog.status(self.session, self._queue, self._known)
+        return catalog.status(self.session, self._queue, self._known, self._ledger.look)
 
     @property
     def now(self) -> float:
@@ -291,6 +298,7 @@ _STYLES = {
     "rate": "magenta",
     "left": "bold",
     "workers": "blue",
+    "alert": "bold red",
 }
 
 
@@ -340,7 +348,7 @@ class Ticker:
     """
 
     def __init__(self, session: Session, stream: TextIO) -> None:
-        self._gauge = Gauge(session)
+        self._gauge = Gauge(session, client=True)
         self._runtime = session.runtime
         self._display = open_display(stream, session.runtime)
         self._meter = Meter()

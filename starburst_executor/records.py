@@ -27,6 +27,7 @@ import msgspec
 from msgspec.structs import replace
 
 from starburst_executor.errors import DamagedObject, NewerSchema
+from starburst_executor.rate import Rate
 from starburst_executor.spec import WorkerSpec
 
 __all__ = [
@@ -238,6 +239,9 @@ class Lane(_Stored, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    # Requests to the store of the clients that have had it, added up as each gave it back.
+    writes: int = 0
+    reads: int = 0
 
 
 class Manifest(_Stored, frozen=True, kw_only=True):
@@ -265,6 +269,9 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     lanes: tuple[Lane, ...] = ()
     initializer: str | None = None  # digest under functions/
     modules: dict[str, str] = {}  # of the initializer: name -> digest under modules/
+    rate: Rate | None = None  # what it costs; None: nothing, or nobody knows
+    max_hourly_cost: float | None = None  # dollars
+    cost_alert: float | None = None  # dollars, of all the session
 
 
 class Heartbeat(_Stored, frozen=True, kw_only=True):
@@ -286,6 +293,10 @@ class Heartbeat(_Stored, frozen=True, kw_only=True):
     busy: float = 0  # seconds of task time, all slots together
     slots: int = 1
     reason: str = ""  # why it left
+    # Requests to the store so far: PUT, COPY, POST and LIST; GET and HEAD.
+    writes: int = 0
+    reads: int = 0
+    market: str = ""  # "spot" or "on-demand", where whoever started it said so
 
 
 class LiveLog(_Stored, frozen=True, kw_only=True):

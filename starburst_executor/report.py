@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from starburst_executor.errors import DamagedObject
 from starburst_executor.history import Found, TaskGroup, find, group_errors, view
+from starburst_executor.ledger import Bill, Life, bill
 from starburst_executor.records import Heartbeat, Intervals, Manifest, State, Task
 from starburst_executor.session import Beats, Session
 
@@ -122,6 +123,8 @@ class Stay:
         ended: When it left, was last heard of, or now.
         live: Whether it is still there.
         why: Why it left.
+        billed: How long it lived and what it asked of the store, as for the session's bill; None if it left
+            no word.
     """
 
     worker: str
@@ -131,6 +134,7 @@ class Stay:
     ended: float
     live: bool = False
     why: str = ""
+    billed: Life | None = None
 
     @property
     def seconds(self) -> float:
@@ -219,6 +223,7 @@ def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
 def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
     gone = beat.state in ("left", "lost")
     live = not gone and now - beat.written <= lease
+    lived = max(0.0, (now if live else beat.written) - beat.started)
     return Stay(
         worker=worker,
         host=beat.host,
@@ -231,6 +236,7 @@ def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
         else ""
         if live
         else "not heard of for long",
+        billed=Life(lived, beat.writes, beat.reads, beat.market, live),
     )
 
 
@@ -396,17 +402,18 @@ class Spread(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """Requests to the store, estimated from what is stored: nobody counts them.
+    """Requests to the store of one party: of all workers, or of all clients.
 
     Attributes:
-        writes: PUT.
-        lists: LIST, which S3 prices like PUT.
-        reads: GET.
+        writes: PUT, COPY, POST and LIST, which S3 prices alike.
+        reads: GET and HEAD.
+        counted: Whether they were counted where they were made. If not they are estimated from what is
+            stored: a client's count comes with the lane that it gives back, a worker's with its heartbeat.
     """
 
     writes: int
-    lists: int
     reads: int
+    counted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,7 +432,9 @@ class Review:
         waits: Of tasks for their first attempt to begin.
         runs: Of the last attempts of tasks that began.
         stretches: The session from begin to end.
-        requests: What it asked of the store, about.
+        worker_requests: What its workers asked of the store.
+        client_requests: What its clients did.
+        bill: What it has cost so far; None where nothing costs anything, or the price is not known.
     """
 
     observed: Observed
@@ -439,7 +448,9 @@ class Review:
     waits: Spread
     runs: Spread
     stretches: list[Stretch] = field(repr=False)
-    requests: Requests
+    worker_requests: Requests
+    client_requests: Requests
+    bill: Bill | None
 
     @property
     def seconds(self) -> float:
@@ -466,6 +477,7 @@ def review(observed: Observed) -> Review:
     )
     end = max((trace.over for trace in traces), default=begin)
     work, stretches = _account(observed, begin, end)
+    of_workers, of_clients = _requests(observed, end - begin)
     return Review(
         observed=observed,
         begin=begin,
@@ -478,7 +490,9 @@ def review(observed: Observed) -> Review:
         waits=Spread.of(trace.waited for trace in traces if trace.state != "cancelled"),
         runs=Spread.of(t.seconds for t in traces if t.runs and t.runs[-1].started),
         stretches=stretches,
-        requests=_requests(observed, end - begin),
+        worker_requests=of_workers,
+        client_requests=of_clients,
+        bill=_bill(observed, of_workers, of_clients),
     )
 
 
@@ -662,12 +676,30 @@ def _count_ends(stretches: list[Stretch], traces: Iterable[Trace]) -> None:
 _FINAL = frozenset(str(state) for state in State if state.final)
 
 
-# --- requests ----------------------------------------------------------------------
+# --- requests and cost --------------------------------------------------------------
 
 _LONG = 2.0  # seconds; the start of a shorter task is written together with its end
 
 
-def _requests(observed: Observed, seconds: float) -> Requests:
+def _requests(observed: Observed, seconds: float) -> tuple[Requests, Requests]:
+    """What workers and what clients asked of the store: counted where they say, else estimated."""
+    lives = [stay.billed for stay in observed.stays]
+    heard = [life for life in lives if life is not None]
+    lanes = observed.manifest.lanes
+    workers = Requests(
+        sum(life.writes for life in heard), sum(life.reads for life in heard), True
+    )
+    clients = Requests(
+        sum(lane.writes for lane in lanes), sum(lane.reads for lane in lanes), True
+    )
+    if len(heard) < len(lives):
+        workers = _estimated_of_workers(observed)
+    if any(lane.taken or not lane.writes for lane in lanes):
+        clients = _estimated_of_clients(observed, seconds)
+    return workers, clients
+
+
+def _estimated_of_workers(observed: Observed) -> Requests:
     """What the protocol makes of such a session; polling is the least certain part of it."""
     intervals = observed.manifest.intervals
     alive = sum(stay.seconds for stay in observed.stays)
@@ -677,7 +709,28 @@ def _requests(observed: Observed, seconds: float) -> Requests:
     starts = sum(run.seconds >= _LONG for run in runs)
     ends = len({(run.worker, int(run.ended / intervals.commit)) for run in runs})
     beats = alive / intervals.heartbeat + 2 * len(observed.stays)
-    writes = 3 * observed.batches + max(claims, ends) + starts + beats
-    looks = alive / intervals.poll_last + takers + seconds / intervals.look_last
-    reads = 2 * claims + observed.batches + alive / intervals.session_check
-    return Requests(round(writes), round(looks), round(reads))
+    writes = 2 * observed.batches + max(claims, ends) + starts + beats
+    looks = alive / intervals.poll_last + takers
+    reads = 2 * claims + alive / intervals.session_check
+    return Requests(round(writes + looks), round(reads), False)
+
+
+def _estimated_of_clients(observed: Observed, seconds: float) -> Requests:
+    looks = seconds / observed.manifest.intervals.look_last
+    return Requests(round(observed.batches + looks), observed.batches, False)
+
+
+def _bill(
+    observed: Observed, of_workers: Requests, of_clients: Requests
+) -> Bill | None:
+    lives = [stay.billed or Life(stay.seconds) for stay in observed.stays]
+    if not of_workers.counted:
+        lives = [life._replace(writes=0, reads=0) for life in lives]
+    estimated = (of_clients, *(() if of_workers.counted else (of_workers,)))
+    return bill(
+        observed.manifest,
+        lives,
+        writes=sum(one.writes for one in estimated),
+        reads=sum(one.reads for one in estimated),
+        clients_out=sum(lane.taken for lane in observed.manifest.lanes),
+    )

@@ -35,6 +35,7 @@ from starburst_executor.errors import (
     StoreError,
 )
 from starburst_executor.launch import Launcher
+from starburst_executor.ledger import affordable_workers
 from starburst_executor.queue import Queue, Sight
 from starburst_executor.records import Manifest, Record, SessionState, State
 from starburst_executor.session import Beats, Known, Session
@@ -98,7 +99,8 @@ class Staff:
         with self._lock:
             manifest = self.manifest
             wanted = -(-unfinished // manifest.spec.slots)
-            wanted = min(manifest.workers, max(wanted, manifest.min_workers))
+            most = affordable_workers(manifest)
+            wanted = min(most, max(wanted, manifest.min_workers))
             self._fill(wanted, lambda live, starting: wanted - live)
 
     def grow(self, free: int) -> None:
@@ -109,7 +111,8 @@ class Staff:
         """
         with self._lock:
             if self.manifest.state is SessionState.OPEN:
-                self._fill(self.manifest.workers, partial(self._lacking, free))
+                most = affordable_workers(self.manifest)
+                self._fill(most, partial(self._lacking, free))
 
     def ask_need(self, unfinished: int) -> None:
         """Have the thread in `run` do `need`."""
@@ -199,7 +202,7 @@ class Staff:
     def _lacking(self, free: int, live: int, starting: int) -> int:
         """How many more workers the waiting tasks lack, beside those that are starting."""
         manifest = self.manifest
-        room = manifest.workers - live
+        room = affordable_workers(manifest) - live
         if room <= 0:
             return 0
         slots = manifest.spec.slots
@@ -233,7 +236,7 @@ class Staff:
     def _launch_in_turn(self, live: set[str], count: int) -> None:
         # One that was ended meanwhile needs none: they would only find that out themselves.
         self.manifest = self._session.check_open()
-        count = min(count, self.manifest.workers - len(live))
+        count = min(count, affordable_workers(self.manifest) - len(live))
         if count <= 0:
             return
         if not self._turn.take(_TURN_SECONDS + count / _LAUNCHES_PER_SECOND):

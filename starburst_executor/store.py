@@ -23,6 +23,7 @@ import os
 import re
 import stat
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ __all__ = [
     "Got",
     "Page",
     "Store",
+    "Tally",
     "appearing",
     "check_key",
     "check_listing",
@@ -116,10 +118,38 @@ class Got:
     now: float
 
 
+class Tally:
+    """Requests that one store object has made, in the two classes that S3 prices; many threads may count.
+
+    Deletions are free and not counted. Those of a directory cost nothing, and are counted all the same: one
+    for each call.
+
+    Attributes:
+        writes: PUT, COPY, POST and LIST.
+        reads: GET and HEAD.
+    """
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.reads = 0
+        self._lock = threading.Lock()
+
+    def wrote(self) -> None:
+        """One more PUT, COPY, POST or LIST."""
+        with self._lock:
+            self.writes += 1
+
+    def read(self) -> None:
+        """One more GET or HEAD."""
+        with self._lock:
+            self.reads += 1
+
+
 class Store(Protocol):
     """A place for objects. Keys are relative to the store's own root, without a leading slash."""
 
     url: str
+    tally: Tally
 
     def get(
         self,
@@ -382,6 +412,7 @@ class DirectoryStore:
     def __init__(self, root: str | Path) -> None:
         self._root = os.path.abspath(os.path.expanduser(root))
         self.url = self._root
+        self.tally = Tally()
         self._token = os.urandom(6).hex()
 
     def get(
@@ -393,15 +424,18 @@ class DirectoryStore:
         unless: str | None = None,
     ) -> Got | None:
         """Read an object or a range of it; None if its version is `unless`."""
+        self.tally.read()
         return _until_fresh(lambda: self._get(key, start, stop, unless))
 
     def put(self, key: str, data: Bytes) -> None:
         """Write an object whatever was there."""
+        self.tally.wrote()
         with self._writing(key, [data]) as (staged, path), self._locked(key):
             self._supersede(staged, path, _stamp_of(path) or 0)
 
     def create(self, key: str, data: Bytes) -> str:
         """Write an object that must not exist yet; returns its version."""
+        self.tally.wrote()
         with self._writing(key, [data]) as (staged, _):
             if not self._claim(staged, key):
                 raise Conflict(f"{key} exists already in {self.url}")
@@ -409,6 +443,7 @@ class DirectoryStore:
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
         """Write an object that must still have `version`; returns the new version."""
+        self.tally.wrote()
         with self._writing(key, [data]) as (staged, path), self._locked(key):
             previous = _stamp_of(path)
             if previous is None:
@@ -424,6 +459,7 @@ class DirectoryStore:
     ) -> Page:
         """One page of the objects below `prefix`, in key order; only what is returned is stat'ed."""
         check_listing(prefix, limit, delimiter)
+        self.tally.wrote()
         entries: list[Entry] = []
         prefixes: list[str] = []
         truncated = False
@@ -455,6 +491,7 @@ class DirectoryStore:
 
         Never a hard link to `source`: whoever owns that file may write on.
         """
+        self.tally.wrote()
         if os.path.isfile(self._path(key)):
             return
         if not isinstance(source, Path):
@@ -465,6 +502,7 @@ class DirectoryStore:
 
     def download(self, key: str, target: Path) -> None:
         """Copy an object out to `target`, which appears whole or not at all."""
+        self.tally.read()
         with self._reading(key) as file, appearing(target) as out:
             size, offset = os.fstat(file).st_size, 0
             while offset < size:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from starburst_executor.catalog import SessionStatus, SessionSummary
     from starburst_executor.collect import TaskOutcome
     from starburst_executor.executor import StarburstExecutor
+    from starburst_executor.ledger import Bill
     from starburst_executor.progress import Progress
 
 __all__ = [
     "NotebookDisplay",
+    "dollars",
     "duration",
     "executor_html",
     "open_notebook_display",
@@ -44,6 +46,8 @@ _COLOURS = {
 }
 _CELL = "text-align:left;padding:2px 12px 2px 0;border-bottom:1px solid rgba(128,128,128,.25);vertical-align:top"
 _SOFT = "opacity:.7"
+# Notebooks take what stands between two dollar signs for a formula, unless they are told not to.
+_PLAIN = 'class="mathjax_ignore tex2jax_ignore"'
 
 
 def duration(seconds: float) -> str:
@@ -58,12 +62,28 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def dollars(amount: float) -> str:
+    """Dollars as people say them: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
+    if amount >= 0.995:
+        return f"${amount:,.2f}"
+    if amount >= 0.0001:
+        return f"${amount:.2g}"
+    return f"${amount:.8f}".rstrip("0").rstrip(".")
+
+
 # --- status ------------------------------------------------------------------------
 
 
 def status_html(status: SessionStatus) -> str:
     """A bar with what became of the tasks, and the counts below it."""
-    return _status(status, f"{status.workers} of {status.workers_wanted} workers")
+    drawn = _status(status, f"{status.workers} of {status.workers_wanted} workers")
+    return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
+
+
+def _bill(cost: Bill) -> str:
+    lines = "; ".join(f"{label.lower()}: {text}" for label, text in cost.lines())
+    colour = f"color:{_COLOURS['failed']}" if cost.alert else _SOFT
+    return f'<div {_PLAIN} style="{colour}">{escape(lines)}</div>'
 
 
 def _status(status: SessionStatus, rest: str) -> str:
@@ -72,7 +92,7 @@ def _status(status: SessionStatus, rest: str) -> str:
         f"<b>{name}<code>{escape(status.session_id)}</code></b> "
         f'<span style="{_SOFT}">{escape(status.state)}, {status.progress:.0%} of {status.total:,}</span>'
     )
-    return f'<div style="max-width:52em;line-height:1.6">{head}{_bar(status)}{_legend(status, rest)}</div>'
+    return f'<div {_PLAIN} style="max-width:52em;line-height:1.6">{head}{_bar(status)}{_legend(status, rest)}</div>'
 
 
 def _bar(status: SessionStatus) -> str:
@@ -105,13 +125,15 @@ def _legend(status: SessionStatus, rest: str) -> str:
 
 def executor_html(executor: StarburstExecutor) -> str:
     """The status of its session, and how to come back to it; never raises."""
-    again = f"StarburstExecutor.attach({executor.session_id!r})"
+    again = (
+        f"StarburstExecutor.attach({executor.session_id!r}, store={executor.store!r})"
+    )
     try:
         shown = status_html(executor.status())
     except (StarburstError, RuntimeError, OSError) as error:
         name = f"<b>StarburstExecutor <code>{escape(executor.session_id)}</code></b>"
-        return f'<div>{name}<br><span style="{_SOFT}">{escape(str(error))}</span></div>'
-    return f'<div>{shown}<code style="{_SOFT}">{escape(again)}</code></div>'
+        return f'<div {_PLAIN}>{name}<br><span style="{_SOFT}">{escape(str(error))}</span></div>'
+    return f'<div {_PLAIN}>{shown}<code style="{_SOFT}">{escape(again)}</code></div>'
 
 
 def sessions_html(sessions: Iterable[SessionSummary]) -> str:
@@ -124,13 +146,21 @@ def sessions_html(sessions: Iterable[SessionSummary]) -> str:
             f"{one.last_activity:%Y-%m-%d %H:%M:%S}",
             *(f"{n:,}" for n in (one.total, one.pending, one.running, one.completed)),
             _red(one.failed),
-            escape(one.state),
+            _state(one),
         )
         for one in sessions
     ]
     if not rows:
         return "<i>no sessions</i>"
     return _table([headings, *rows])
+
+
+def _state(one: SessionSummary) -> str:
+    if one.alert is None:
+        return escape(one.state)
+    colour = _COLOURS["failed"]
+    said = f'<span style="color:{colour}" title="{escape(one.alert)}">over its cost_alert</span>'
+    return f"{escape(one.state)}, {said}"
 
 
 def _red(count: int) -> str:
@@ -144,7 +174,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         for row, tag in zip(rows, ["th", *["td"] * len(rows)], strict=False)
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table style="border-collapse:collapse">{body}</table>'
+    return f'<table {_PLAIN} style="border-collapse:collapse">{body}</table>'
 
 
 def outcome_html(outcome: TaskOutcome) -> str:
@@ -160,7 +190,7 @@ def outcome_html(outcome: TaskOutcome) -> str:
         f'<span style="color:{colour}">&#9679;</span> <b>task <code>{escape(outcome.task_id)}</code></b> '
         f'{escape(outcome.state)} <span style="{_SOFT}">{escape(where)}</span>'
     )
-    return f"<div>{head}{_result(outcome)}</div>"
+    return f"<div {_PLAIN}>{head}{_result(outcome)}</div>"
 
 
 def _result(outcome: TaskOutcome) -> str:
@@ -224,7 +254,7 @@ class NotebookDisplay:
         words = [
             text
             for name, text in progress.counts()
-            if name in ("rate", "left", "workers")
+            if name in ("rate", "left", "workers", "cost", "alert")
         ]
         html = _status(progress.status, ", ".join(words))
         if html != self._shown:

@@ -976,6 +976,8 @@ class Worker:
             completed=self._counts[True],
             failed=self._counts[False],
             busy=round(self._busy_seconds, 3),
+            writes=self.session.store.tally.writes,
+            reads=self.session.store.tally.reads,
         )
 
 

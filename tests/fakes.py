@@ -15,6 +15,7 @@ from starburst_executor.store import (
     Entry,
     Got,
     Page,
+    Tally,
     appearing,
     check_key,
     check_listing,
@@ -37,6 +38,7 @@ class MemoryStore:
     url = "memory:"
 
     def __init__(self, runtime: Runtime, resolution: float = 1.0) -> None:
+        self.tally = Tally()
         self._runtime = runtime
         self._resolution = resolution
         self._lock = threading.Lock()
@@ -53,6 +55,7 @@ class MemoryStore:
         unless: str | None = None,
     ) -> Got | None:
         check_key(key)
+        self.tally.read()
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -69,11 +72,13 @@ class MemoryStore:
 
     def put(self, key: str, data: Bytes) -> None:
         check_key(key)
+        self.tally.wrote()
         with self._lock:
             self._write(key, data)
 
     def create(self, key: str, data: Bytes) -> str:
         check_key(key)
+        self.tally.wrote()
         with self._lock:
             if key in self._entries:
                 raise Conflict(f"{key} exists already in memory")
@@ -81,6 +86,7 @@ class MemoryStore:
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
         check_key(key)
+        self.tally.wrote()
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -93,6 +99,7 @@ class MemoryStore:
         self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
     ) -> Page:
         check_listing(prefix, limit, delimiter)
+        self.tally.wrote()
         with self._lock:
             if delimiter:
                 return self._folded(prefix, after, limit)
@@ -117,6 +124,7 @@ class MemoryStore:
     def upload(self, key: str, source: Path | Bytes) -> None:
         data = source.read_bytes() if isinstance(source, Path) else source
         check_key(key)
+        self.tally.wrote()
         with self._lock:
             if key not in self._entries:
                 self._write(key, data)

@@ -550,6 +550,7 @@ class SimStore:
         faults: FaultPlan | None = None,
     ) -> None:
         self.url = backing.url
+        self.tally = backing.tally
         self.backing = backing
         self.faults = faults
         self.counts: Counter[str] = (

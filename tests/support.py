@@ -32,6 +32,7 @@ class CountingStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.url = store.url
+        self.tally = store.tally
         self.counts: Counter[str] = Counter()
 
     def _count(self, method: str, key: str) -> None:

@@ -19,17 +19,17 @@ ROWS = """
   9  aws       joblib_backend  doctor
   8  executor                        |  poller
   7  page
-  6  roster    charts                |  worker
-  5  watch  collect  progress  retry  report  staff  |  workload
-  4  catalog  submit  turns  packing  history  lanes  |  beats  hold  leases  library
-  3  session  slots  arguments  choice
+  6  roster    charts    progress    |  worker
+  5  watch  collect  catalog  staff  retry  report  |  workload
+  4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
+  3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec  bootstrap
+  0  errors  runtime  spec  rate  bootstrap
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
-ASK_FOR_AWS = {"store", "launch", "poller", "doctor", "cli"}
+ASK_FOR_AWS = {"store", "launch", "poller", "doctor", "cli", "pricing"}
 
 CLIENT_ONLY = {
     "executor",

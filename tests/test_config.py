@@ -267,7 +267,7 @@ def test_every_setting_can_be_set_by_a_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for field in msgspec.structs.fields(Settings):
-        value = "false" if field.type is bool else "x"
+        value = {bool: "false", float: "1.5"}.get(field.type, "x")
         monkeypatch.setenv(f"STARBURST_{field.name.upper()}", value)
     sources = config.load().sources
     assert sources == {name: f"STARBURST_{name.upper()}" for name in sources}

@@ -114,8 +114,8 @@ def test_no_workers_cost_nothing() -> None:
 
 def test_requests_cost_what_the_readme_reckons() -> None:
     prices = cost.built_in("us-east-1")
-    found = cost.spent(FARGATE, prices, [], writes=72_000, reads=71_000)
-    assert found.total == pytest.approx(0.39, abs=0.005)
+    found = cost.spent(FARGATE, prices, [], writes=81_000, reads=70_000)
+    assert found.total == pytest.approx(0.43, abs=0.005)
 
 
 # --- limits --------------------------------------------------------------------------

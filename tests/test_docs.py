@@ -337,6 +337,42 @@ def test_links_within_the_repository_lead_somewhere(name: str) -> None:
             assert (page.parent / link).exists(), f"{name} links to {link}"
 
 
+def test_the_cost_formula_of_the_readme_is_that_of_the_code() -> None:
+    """Its prices, its table of requests, and the example reckoned from both."""
+    text = sections(README)["What it costs"]
+    prices = cost.built_in("us-east-1")
+    [formula] = re.findall(
+        r"cost = ([\d.]+) x \(PUTs \+ LISTs\) \+ ([\d.]+) x GETs", text
+    )
+    stated = [float(one) for one in formula]
+    assert stated == pytest.approx([prices.write, prices.read])
+    assert f"{cost.TABLE_DATE:%Y-%m-%d}" in text
+    table = {row[0]: row[1:] for row in rows(text)}
+    alone = [int(n) for n in table["a task submitted while nothing else waits"]]
+    busy = table["heartbeats and the like of a busy worker, a minute"]
+    client = table["a client that waits for long tasks, a minute"]
+    found = cost.estimate(
+        WorkerSpec(launcher="ecs"), prices, tasks=10_000, task_seconds=60, workers=100, startup=0,
+    )  # fmt: skip
+    minutes = 100
+    writes = (
+        10_000 * sum(alone[:2])
+        + 100 * minutes * int(busy[0])
+        + minutes * int(client[1])
+    )
+    reads = 10_000 * alone[2] + 100 * minutes * int(busy[2]) + minutes * int(client[2])
+    assert found.cost.requests == pytest.approx(
+        writes * prices.write + reads * prices.read
+    )
+    [said] = re.findall(
+        r"some ([\d,]+) PUTs and LISTs and ([\d,]+) GETs: \$(\d+\.\d+)", text
+    )
+    assert (writes // 1000, reads // 1000) == tuple(
+        int(n.split(",")[0]) for n in said[:2]
+    )
+    assert f"{found.cost.requests:.2f}" == said[2]
+
+
 def test_limits_in_the_readme_are_those_of_the_code() -> None:
     stated = {row[0].strip("`"): row[1] for row in limits() if ", " not in row[0]}
     defaults = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.cli import Exit, main
@@ -331,6 +332,35 @@ def test_workers_that_cannot_work_are_an_error_with_what_they_printed(
     said = run("logs", executor.session_id, "--workers")
     assert said.count("Could not connect to the endpoint") >= 3
     executor.shutdown()
+
+
+def test_no_more_workers_are_started_than_max_hourly_cost_allows_whoever_wants_them(
+    ecs: EcsServer, deployment: Deployment, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    executor = StarburstExecutor(
+        2,
+        cpu=1,
+        memory="2GB",
+        max_hourly_cost=0.12,
+        cost_alert=0.000001,
+        intervals=QUICK,
+    )  # a worker costs some $0.054 an hour
+    # As an older client would, which knows of no limit.
+    session = executor._session
+    executor._staff.manifest = session.amend(lambda m: replace(m, workers=5))
+    futures = [executor.submit(gate.hold, n) for n in range(5)]
+    gate.await_arrivals(2)
+    assert len(ecs.tasks(deployment.cluster)) == 2
+    gate.open()
+    assert sorted(f.result() for f in futures) == list(range(5))
+    status = executor.status()
+    assert len(ecs.tasks(deployment.cluster)) == 2
+    assert status.cost is not None
+    assert status.cost.vcpu_seconds == 2 * 60
+    assert status.cost.hourly == pytest.approx(2 * (0.04048 + 2 * 0.004445 + 0.005))
+    assert status.cost.alert
+    executor.cleanup(force=True)
 
 
 # --- from nothing to nothing ---------------------------------------------------------

@@ -1122,6 +1122,25 @@ def test_an_interpreter_that_ends_with_all_done_leaves_nothing(
     assert keys(directory_url) == []
 
 
+def test_a_shutdown_that_comes_while_the_interpreter_ends_is_done_by_its_end(
+    tmp_path: Path, directory_url: str
+) -> None:
+    """As when joblib lets go of its backend last: Python 3.12 starts no threads then."""
+    script = _script(
+        tmp_path,
+        """
+        import sys, threading
+        from starburst_executor import StarburstExecutor
+        ex = StarburstExecutor(1, store=sys.argv[1])
+        print(ex.submit(pow, 2, 5).result())
+        threading._register_atexit(ex.shutdown)  # called before what was registered earlier
+        """,
+    )
+    ran = run_python(script, directory_url)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("32\n", "", 0)
+    assert keys(directory_url) == []
+
+
 def test_an_interpreter_that_ends_early_leaves_the_session_running_and_says_so(
     tmp_path: Path, directory_url: str, gate: Gate
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +102,40 @@ def test_a_list_of_sessions_is_a_table_and_still_a_list() -> None:
     assert html(SessionList()) == "<i>no sessions</i>"
 
 
+def test_a_session_that_has_cost_too_much_says_so_in_the_list() -> None:
+    one = SessionSummary(
+        session_id="s", created_at=MOMENT, last_activity=MOMENT, total=9, pending=0, running=0, completed=8,
+        failed=1, state="open", alert="has cost $2, more than $1",
+    )  # fmt: skip
+    shown = html(SessionList([one]))
+    assert "over its cost_alert" in shown
+    assert 'title="has cost $2, more than $1"' in shown
+
+
+def test_dollar_signs_are_not_taken_for_formulas(directory_url: str) -> None:
+    """JupyterLab draws what stands between two of them as one, unless this class forbids it."""
+    outcome = TaskOutcome(
+        index=1, task_id="0-1", state="failed", error=ValueError("$1, $2"), type="ValueError",
+        message="$1, $2", traceback="Traceback",
+    )  # fmt: skip
+    one = SessionSummary(
+        session_id="s", created_at=MOMENT, last_activity=MOMENT, total=0, pending=0, running=0, completed=0,
+        failed=0, state="open",
+    )  # fmt: skip
+    with StarburstExecutor(1, store=directory_url) as executor:
+        shown = [html(executor), html(executor.status())]
+    shown += [html(executor), html(outcome), html(SessionList([one]))]
+    for text in shown:
+        assert re.match(r'<\w+ class="mathjax_ignore tex2jax_ignore"', text), text
+
+
 def test_an_executor_whose_session_is_gone_says_so_instead_of_failing(
     directory_url: str,
 ) -> None:
     with StarburstExecutor(1, store=directory_url) as executor:
         assert "0 completed" in html(executor)
-        assert "StarburstExecutor.attach(" in html(executor)
+        store = escape(repr(executor.store))
+        assert f", store={store})" in html(executor)
     assert f"there is no session &#x27;{executor.session_id}&#x27;" in html(executor)
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.catalog import SessionStatus
+from starburst_executor.ledger import Life, bill
 from starburst_executor.progress import (
     Gauge,
     LiveDisplay,
@@ -32,10 +33,13 @@ from starburst_executor.progress import (
     duration,
     open_display,
 )
-from starburst_executor.records import Intervals
+from starburst_executor.rate import Rate
+from starburst_executor.records import Intervals, Limits, Manifest
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
+from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import open_store
+from starburst_executor.views import dollars
 
 WHEN = datetime(2025, 1, 31, 9, 45, tzinfo=UTC)
 QUICK = Intervals(poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
@@ -121,6 +125,33 @@ def test_a_line_says_all_there_is_to_know() -> None:
         "20250131-094500-k7mw3x: 40%, 4 of 10 done, 2 running, 3 pending, 1 failed, 2.4 s left, "
         "2.5 tasks/s, 1 of 2 workers"
     )
+
+
+def test_what_was_spent_is_said_and_stands_out_above_its_alert() -> None:
+    rate = Rate(worker_hour=1, source="a test", region="r", taken=WHEN.date())
+    made = Manifest(
+        session_id="s", python="3.11", package="0", created=0, deadline=0, workers=1, limits=Limits(),
+        intervals=Intervals(), spec=WorkerSpec(launcher="ecs"), rate=rate, cost_alert=2.0,
+    )  # fmt: skip
+    cheap = at(4, cost=bill(made, [Life(3600)]))
+    assert ", $1.00 spent, 1 of 2 workers" in str(cheap)
+    assert cheap.counts()[-2][0] == "cost"
+    dear = at(4, cost=bill(made, [Life(9000)]))
+    assert "$2.50 spent, over its alert" in str(dear)
+    assert dear.counts()[-2][0] == "alert"
+    about = at(4, cost=bill(made, [Life(3600)], unread=1))
+    assert "about $2.00 spent, over its alert" in str(about)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "$0"), (0.00000012, "$0.00000012"), (0.00012, "$0.00012"), (0.0314, "$0.031"), (0.996, "$1.00"),
+        (12.4, "$12.40"), (1234.5, "$1,234.50"),
+    ],
+)  # fmt: skip
+def test_dollars_are_written_as_people_say_them(amount: float, text: str) -> None:
+    assert dollars(amount) == text
 
 
 # --- where there is no terminal ------------------------------------------------------

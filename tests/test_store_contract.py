@@ -619,3 +619,30 @@ def _race_here(
     with ThreadPoolExecutor(THREADS) as pool:
         outcomes.put(list(pool.map(run, range(THREADS))))
     store.close()
+
+
+# What it costs
+
+
+def test_requests_are_counted_in_the_classes_in_which_they_are_priced(
+    store: Store, tmp_path: Path
+) -> None:
+    version = store.create("key", b"one")
+    store.put("other", b"two")
+    store.replace("key", b"three", version)
+    store.upload("small", b"content")
+    store.list("")
+    assert (store.tally.writes, store.tally.reads) == (5, 0)
+    store.get("key")
+    store.download("small", tmp_path / "small")
+    store.delete(["key", "other"])
+    assert (store.tally.writes, store.tally.reads) == (5, 2)
+
+
+def test_requests_that_come_to_nothing_are_counted_too(store: Store) -> None:
+    with pytest.raises(ObjectNotFound):
+        store.get("nowhere")
+    store.create("key", b"one")
+    with pytest.raises(Conflict):
+        store.create("key", b"two")
+    assert (store.tally.writes, store.tally.reads) == (2, 1)

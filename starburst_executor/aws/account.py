@@ -36,6 +36,7 @@ __all__ = [
     "fargate_vcpus",
     "find_credentials",
     "identity",
+    "make_client_once",
     "quota",
     "request_quota",
     "used_vcpus",
@@ -192,6 +193,11 @@ def account_id(clients: Clients) -> str:
     with asking("asking whose the credentials are"):
         name: str = clients.get("sts").get_caller_identity()["Account"]
     return name
+
+
+def make_client_once(service: str, *, region: str | None = None) -> Any:
+    """Make a client that tries once: for what can be done without an answer."""
+    return make_client(service, region=region, tries=1)
 
 
 def date_of(runtime: Runtime) -> date:

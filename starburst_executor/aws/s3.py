@@ -54,6 +54,7 @@ from starburst_executor.store import (
     Entry,
     Got,
     Page,
+    Tally,
     appearing,
     check_key,
     check_listing,
@@ -110,6 +111,9 @@ _BAD_CREDENTIALS = {
     "TokenRefreshRequired",
 }
 _PASSING = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"}
+# How S3 prices its operations: these are free, these are reads, all others are writes.
+_FREE = {"DeleteObjects", "AbortMultipartUpload"}
+_READS = {"GetObject", "HeadObject"}
 _PERMISSIONS = {
     "GetObject": "s3:GetObject",
     "HeadObject": "s3:GetObject",
@@ -159,6 +163,7 @@ class S3Store:
         if kms_key_id:
             self._encryption["SSEKMSKeyId"] = kms_key_id
         self.url = _canonical_url(bucket, prefix, (region, sse, kms_key_id))
+        self.tally = Tally()
         self._lock = threading.Lock()
         self._client: S3Client | None = None
 
@@ -341,12 +346,21 @@ class S3Store:
 
     # Requests
 
+    def _count(self, event_name: str, **_: object) -> None:
+        """Count a request, each retry too, for S3 bills those as well."""
+        operation = event_name.rpartition(".")[2]
+        if operation in _READS:
+            self.tally.read()
+        elif operation not in _FREE:
+            self.tally.wrote()
+
     def _s3(self) -> S3Client:
         if (client := self._client) is not None:
             return client
         with self._lock:
             if self._client is None:
                 self._client = _s3_client(self._region)
+                self._client.meta.events.register("before-send.s3", self._count)
             return self._client
 
     def _key(self, key: str) -> str:

@@ -168,7 +168,10 @@ def scale(id: str, workers: int | None, store: str | None) -> None:
     leave within a minute or so: they end what they run, and hand back what has not begun.
     """
     with at_session(store, id) as session:
-        manifest = catalog.scale(session, workers)
+        try:
+            manifest = catalog.scale(session, workers)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="N|auto") from error
         click.echo(f"Session {session.id} wants at most {manifest.workers} workers.")
         if manifest.state != "terminated":
             start_workers(session)

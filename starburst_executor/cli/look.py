@@ -29,6 +29,7 @@ from starburst_executor.cli.text import (
 )
 from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
 from starburst_executor.history import Found, TaskHistory, TaskView
+from starburst_executor.ledger import Ledger
 from starburst_executor.progress import duration, open_display
 from starburst_executor.records import State
 from starburst_executor.retry import retried
@@ -66,6 +67,9 @@ def list_(store: str | None, as_json: bool) -> None:
             for s in sessions
         ],
     )  # fmt: skip
+    for one in sessions:
+        if one.alert:
+            click.secho(one.alert, fg="yellow", err=True)
 
 
 @click.command()
@@ -86,7 +90,8 @@ def status(
         raise click.UsageError("--timeout is for --watch")
     with at_session(store, id) as session:
         if not watch:
-            _echo_status(catalog.status(session), as_json)
+            now = catalog.status(session, reckon=Ledger(session).look)
+            _echo_status(now, as_json)
             return
         display: Display = (
             EchoJson() if as_json else open_display(sys.stdout, session.runtime)

@@ -79,7 +79,11 @@ def _gist(
         "losses": {loss.name: loss.seconds for loss in review.losses},
         "waits": review.waits._asdict(),
         "runs": review.runs._asdict(),
-        "requests_estimated": review.requests._asdict(),
+        "requests": {
+            "workers": review.worker_requests._asdict(),
+            "clients": review.client_requests._asdict(),
+        },
+        "cost": review.bill,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -36,8 +37,10 @@ class EchoJson:
 
     def show(self, progress: Progress) -> None:
         """Print the status unless it is the one printed last."""
-        if progress.status != self._last:
-            self._last = progress.status
+        # What it costs changes by the second, and is no news by itself.
+        status = replace(progress.status, cost=None)
+        if status != self._last:
+            self._last = status
             click.echo(document("status", progress.status))
 
     def close(self) -> None:

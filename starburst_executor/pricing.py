@@ -1,0 +1,106 @@
+"""What a new session will be billed with: asked once, when it is made, and stored with it.
+
+Workers on ECS are priced by the AWS price list, as `aws.prices` keeps it, and those of Fargate by the built-in
+table if it cannot be had. Requests to S3 are priced by the same list, and by the table where workers run elsewhere.
+Workers of this machine and requests to a directory cost nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec.structs import replace
+
+from starburst_executor import config, cost
+from starburst_executor.cost import Prices
+from starburst_executor.errors import AccountError
+from starburst_executor.rate import Rate
+from starburst_executor.runtime import Runtime
+from starburst_executor.spec import WorkerSpec
+
+__all__ = ["rate_for", "rate_of"]
+
+log = logging.getLogger(__name__)
+
+
+def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> Rate | None:
+    """What such workers, and requests to that store, cost; None if neither costs anything, or nobody knows.
+
+    May ask AWS, once, for some seconds at most; an answer is kept for a month, Spot's for a day.
+
+    Raises:
+        ValueError: such a worker does not fit on its instance type.
+    """
+    on_s3 = store_url.startswith("s3://")
+    if spec.launcher == "local":
+        here = config.load().settings.region
+        return _of_requests(cost.built_in(spec.region or here)) if on_s3 else None
+    try:
+        asked = _ask(spec, runtime)
+        fallback = _ask(_on_demand(spec), runtime) if spec.use_spot else None
+    except AccountError as error:
+        log.warning("what the workers cost is not known: %s", error)
+        return None
+    public_ip = config.load().settings.assign_public_ip
+    return rate_of(spec, asked, fallback, public_ip=public_ip)
+
+
+def rate_of(
+    spec: WorkerSpec,
+    prices: Prices,
+    fallback: Prices | None = None,
+    *,
+    public_ip: bool = True,
+) -> Rate:
+    """The rate that prices come to for such workers.
+
+    Args:
+        spec: The workers.
+        prices: Of the market asked for.
+        fallback: On demand, where Spot was asked for.
+        public_ip: Whether workers have public addresses.
+
+    Raises:
+        ValueError: such a worker does not fit on its instance type.
+    """
+    return replace(
+        _of_requests(prices),
+        worker_hour=cost.worker_hour(spec, prices, public_ip=public_ip),
+        fallback_hour=0.0
+        if fallback is None
+        else cost.worker_hour(spec, fallback, public_ip=public_ip),
+        market="spot" if spec.use_spot else "on-demand",
+    )
+
+
+def _on_demand(spec: WorkerSpec) -> WorkerSpec:
+    """The same worker without anything that is about Spot."""
+    return WorkerSpec(
+        launcher=spec.launcher,
+        cpu=spec.cpu,
+        memory=spec.memory,
+        launch_type=spec.launch_type,
+        instance_type=spec.instance_type,
+        region=spec.region,
+        slots=spec.slots,
+    )
+
+
+def _of_requests(prices: Prices) -> Rate:
+    return Rate(
+        write=prices.write,
+        read=prices.read,
+        region=prices.region,
+        source=prices.source,
+        taken=prices.taken,
+    )
+
+
+def _ask(spec: WorkerSpec, runtime: Runtime) -> Prices:
+    from starburst_executor.aws import account, prices
+
+    deployment = config.load_deployment()
+    region = spec.region or (deployment.region if deployment else None)
+    # One try: where the price list cannot be reached, a session must not wait for it.
+    clients = account.Clients(region, make=account.make_client_once)
+    return prices.prices_for(spec, clients, account.date_of(runtime))
