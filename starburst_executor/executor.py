@@ -232,18 +232,11 @@ class StarburstExecutor(Executor):
         _register_at_exit()
         deployment = arguments.deployment(spec)
         launches = open_launcher(spec, deployment)
-        spec, prepared = prepare_environment(spec, wishes, launches.platform)
-        if prepared is not None:
-            launches = open_launcher(spec, deployment)
         opened = open_store(place)
         with _closed_on_error(opened):
             runtime = SystemRuntime()
             session = Session(opened, arguments.new_session_id(runtime), runtime)
             packer = Packer(session, python_version(), modules)
-            rate = rate_for(spec, opened.url, runtime)
-            _probe(opened, runtime)
-            if prepared is not None:
-                ship(opened, prepared)
             manifest = Manifest(
                 session_id=session.id,
                 name=name,
@@ -259,11 +252,17 @@ class StarburstExecutor(Executor):
                 limits=limits,
                 intervals=intervals or arguments.default_intervals(opened, spec),
                 lanes=(Lane(client=runtime.new_id(8)),),
-                rate=rate,
+                rate=rate_for(spec, opened.url, runtime),
                 max_hourly_cost=hourly,
                 cost_alert=alert,
             )
             check_workers(manifest)
+            spec, prepared = prepare_environment(spec, wishes, launches.platform)
+            _probe(opened, runtime)
+            if prepared is not None:
+                launches = open_launcher(spec, deployment)
+                ship(opened, prepared)
+                manifest = replace(manifest, spec=spec)
             manifest = _store_manifest(session, manifest, packer, initializer, initargs)
         self._setup(session, manifest, launches, packer, keep=keep, progress=progress)
         self._take_lane(0, 0)

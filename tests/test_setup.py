@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +118,6 @@ def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
     assert buckets(account) == before
     assert left_over(account) == []
     assert config.load_deployment() is None
-
-
-@pytest.mark.skipif(
-    "environment" in signature(StarburstExecutor).parameters,
-    reason="sessions bring this package to stock images",
-)
-def test_without_an_image_no_task_is_tried(account: Clients) -> None:
-    output = CliRunner().invoke(main, ["setup", "--yes"]).output
-    assert "no image is set" in output
-    run("teardown", "--yes", "--delete-data")
 
 
 def test_setup_again_changes_nothing_and_writes_the_same_file(account: Clients) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -281,16 +280,6 @@ def _try(values: Mapping[str, Any]) -> None:
     from starburst_executor.errors import StarburstError
     from starburst_executor.executor import StarburstExecutor
 
-    # Without an image, a worker has this package only if sessions bring it: by `environment`.
-    if (
-        "image" not in values
-        and "environment" not in signature(StarburstExecutor).parameters
-    ):
-        click.echo(
-            "No task was tried, for no image is set: workers have a stock one, and install what is installed "
-            "where a session is made. `starburst-executor setup --image URI` names another."
-        )
-        return
     click.echo("Trying a task there; a worker takes about a minute to start.")
     executor = StarburstExecutor(1, store=values["store"], launcher="ecs", name="setup")
     try:

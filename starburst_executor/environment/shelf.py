@@ -69,8 +69,8 @@ def pack(store: Store, digest: str, folder: Path) -> bool:
 def write_pack(folder: Path, target: Path) -> None:
     """Write the pack of an environment into a file.
 
-    Not compressed: numpy, scipy and pandas with their bytecode take 300 MB then instead of 120, and 0.6 s to
-    unpack instead of 2.6.
+    Not compressed: numpy, scipy and pandas with their bytecode take some 300 MB then instead of 120, and a
+    fraction of the time to unpack.
     """
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for path in bootstrap.members(folder):
