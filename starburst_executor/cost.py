@@ -274,7 +274,7 @@ def check_hourly_cost(
 _TASK_WRITES = 5.0  # of a task stored on its own: 4 PUT, 1 LIST
 _TASK_READS = 3.0
 _BUSIEST_WRITES = 1.0  # a second and worker, however many tasks end in it
-_WORKER_WRITES = 3 / 60  # a second; heartbeats
+_WORKER_WRITES = 4 / 60  # a second; heartbeats, and a look at who lives
 _WORKER_READS = 4 / 60
 _CLIENT_WRITES = 13 / 60  # a second; listings by a client that waits
 _CLIENT_READS = 1 / 60

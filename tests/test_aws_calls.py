@@ -23,9 +23,9 @@ from starburst_executor.aws.stack import template
 from tests.conftest import WHY_PARTIAL
 from tests.recorder import call_recorder
 
-SETUP = {"aws/setup", "aws/stack", "aws/network", "aws/teardown"}
+SETUP = {"aws/setup", "aws/stack", "aws/network", "aws/teardown", "aws/removal"}
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.
-SHARED = {"aws/ecs", "aws/s3"}
+SHARED = {"aws/ecs", "aws/instances", "aws/placement", "aws/s3"}
 
 # Operation -> its actions in IAM, where that is not the operation's own name. From the service authorization
 # reference: docs.aws.amazon.com/service-authorization/latest/reference/

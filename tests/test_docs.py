@@ -357,7 +357,7 @@ def test_the_cost_formula_of_the_readme_is_that_of_the_code() -> None:
     minutes = 100
     writes = (
         10_000 * sum(alone[:2])
-        + 100 * minutes * int(busy[0])
+        + 100 * minutes * sum(int(n) for n in busy[:2])
         + minutes * int(client[1])
     )
     reads = 10_000 * alone[2] + 100 * minutes * int(busy[2]) + minutes * int(client[2])

@@ -18,6 +18,7 @@ from typing import Any
 
 FOLDER = "CALL_RECORD_FOLDER"  # variable that says where to write; each process has a file of its own
 _PACKAGE = "starburst_executor"
+_ON_BEHALF = f"{os.sep}calls.py"  # makes calls for other modules
 _OF_SESSIONS = re.compile(r"(^|/)(sessions|environments)/")
 
 _lock = threading.Lock()
@@ -59,7 +60,7 @@ def _caller() -> str | None:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(folder):
+        if file.startswith(folder) and not file.endswith(_ON_BEHALF):
             return file.removeprefix(folder).removesuffix(".py")
         frame = frame.f_back
     return None
