@@ -387,7 +387,7 @@ def test_log_tail_says_why_a_worker_died(folder: Path) -> None:
         [
             sys.executable,
             "-c",
-            "print('x' * 80 + '\\n' * 9000); raise OSError('no disk')",
+            "print('x' * 80 + '\\n' * 9000, flush=True); raise OSError('no disk')",
         ],
     )
     (worker_id,) = launcher.launch(URL, 1)
