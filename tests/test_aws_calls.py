@@ -47,6 +47,25 @@ MORE = {
     ("ecs", "taskDefinition", "RunTask"): "iam:PassRole",
     ("cloudformation", "Tags"): "cloudformation:TagResource",
 }
+# Operation -> what AWS checks besides, or does in the caller's name. From the same reference, and from the guides
+# of EC2 Auto Scaling (launch template support) and of ECS (capacity providers).
+IMPLIED = {
+    "autoscaling:CreateAutoScalingGroup": {
+        "autoscaling:CreateOrUpdateTags",
+        "ec2:CreateTags",
+        "ec2:RunInstances",
+        "iam:CreateServiceLinkedRole",
+        "iam:PassRole",
+        "ssm:GetParameters",
+    },
+    "ec2:CreateLaunchTemplate": {"ec2:CreateTags"},
+    "ecs:CreateCapacityProvider": {
+        "autoscaling:CreateOrUpdateTags",
+        "autoscaling:DescribeAutoScalingGroups",
+        "autoscaling:UpdateAutoScalingGroup",
+    },
+    "ecs:PutClusterCapacityProviders": {"iam:CreateServiceLinkedRole"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +92,8 @@ class Call:
             and parameter in self.parameters
             and (not only or only == [self.operation])
         }
-        return ACTIONS.get(self.name, {self.name}) | more
+        own = ACTIONS.get(self.name, {self.name})
+        return own | more | IMPLIED.get(self.name, set())
 
     @property
     def whose(self) -> str:
