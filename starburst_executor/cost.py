@@ -308,15 +308,7 @@ def estimate(
     Raises:
         ValueError: nothing to do, or no worker fits.
     """
-    if tasks < 1 or workers < 1 or not 0 <= task_seconds < math.inf:
-        raise ValueError(
-            f"{tasks} tasks of {task_seconds:g} s on {workers} workers: each must be positive"
-        )
-    if fit == 0:
-        raise ValueError(
-            "no worker fits within the quota while what runs now runs; "
-            "`starburst-executor quota` shows it and can ask for more"
-        )
+    _check_run(tasks, task_seconds, workers, fit)
     needed = math.ceil(tasks / spec.slots)
     at_once = min(workers, needed, fit or workers)
     waves = math.ceil(tasks / (at_once * spec.slots))
@@ -342,3 +334,15 @@ def estimate(
         hourly=at_once * worker_hour(spec, prices, public_ip=public_ip),
         cost=cost,
     )
+
+
+def _check_run(tasks: int, task_seconds: float, workers: int, fit: int | None) -> None:
+    if tasks < 1 or workers < 1 or not 0 <= task_seconds < math.inf:
+        raise ValueError(
+            f"{tasks} tasks of {task_seconds:g} s on {workers} workers: each must be positive"
+        )
+    if fit == 0:
+        raise ValueError(
+            "no worker fits within the quota while what runs now runs; "
+            "`starburst-executor quota` shows it and can ask for more"
+        )

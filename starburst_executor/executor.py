@@ -380,6 +380,13 @@ class StarburstExecutor(Executor):
             self._roster.stored,
             self._break,
         )
+        self._start_threads()
+        if manifest.min_workers:
+            self._staff.ask_need(0)
+        self._ticker = Ticker(session, sys.stderr) if progress else None
+        _open_executors.add(self)
+
+    def _start_threads(self) -> None:
         loops = (
             ("submit", self._submitter.run),
             ("watch", self._watcher.run),
@@ -393,10 +400,6 @@ class StarburstExecutor(Executor):
         ]
         for thread in self._threads:
             thread.start()
-        if manifest.min_workers:
-            self._staff.ask_need(0)
-        self._ticker = Ticker(session, sys.stderr) if progress else None
-        _open_executors.add(self)
 
     def _look_after(self, unfinished: int) -> None:
         """Keep workers there, and see what they cost; on the watcher's thread."""

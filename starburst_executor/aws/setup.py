@@ -21,7 +21,7 @@ from starburst_executor.aws.account import Clients, account_id, asking
 from starburst_executor.aws.calls import Calls, Refused
 from starburst_executor.aws.capacity import Capacity
 from starburst_executor.aws.instances import InstanceType, describe_instance_type
-from starburst_executor.aws.network import find_network
+from starburst_executor.aws.network import Network, find_network
 from starburst_executor.aws.stack import (
     Say,
     Stack,
@@ -129,28 +129,7 @@ def plan(clients: Clients, wishes: Wishes) -> Plan:
         own_endpoint=resource_of(clients, wishes.stack, "S3Endpoint"),
     )
     instances = [_described(clients, name) for name in wishes.instance_types]
-    parameters = {
-        **bucket,
-        "KmsKeyArn": _kept(wishes.kms_key_arn, before, "KmsKeyArn"),
-        "ClusterName": _kept(wishes.cluster, before, "ClusterName"),
-        "ExecutionRoleArn": _kept(
-            wishes.execution_role_arn, before, "ExecutionRoleArn"
-        ),
-        "TaskRoleArn": _kept(wishes.task_role_arn, before, "TaskRoleArn"),
-        "InstanceProfileArn": _kept(
-            wishes.instance_profile_arn, before, "InstanceProfileArn"
-        ),
-        "SecurityGroupIds": _kept(
-            ",".join(wishes.security_groups), before, "SecurityGroupIds"
-        ),
-        "LogRetentionDays": str(
-            wishes.log_days or before.get("LogRetentionDays") or 30
-        ),
-        "VpcId": network.vpc,
-        "SubnetIds": ",".join(network.subnets),
-        "AssignPublicIp": "true" if network.public_ip else "false",
-        "EndpointRouteTableIds": ",".join(network.without_s3),
-    }
+    parameters = {**bucket, **_brought(wishes, before), **_placed(network)}
     makes, uses = _lines(parameters)
     makes += [
         f"capacity providers for {i.name} ({i.vcpus} vCPUs, {i.memory / 1024:g} GB, {i.architecture}), on-demand "
@@ -168,6 +147,31 @@ def plan(clients: Clients, wishes: Wishes) -> Plan:
         uses=uses,
         warnings=(*network.warnings, *_cluster_warnings(clients, parameters)),
     )
+
+
+def _brought(wishes: Wishes, before: Mapping[str, str]) -> dict[str, str]:
+    """The stack's parameters about what somebody has already, or wishes otherwise."""
+    given = {
+        "KmsKeyArn": wishes.kms_key_arn,
+        "ClusterName": wishes.cluster,
+        "ExecutionRoleArn": wishes.execution_role_arn,
+        "TaskRoleArn": wishes.task_role_arn,
+        "InstanceProfileArn": wishes.instance_profile_arn,
+        "SecurityGroupIds": ",".join(wishes.security_groups),
+    }
+    days = wishes.log_days or before.get("LogRetentionDays") or 30
+    kept = {name: _kept(value, before, name) for name, value in given.items()}
+    return {**kept, "LogRetentionDays": str(days)}
+
+
+def _placed(network: Network) -> dict[str, str]:
+    """The stack's parameters about where workers are."""
+    return {
+        "VpcId": network.vpc,
+        "SubnetIds": ",".join(network.subnets),
+        "AssignPublicIp": "true" if network.public_ip else "false",
+        "EndpointRouteTableIds": ",".join(network.without_s3),
+    }
 
 
 def bucket_name(stack: str, account: str, region: str) -> str:
