@@ -119,7 +119,7 @@ def open_launcher(
     """
     if spec.launcher == "local":
         return LocalLauncher(command=_bootstrap_command(spec))
-    from starburst_executor.aws.ecs import open_ecs
+    from starburst_executor.aws.ecs.launcher import open_ecs
 
     return open_ecs(spec, deployment)
 

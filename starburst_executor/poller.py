@@ -53,7 +53,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     launched_here = hold_lock()
     in_ecs = worker_id == _ECS_TASK
     if worker_id == _ECS_TASK:
-        from starburst_executor.aws.metadata import worker_id_of_task
+        from starburst_executor.aws.ecs.metadata import worker_id_of_task
 
         worker_id = worker_id_of_task()
     store_url, session_id = split_session_url(session_url)
@@ -77,7 +77,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
 
 def _open_ecs(manifest: Manifest) -> Launcher | None:
     """What starts more of this worker's kind; None, and why in the log, if nothing can."""
-    from starburst_executor.aws.ecs import open_ecs_within
+    from starburst_executor.aws.ecs.launcher import open_ecs_within
 
     try:
         return open_ecs_within(manifest.spec, manifest.deployment)
@@ -140,7 +140,7 @@ def _spot_watched(worker: Worker, manifest: Manifest) -> Iterator[None]:
     if not on_ec2 or os.environ.get(MARKET_VARIABLE) != "spot":
         yield
         return
-    from starburst_executor.aws.notice import SpotNotice
+    from starburst_executor.aws.ecs.spot_notice import SpotNotice
 
     notice = SpotNotice(worker.stop)
     try:

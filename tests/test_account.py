@@ -15,8 +15,9 @@ from botocore import xform_name
 from click.testing import CliRunner, Result
 
 from starburst_executor import cost
-from starburst_executor.aws import account, policy, prices
+from starburst_executor.aws import account, prices
 from starburst_executor.aws.account import Credentials, find_credentials, identity
+from starburst_executor.aws.deployment import policy
 from starburst_executor.cli import Exit, main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.spec import WorkerSpec

@@ -18,14 +18,18 @@ import pytest
 import yaml
 from botocore.exceptions import ParamValidationError
 
-from starburst_executor.aws import make_client, policy
-from starburst_executor.aws.stack import template
+from starburst_executor.aws import make_client
+from starburst_executor.aws.deployment import policy
+from starburst_executor.aws.deployment.stack import template
 from tests.conftest import WHY_PARTIAL
 from tests.recorder import call_recorder
 
-SETUP = {"aws/setup", "aws/stack", "aws/network", "aws/teardown", "aws/removal"}
+SETUP = {
+    f"aws/deployment/{name}"
+    for name in ("setup", "stack", "network", "teardown", "removal")
+}
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.
-SHARED = {"aws/ecs", "aws/instances", "aws/placement", "aws/s3"}
+SHARED = {"aws/ecs/launcher", "aws/ecs/instances", "aws/ecs/placement", "aws/s3"}
 
 # Operation -> its actions in IAM, where that is not the operation's own name. From the service authorization
 # reference: docs.aws.amazon.com/service-authorization/latest/reference/
@@ -204,7 +208,7 @@ def test_parameters_are_checked_against_botocores_models() -> None:
 def run_task(role: str, operation: str = "RunTask") -> Call:
     return Call(
         role=role,
-        module="aws/ecs",
+        module="aws/ecs/launcher",
         service="ecs",
         operation=operation,
         parameters=("tags", "taskDefinition"),

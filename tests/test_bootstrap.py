@@ -21,7 +21,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from starburst_executor import bootstrap
-from starburst_executor.aws.container import entry_point
+from starburst_executor.aws.ecs.container import entry_point
 from starburst_executor.environment import Lock, Prepared, ship
 from starburst_executor.launch import open_launcher
 from starburst_executor.spec import WorkerSpec

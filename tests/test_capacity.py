@@ -12,16 +12,16 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from starburst_executor.aws.account import Vcpus
-from starburst_executor.aws.calls import Calls, Refused
-from starburst_executor.aws.capacity import Capacity
-from starburst_executor.aws.ecs import EcsLauncher
-from starburst_executor.aws.instances import (
+from starburst_executor.aws.deployment.removal import Owner, remove_capacity
+from starburst_executor.aws.ecs.capacity import Capacity
+from starburst_executor.aws.ecs.diagnosis import Retryability
+from starburst_executor.aws.ecs.instances import (
     InstanceType,
     describe_instance_type,
     worker_size,
 )
-from starburst_executor.aws.removal import Owner, remove_capacity
-from starburst_executor.aws.verdict import Outlook
+from starburst_executor.aws.ecs.launcher import EcsLauncher
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.errors import AccountError, LaunchFailed
 from starburst_executor.spec import WorkerSpec
 from tests.scripted import Scripted
@@ -156,7 +156,7 @@ def capacity(aws: Scripted, *, use_spot: bool = False, **other: Any) -> Capacity
         C8A,
         use_spot=use_spot,
         clients=aws.clients(),
-        calls=Calls(VirtualRuntime()),
+        calls=PacedRequests(VirtualRuntime()),
     )
 
 
@@ -290,7 +290,7 @@ def test_arm_instances_start_from_the_image_for_them(aws: Scripted) -> None:
         arm,
         use_spot=False,
         clients=aws.clients(),
-        calls=Calls(VirtualRuntime()),
+        calls=PacedRequests(VirtualRuntime()),
     )
     assert "/amazon-linux-2023/arm64/recommended/" in one._template()["ImageId"]
 
@@ -328,9 +328,9 @@ def test_a_list_that_stays_busy_is_tried_again_by_the_next_launch(
     for _ in range(6):
         aws.answer("ecs", "describe_clusters", cluster())
         aws.refuse("ecs", "put_cluster_capacity_providers", "UpdateInProgressException")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         one.make()
-    assert caught.value.verdict.outlook is Outlook.LATER
+    assert caught.value.diagnosis.retryability is Retryability.LATER
 
 
 def test_what_was_just_made_is_waited_for(aws: Scripted) -> None:
@@ -352,7 +352,7 @@ def test_a_group_that_serves_another_provider_is_an_error(aws: Scripted) -> None
     aws.answer("autoscaling", "create_auto_scaling_group", {})
     text = "The specified Auto Scaling group ARN is already being used by another capacity provider."
     aws.refuse("ecs", "create_capacity_provider", "ClientException", text)
-    with pytest.raises(Refused, match="already being used"):
+    with pytest.raises(RequestRefused, match="already being used"):
         capacity(aws).make()
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.aws import crew, ecs
 from starburst_executor.aws.account import Clients
-from starburst_executor.aws.calls import Calls, Refused
-from starburst_executor.aws.capacity import Capacity
-from starburst_executor.aws.instances import describe_instance_type
-from starburst_executor.aws.removal import Owner, remove_capacity
-from starburst_executor.aws.verdict import Outlook
+from starburst_executor.aws.deployment.removal import Owner, remove_capacity
+from starburst_executor.aws.ecs import launcher, tasks
+from starburst_executor.aws.ecs.capacity import Capacity
+from starburst_executor.aws.ecs.diagnosis import Retryability
+from starburst_executor.aws.ecs.instances import describe_instance_type
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.config import Deployment
 from starburst_executor.errors import LaunchFailed
 from starburst_executor.runtime import SystemRuntime
@@ -41,7 +41,7 @@ def deployment(
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     server.set(shortage={}, capacity={}, task_endpoints={}, attach_delay=0.0)
-    monkeypatch.setattr("starburst_executor.aws.calls._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("starburst_executor.aws.ecs.requests._FIRST_PAUSE", 0.01)
     deployed = server.deploy()
     for name, value in configure(deployed).items():
         monkeypatch.setenv(name, value)
@@ -54,9 +54,9 @@ def deployment(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances that have not come at once are asked about."""
-    monkeypatch.setattr(crew, "_ASK_SHORTAGE", 0.0)
-    monkeypatch.setattr(ecs, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(ecs, "_ASK_AGAIN", 0.0)
+    monkeypatch.setattr(tasks, "_ASK_SHORTAGE", 0.0)
+    monkeypatch.setattr(launcher, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "_ASK_AGAIN", 0.0)
 
 
 def on_ec2(
@@ -183,8 +183,8 @@ def made(capacity: Capacity) -> bool:
     """As whoever launches: what is refused for now is tried again some seconds later."""
     try:
         capacity.make()
-    except Refused as refused:
-        if refused.verdict.outlook is not Outlook.LATER:
+    except RequestRefused as refused:
+        if refused.verdict.outlook is not Retryability.LATER:
             raise
         return False
     return True
@@ -209,7 +209,7 @@ def test_two_clients_at_once_make_one_capacity_and_drop_no_other(
             one[0],  # type: ignore[arg-type]
             use_spot=one[1],
             clients=Clients("us-east-1"),
-            calls=Calls(runtime),
+            calls=PacedRequests(runtime),
         )
         together.wait(30)
         until(lambda: made(capacity), "ECS is not busy with the others")

@@ -12,10 +12,10 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from starburst_executor.aws.account import Vcpus
-from starburst_executor.aws.calls import Pace
-from starburst_executor.aws.ecs import EcsLauncher
-from starburst_executor.aws.fargate import fargate_size
-from starburst_executor.aws.metadata import worker_id_of_task
+from starburst_executor.aws.ecs.fargate import fargate_size
+from starburst_executor.aws.ecs.launcher import EcsLauncher
+from starburst_executor.aws.ecs.metadata import worker_id_of_task
+from starburst_executor.aws.ecs.requests import TokenBucket
 from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError, LaunchFailed, StarburstError
 from starburst_executor.launch import open_launcher
@@ -428,7 +428,7 @@ def test_launches_are_paced_to_fargates_rate() -> None:
 
 def test_a_pace_gives_a_burst_and_then_a_rate() -> None:
     runtime = VirtualRuntime()
-    pace = Pace(runtime, 100, 20)
+    pace = TokenBucket(runtime, 100, 20)
     pace.take(100)
     assert runtime.now == 1000
     pace.take(20)
@@ -470,7 +470,7 @@ def test_the_pauses_between_launches_grow_to_a_minute_and_never_end() -> None:
                 script.look()
             script.run(1, failure=FULL)
             assert launcher.launch(URL, 1) == []
-            pause = launcher._crews[URL].not_before - script.runtime.now
+            pause = launcher._sessions[URL].not_before - script.runtime.now
             pauses.append(pause)
             script.later(max(pause, 5) + 1)
     assert pauses == [5, 10, 20, 40, 60, 60, 60]
@@ -760,12 +760,12 @@ def test_a_worker_that_runs_gives_hope_again() -> None:
         script.look(2)
         script.describe(unborn(1, text), task(2, "PENDING"))
         launcher.live(URL)
-        assert launcher._crews[URL].doubts
+        assert launcher._sessions[URL].doubts
         script.later()
         script.look(2)
         script.describe(task(2))
         launcher.live(URL)
-        assert not launcher._crews[URL].doubts
+        assert not launcher._sessions[URL].doubts
 
 
 @pytest.mark.parametrize(
@@ -998,13 +998,13 @@ def test_a_launch_that_is_halted_ends_with_the_group_it_is_at() -> None:
         script.first_look()
         script.definition()
         script.run(10, *range(10))
-        take = launcher._launch_pace.take
+        take = launcher._launch_bucket.take
 
         def halting(count: int) -> None:
             take(count)
             launcher.halt()
 
-        launcher._launch_pace.take = halting  # type: ignore[method-assign]
+        launcher._launch_bucket.take = halting  # type: ignore[method-assign]
         assert len(launcher.launch(URL, 500)) == 10
         assert launcher.launch(URL, 500) == []
 

@@ -397,8 +397,8 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
     ecs: EcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("starburst_executor.aws.stack._LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("starburst_executor.aws.teardown._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("starburst_executor.aws.deployment.stack._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("starburst_executor.aws.deployment.teardown._LOOK_SECONDS", 0.2)
     before = in_account(ecs)
 
     setup = ("setup", "--yes", "--image")

@@ -15,12 +15,17 @@ import yaml
 from click.testing import CliRunner, Result
 
 from starburst_executor import StarburstExecutor, config
-from starburst_executor.aws import policy
-from starburst_executor.aws import setup as aws_setup
 from starburst_executor.aws.account import Clients
-from starburst_executor.aws.network import find_network
-from starburst_executor.aws.setup import Wishes
-from starburst_executor.aws.stack import Stack, find_stack, put_stack, template
+from starburst_executor.aws.deployment import policy
+from starburst_executor.aws.deployment import setup as aws_setup
+from starburst_executor.aws.deployment.network import find_network
+from starburst_executor.aws.deployment.setup import SetupOptions
+from starburst_executor.aws.deployment.stack import (
+    Stack,
+    find_stack,
+    put_stack,
+    template,
+)
 from starburst_executor.cli import Exit, main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import SystemRuntime
@@ -41,10 +46,12 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("starburst_executor.aws.stack._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("starburst_executor.aws.teardown._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("starburst_executor.aws.removal._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("starburst_executor.aws.calls._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("starburst_executor.aws.deployment.stack._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(
+        "starburst_executor.aws.deployment.teardown._LOOK_SECONDS", 0.01
+    )
+    monkeypatch.setattr("starburst_executor.aws.deployment.removal._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("starburst_executor.aws.ecs.requests._FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -566,7 +573,7 @@ def test_a_stack_that_is_being_changed_is_left_alone(scripted: Scripted) -> None
         "cloudformation", "describe_stacks", stack_reply("UPDATE_IN_PROGRESS")
     )
     with pytest.raises(AccountError, match="being changed already"):
-        aws_setup.plan(scripted.clients(), Wishes())
+        aws_setup.plan(scripted.clients(), SetupOptions())
 
 
 def test_a_missing_permission_is_named_as_such(scripted: Scripted) -> None:
@@ -574,7 +581,7 @@ def test_a_missing_permission_is_named_as_such(scripted: Scripted) -> None:
     text = "User: u is not authorized to perform: cloudformation:DescribeStacks"
     scripted.refuse("cloudformation", "describe_stacks", "AccessDenied", text, 403)
     with pytest.raises(AccountDenied, match=r"DescribeStacks.*--print-policy"):
-        aws_setup.plan(scripted.clients(), Wishes())
+        aws_setup.plan(scripted.clients(), SetupOptions())
 
 
 # --- the template and the policies ---------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.aws import notice
-from starburst_executor.aws.notice import SpotNotice
+from starburst_executor.aws.ecs import spot_notice
+from starburst_executor.aws.ecs.spot_notice import SpotNotice
 from tests.metadata_server import MetadataServer, metadata_server
 from tests.support import QUICK, live_workers
 from tests.tasks import Gate, until
@@ -44,7 +44,7 @@ class Heard:
 
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notice, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(spot_notice, "_LOOK_SECONDS", 0.01)
 
 
 def test_the_notice_is_heard_once_with_what_and_when(

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.aws.logs import WorkerLogs, stream_of
+from starburst_executor.aws.ecs.logs import WorkerLogs, stream_of
 from starburst_executor.cli import Exit, main
 from starburst_executor.errors import AccountDenied, AccountError
 from tests.ecs_server import EcsServer, configure, ecs_server

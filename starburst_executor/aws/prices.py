@@ -24,7 +24,7 @@ import platformdirs
 
 from starburst_executor import cost
 from starburst_executor.aws.account import Clients, asking
-from starburst_executor.aws.instances import USABLE_MEMORY
+from starburst_executor.aws.ecs.instances import USABLE_MEMORY
 from starburst_executor.cost import Architecture, Prices
 from starburst_executor.errors import AccountError
 from starburst_executor.spec import WorkerSpec

@@ -17,7 +17,7 @@ from starburst_executor.cli.text import document, echo_table
 
 if TYPE_CHECKING:
     from starburst_executor.aws.account import Clients
-    from starburst_executor.aws.setup import Plan
+    from starburst_executor.aws.deployment.setup import Plan
 
 __all__ = ["VERBS"]
 
@@ -165,8 +165,8 @@ def setup(profile: str | None, **options: Any) -> None:
     What you have already can be given instead. It writes the configuration file, and may be run again.
     """  # fmt: skip
     from starburst_executor import config as settings
-    from starburst_executor.aws import setup as aws_setup
-    from starburst_executor.aws.stack import template
+    from starburst_executor.aws.deployment import setup as aws_setup
+    from starburst_executor.aws.deployment.stack import template
 
     if options["print_template"]:
         click.echo(template(), nl=False)
@@ -207,9 +207,9 @@ def _clients(region: str | None, before: Mapping[str, Any]) -> Clients:
 
 
 def _wishes(options: Mapping[str, Any], before: Mapping[str, Any]) -> Any:
-    from starburst_executor.aws.setup import DEFAULT_STACK, Wishes
+    from starburst_executor.aws.deployment.setup import DEFAULT_STACK, SetupOptions
 
-    return Wishes(
+    return SetupOptions(
         stack=options["stack"] or before.get("stack") or DEFAULT_STACK,
         store=options["store"],
         vpc=options["vpc"],
@@ -251,7 +251,7 @@ def _echo_plan(plan: Plan) -> None:
 
 
 def _deploy(clients: Clients, plan: Plan) -> dict[str, Any]:
-    from starburst_executor.aws.setup import deploy
+    from starburst_executor.aws.deployment.setup import deploy
     from starburst_executor.runtime import SystemRuntime
 
     with closing(SystemRuntime()) as runtime:
@@ -297,9 +297,9 @@ def _try(values: Mapping[str, Any]) -> None:
 
 
 def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
-    from starburst_executor.aws import policy
     from starburst_executor.aws.account import account_id
-    from starburst_executor.aws.setup import bucket_name
+    from starburst_executor.aws.deployment import policy
+    from starburst_executor.aws.deployment.setup import bucket_name
     from starburst_executor.errors import AccountError
 
     try:
@@ -347,9 +347,9 @@ def teardown(
 ) -> None:
     """Remove what setup made; the bucket with its results stays unless --delete-data is given."""
     from starburst_executor import config as settings
-    from starburst_executor.aws.setup import DEFAULT_STACK
-    from starburst_executor.aws.stack import find_stack
-    from starburst_executor.aws.teardown import teardown as take_down
+    from starburst_executor.aws.deployment.setup import DEFAULT_STACK
+    from starburst_executor.aws.deployment.stack import find_stack
+    from starburst_executor.aws.deployment.teardown import teardown as take_down
     from starburst_executor.runtime import SystemRuntime
 
     name = settings.profile_name(profile)
@@ -384,7 +384,10 @@ def teardown(
 
 
 def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
-    from starburst_executor.aws.teardown import terminate_sessions, unfinished_sessions
+    from starburst_executor.aws.deployment.teardown import (
+        terminate_sessions,
+        unfinished_sessions,
+    )
     from starburst_executor.errors import StoreMissing
     from starburst_executor.store import open_store
 

@@ -40,7 +40,7 @@ def _logs_of(launcher: Launcher, session_url: str) -> _Logs:
     if launcher.name != "ecs":
         return _Tails(launcher, session_url)
     from starburst_executor.aws.account import Clients
-    from starburst_executor.aws.logs import WorkerLogs
+    from starburst_executor.aws.ecs.logs import WorkerLogs
     from starburst_executor.config import load_deployment
 
     deployment = load_deployment()

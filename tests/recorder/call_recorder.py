@@ -18,7 +18,7 @@ from typing import Any
 
 FOLDER = "CALL_RECORD_FOLDER"  # variable that says where to write; each process has a file of its own
 _PACKAGE = "starburst_executor"
-_ON_BEHALF = f"{os.sep}calls.py"  # makes calls for other modules
+_ON_BEHALF = f"{os.sep}requests.py"  # makes calls for other modules
 _OF_SESSIONS = re.compile(r"(^|/)(sessions|environments)/")
 
 _lock = threading.Lock()
@@ -52,7 +52,7 @@ def _note(params: dict[str, Any], model: Any, **_: Any) -> None:
 
 
 def _caller() -> str | None:
-    """The module of the package that makes the call, such as "aws/ecs"; None: none does."""
+    """The module of the package that makes the call, such as "aws/ecs/launcher"; None: none does."""
     package = sys.modules.get(_PACKAGE)
     if package is None or package.__file__ is None:
         return None

@@ -18,22 +18,22 @@ import msgspec
 from botocore.exceptions import ClientError
 
 from starburst_executor.aws.account import Clients, account_id, asking
-from starburst_executor.aws.calls import Calls, Refused
-from starburst_executor.aws.capacity import Capacity
-from starburst_executor.aws.instances import InstanceType, describe_instance_type
-from starburst_executor.aws.network import Network, find_network
-from starburst_executor.aws.stack import (
+from starburst_executor.aws.deployment.network import Network, find_network
+from starburst_executor.aws.deployment.stack import (
     Say,
     Stack,
     find_stack,
     put_stack,
     resource_of,
 )
+from starburst_executor.aws.ecs.capacity import Capacity
+from starburst_executor.aws.ecs.instances import InstanceType, describe_instance_type
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError
 from starburst_executor.runtime import Runtime
 
-__all__ = ["DEFAULT_STACK", "Plan", "Wishes", "bucket_name", "deploy", "plan"]
+__all__ = ["DEFAULT_STACK", "Plan", "SetupOptions", "bucket_name", "deploy", "plan"]
 
 DEFAULT_STACK = "starburst-executor"
 
@@ -41,7 +41,7 @@ _STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,27}[a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class SetupOptions:
     """What to use instead of making it; None or empty: as the stack has it, else found or made.
 
     Attributes:
@@ -105,7 +105,7 @@ class Plan:
 # --- planning ------------------------------------------------------------------------
 
 
-def plan(clients: Clients, wishes: Wishes) -> Plan:
+def plan(clients: Clients, wishes: SetupOptions) -> Plan:
     """Look at the account and decide what to make; changes nothing.
 
     Raises:
@@ -149,7 +149,7 @@ def plan(clients: Clients, wishes: Wishes) -> Plan:
     )
 
 
-def _brought(wishes: Wishes, before: Mapping[str, str]) -> dict[str, str]:
+def _brought(wishes: SetupOptions, before: Mapping[str, str]) -> dict[str, str]:
     """The stack's parameters about what somebody has already, or wishes otherwise."""
     given = {
         "KmsKeyArn": wishes.kms_key_arn,
@@ -343,13 +343,17 @@ def _make_capacity(
     use_spot: bool,
 ) -> None:
     capacity = Capacity(
-        deployment, instance, use_spot=use_spot, clients=clients, calls=Calls(runtime)
+        deployment,
+        instance,
+        use_spot=use_spot,
+        clients=clients,
+        calls=PacedRequests(runtime),
     )
     try:
         capacity.make()
-    except Refused as refused:
+    except RequestRefused as refused:
         raise AccountError(
-            f"the stack is there, but instances of {instance.name} cannot be had. {refused.verdict.text} Run setup "
+            f"the stack is there, but instances of {instance.name} cannot be had. {refused.diagnosis.text} Run setup "
             "again."
         ) from refused
     say(f"{capacity.name}: no instances")

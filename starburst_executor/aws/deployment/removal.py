@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from starburst_executor.aws.account import Clients, asking
-from starburst_executor.aws.calls import Calls, Refused
-from starburst_executor.aws.capacity import CLUSTER_TAG, PROFILE_TAG
-from starburst_executor.aws.stack import Say
+from starburst_executor.aws.deployment.stack import Say
+from starburst_executor.aws.ecs.capacity import CLUSTER_TAG, PROFILE_TAG
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.errors import AccountError
 from starburst_executor.runtime import Runtime
 
@@ -65,7 +65,7 @@ def remove_capacity(clients: Clients, owner: Owner, runtime: Runtime, say: Say) 
         templates = _templates(clients, owner)
     if not providers and not groups and not templates:
         return
-    _detach(clients, owner.cluster, providers, Calls(runtime))
+    _detach(clients, owner.cluster, providers, PacedRequests(runtime))
     autoscaling, ecs, ec2 = (clients.get(s) for s in ("autoscaling", "ecs", "ec2"))
     with asking(f"removing the EC2 capacity of {owner.cluster}"):
         for name in groups:
@@ -84,7 +84,9 @@ def remove_capacity(clients: Clients, owner: Owner, runtime: Runtime, say: Say) 
         _forget_instances(clients, owner.cluster)
 
 
-def _detach(clients: Clients, cluster: str, names: list[str], calls: Calls) -> None:
+def _detach(
+    clients: Clients, cluster: str, names: list[str], calls: PacedRequests
+) -> None:
     """Take providers out of the cluster's list; only then can they be deleted."""
     ecs = clients.get("ecs")
 
@@ -105,10 +107,10 @@ def _detach(clients: Clients, cluster: str, names: list[str], calls: Calls) -> N
 
     try:
         calls.make(once)
-    except Refused as refused:
+    except RequestRefused as refused:
         raise AccountError(
             f"the capacity providers {', '.join(names)} cannot be taken off the cluster {cluster}. "
-            f"{refused.verdict.text} Run teardown again."
+            f"{refused.diagnosis.text} Run teardown again."
         ) from refused
 
 

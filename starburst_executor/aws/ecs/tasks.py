@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from starburst_executor.aws.verdict import Stop
+from starburst_executor.aws.ecs.diagnosis import Stop
 
 if TYPE_CHECKING:
     from mypy_boto3_ecs.type_defs import TaskTypeDef
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "OVER",
     "THERE",
-    "Crew",
     "Phase",
+    "SessionTasks",
     "Task",
     "Waiting",
     "names_of",
@@ -90,7 +90,7 @@ class Waiting:
 
 
 @dataclass(slots=True, kw_only=True)
-class Crew:
+class SessionTasks:
     """The tasks of one session."""
 
     url: str

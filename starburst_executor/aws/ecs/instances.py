@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
-from starburst_executor.aws.fargate import Size
+from starburst_executor.aws.ecs.fargate import Size
 from starburst_executor.spec import WorkerSpec, memory_mib
 
 __all__ = [

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 from botocore.exceptions import BotoCoreError, ClientError
 
 from starburst_executor.aws.account import Clients, Vcpus
-from starburst_executor.aws.calls import Calls, Refused
-from starburst_executor.aws.capacity import Capacity
-from starburst_executor.aws.fargate import Size, fargate_size
-from starburst_executor.aws.instances import (
+from starburst_executor.aws.ecs.capacity import Capacity
+from starburst_executor.aws.ecs.fargate import Size, fargate_size
+from starburst_executor.aws.ecs.instances import (
     InstanceType,
     describe_instance_type,
     worker_size,
 )
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError
 from starburst_executor.spec import WorkerSpec
@@ -137,7 +137,7 @@ class OnInstances:
         self,
         spec: WorkerSpec,
         deployment: Deployment,
-        calls: Calls,
+        calls: PacedRequests,
         clients: Clients,
     ) -> None:
         if not deployment.instance_profile_arn:
@@ -211,7 +211,7 @@ class OnInstances:
 def place(
     spec: WorkerSpec,
     deployment: Deployment,
-    calls: Calls,
+    calls: PacedRequests,
     clients: Clients,
     vcpus: Callable[[bool], Vcpus | None],
 ) -> Placement:
@@ -226,10 +226,10 @@ def place(
     return OnInstances(spec, deployment, calls, clients)
 
 
-def _described(calls: Calls, clients: Clients, name: str) -> InstanceType:
+def _described(calls: PacedRequests, clients: Clients, name: str) -> InstanceType:
     try:
         return calls.make(lambda: describe_instance_type(clients.get("ec2"), name))
-    except Refused as refused:
+    except RequestRefused as refused:
         raise AccountError(
-            f"instance_type={name!r}: how large that is cannot be asked. {refused.verdict.text}"
+            f"instance_type={name!r}: how large that is cannot be asked. {refused.diagnosis.text}"
         ) from refused

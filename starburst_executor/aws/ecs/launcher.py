@@ -42,31 +42,35 @@ from msgspec.structs import replace
 
 from starburst_executor.aws import make_client
 from starburst_executor.aws.account import Clients, Vcpus, date_of, fargate_vcpus
-from starburst_executor.aws.calls import Calls, Pace, Refused
-from starburst_executor.aws.capacity import market
-from starburst_executor.aws.container import entry_point, image
-from starburst_executor.aws.crew import (
+from starburst_executor.aws.ecs.capacity import market
+from starburst_executor.aws.ecs.container import entry_point, image
+from starburst_executor.aws.ecs.diagnosis import (
+    Diagnosis,
+    Retryability,
+    Stop,
+    judge_failure,
+    judge_shortage,
+    judge_start,
+)
+from starburst_executor.aws.ecs.metadata import ECS_TASK, definition_of_task
+from starburst_executor.aws.ecs.placement import place
+from starburst_executor.aws.ecs.requests import (
+    PacedRequests,
+    RequestRefused,
+    TokenBucket,
+)
+from starburst_executor.aws.ecs.tasks import (
     OVER,
     THERE,
-    Crew,
     Phase,
+    SessionTasks,
     Task,
     Waiting,
     names_of,
     phase_of,
     workers_of,
 )
-from starburst_executor.aws.metadata import ECS_TASK, definition_of_task
-from starburst_executor.aws.placement import place
 from starburst_executor.aws.prices import prices_for
-from starburst_executor.aws.verdict import (
-    Outlook,
-    Stop,
-    Verdict,
-    judge_failure,
-    judge_shortage,
-    judge_start,
-)
 from starburst_executor.config import Deployment, load_deployment
 from starburst_executor.cost import worker_hour
 from starburst_executor.errors import AccountError, LaunchFailed
@@ -192,16 +196,16 @@ class EcsLauncher:
         self._deployment = deployment
         self._runtime = SystemRuntime() if runtime is None else runtime
         self._hourly = hourly
-        self._calls = Calls(self._runtime)
+        self._calls = PacedRequests(self._runtime)
         once = clients or Clients(deployment.region, partial(make_client, tries=1))
         self._placement = place(spec, deployment, self._calls, once, vcpus)
         self._size = self._placement.size
         self._given_definition = self._definition_arn = definition
         self._halted = False
-        self._crews: dict[str, Crew] = {}
+        self._sessions: dict[str, SessionTasks] = {}
         self._lock = threading.RLock()
-        self._launch_pace = Pace(self._runtime, *_LAUNCHES)
-        self._stop_pace = Pace(self._runtime, *_STOPS)
+        self._launch_bucket = TokenBucket(self._runtime, *_LAUNCHES)
+        self._stop_bucket = TokenBucket(self._runtime, *_STOPS)
 
     # --- the launcher's promise -------------------------------------------------------
 
@@ -215,28 +219,34 @@ class EcsLauncher:
             LaunchFailed: none lives, and none will ever start unless something is mended.
         """
         with self._lock:
-            crew = self._crew(session_url)
-            self._look_if_due(crew)
-            if crew.hopeless and not crew.having(Phase.RUNNING, Phase.STOPPING):
+            session_tasks = self._tasks_of(session_url)
+            self._look_if_due(session_tasks)
+            if session_tasks.hopeless and not session_tasks.having(
+                Phase.RUNNING, Phase.STOPPING
+            ):
                 # Those that are starting will fare no better.
-                raise self._failure(crew, crew.hopeless)
-            if self._runtime.monotonic() < crew.not_before:
+                raise self._failure(session_tasks, session_tasks.hopeless)
+            if self._runtime.monotonic() < session_tasks.not_before:
                 return []
-            return self._launch(crew, count)
+            return self._launch(session_tasks, count)
 
     def live(self, session_url: str) -> set[str] | None:
         """Ids of the workers that are starting or running; None while ECS does not answer."""
         with self._lock:
-            crew = self._crew(session_url)
-            self._look_if_due(crew)
-            return workers_of(crew.having(*THERE)) if crew.known else None
+            session_tasks = self._tasks_of(session_url)
+            self._look_if_due(session_tasks)
+            return (
+                workers_of(session_tasks.having(*THERE))
+                if session_tasks.known
+                else None
+            )
 
     def ended(self, session_url: str) -> set[str]:
         """Ids of the workers whose process has ended, of those that ECS still tells of."""
         with self._lock:
-            crew = self._crew(session_url)
-            self._look_if_due(crew)
-            return workers_of(crew.having(Phase.ENDED))
+            session_tasks = self._tasks_of(session_url)
+            self._look_if_due(session_tasks)
+            return workers_of(session_tasks.having(Phase.ENDED))
 
     def stop(
         self,
@@ -251,26 +261,26 @@ class EcsLauncher:
             AccountError: ECS refused or did not answer, or tasks are still there after that time.
         """
         with self._lock:
-            crew = self._crew(session_url)
+            session_tasks = self._tasks_of(session_url)
             deadline = self._runtime.monotonic() + _STOP_TIMEOUT + _STOP_SECONDS
             told: set[str] = set()
-            while left := self._left(crew, worker_ids):
+            while left := self._left(session_tasks, worker_ids):
                 if self._runtime.monotonic() > deadline:
-                    raise AccountError(_immortal(crew, left))
+                    raise AccountError(_immortal(session_tasks, left))
                 fresh = [t for t in left if t.phase in THERE and t.arn not in told]
-                self._stop_tasks(crew, fresh)
+                self._stop_tasks(session_tasks, fresh)
                 told.update(task.arn for task in fresh)
                 self._sleep(0.5 if fresh else 1.0)
 
     def forget(self, session_url: str) -> None:
         """Forget a session that has ended; in ECS nothing is left of it."""
         with self._lock:
-            self._crews.pop(session_url, None)
+            self._sessions.pop(session_url, None)
 
     def log_tail(self, session_url: str, worker_id: str) -> str:
         """Why the worker's task stopped, and the last lines that it printed."""
         with self._lock:
-            tasks = self._crew(session_url).tasks.values()
+            tasks = self._tasks_of(session_url).tasks.values()
             stop = next((t.stop for t in tasks if t.worker == worker_id), None)
         printed = self._printed(worker_id.removeprefix("w-"))
         return "\n".join(part for part in (str(stop or ""), printed) if part)
@@ -283,7 +293,7 @@ class EcsLauncher:
     def taken_away(self, session_url: str, worker_id: str) -> bool:
         """Whether ECS says that a worker's task was reclaimed, or stopped by somebody."""
         with self._lock:
-            tasks = self._crew(session_url).tasks.values()
+            tasks = self._tasks_of(session_url).tasks.values()
             stop = next((t.stop for t in tasks if t.worker == worker_id), None)
         return stop is not None and stop.code in _TAKEN_AWAY
 
@@ -293,66 +303,82 @@ class EcsLauncher:
 
     # --- launching --------------------------------------------------------------------
 
-    def _launch(self, crew: Crew, count: int) -> list[str]:
-        crew.launches += 1
-        crew.hopeless = ""
-        use_spot = self._takes_spot(crew)
-        started, verdict = self._start(crew, count, use_spot=use_spot)
-        if use_spot and self._falls_back(crew, verdict):
-            more, verdict = self._start(crew, count - len(started), use_spot=False)
+    def _launch(self, session_tasks: SessionTasks, count: int) -> list[str]:
+        session_tasks.launches += 1
+        session_tasks.hopeless = ""
+        use_spot = self._takes_spot(session_tasks)
+        started, diagnosis = self._start(session_tasks, count, use_spot=use_spot)
+        if use_spot and self._falls_back(session_tasks, diagnosis):
+            more, diagnosis = self._start(
+                session_tasks, count - len(started), use_spot=False
+            )
             started += more
-        self._note_launch(crew, count, len(started), verdict)
+        self._note_launch(session_tasks, count, len(started), diagnosis)
         return [task.worker for task in started]
 
     def _start(
-        self, crew: Crew, count: int, *, use_spot: bool
-    ) -> tuple[list[Task], Verdict | None]:
+        self, session_tasks: SessionTasks, count: int, *, use_spot: bool
+    ) -> tuple[list[Task], Diagnosis | None]:
         """Start up to `count` tasks on one market; and what kept the others from being started."""
         started: list[Task] = []
-        verdict: Verdict | None = None
+        diagnosis: Diagnosis | None = None
         try:
             definition = self._definition()
-            fit, verdict = self._fitting(count, use_spot=use_spot)
-            for tasks, short in self._groups(crew, definition, fit, use_spot=use_spot):
+            fit, diagnosis = self._fitting(count, use_spot=use_spot)
+            for tasks, short in self._groups(
+                session_tasks, definition, fit, use_spot=use_spot
+            ):
                 started += tasks
-                verdict = short or verdict
-        except Refused as refused:
-            verdict = refused.verdict
+                diagnosis = short or diagnosis
+        except RequestRefused as refused:
+            diagnosis = refused.diagnosis
             # It may have been deregistered.
             self._definition_arn = self._given_definition
-        return started, verdict
+        return started, diagnosis
 
     def _groups(
-        self, crew: Crew, definition: str, count: int, *, use_spot: bool
-    ) -> Iterator[tuple[list[Task], Verdict | None]]:
+        self,
+        session_tasks: SessionTasks,
+        definition: str,
+        count: int,
+        *,
+        use_spot: bool,
+    ) -> Iterator[tuple[list[Task], Diagnosis | None]]:
         """Run tasks, group by group, until there are `count` or ECS has no more."""
         most, made = _AT_ONCE, False
         while count and not self._halted:
             group = min(most, count)
-            self._launch_pace.take(group)
+            self._launch_bucket.take(group)
             try:
-                tasks, verdict = self._run(crew, definition, group, use_spot=use_spot)
-            except Refused as refused:
-                if not made and "capacity provider" in refused.verdict.text:
+                tasks, diagnosis = self._run(
+                    session_tasks, definition, group, use_spot=use_spot
+                )
+            except RequestRefused as refused:
+                if not made and "capacity provider" in refused.diagnosis.text:
                     # The first of this kind, or dropped from the cluster's list by somebody.
                     made = self._placement.make_provider(use_spot=use_spot)
                     if made:
                         continue
-                if refused.verdict.outlook is not Outlook.FULL:
+                if refused.diagnosis.retryability is not Retryability.FULL:
                     raise
                 # A group that does not fit is refused as a whole.
-                tasks, verdict = [], refused.verdict
+                tasks, diagnosis = [], refused.diagnosis
                 if group > 1:
                     most = group // 2
                     continue
-            yield tasks, verdict
-            if verdict is not None:
+            yield tasks, diagnosis
+            if diagnosis is not None:
                 return
             count -= len(tasks)
 
     def _run(
-        self, crew: Crew, definition: str, count: int, *, use_spot: bool
-    ) -> tuple[list[Task], Verdict | None]:
+        self,
+        session_tasks: SessionTasks,
+        definition: str,
+        count: int,
+        *,
+        use_spot: bool,
+    ) -> tuple[list[Task], Diagnosis | None]:
         """One RunTask: the tasks that it started, and what kept it from the others."""
         reply = self._call(
             "run_task",
@@ -360,7 +386,7 @@ class EcsLauncher:
             taskDefinition=definition,
             count=count,
             clientToken=self._runtime.new_id(32),
-            startedBy=crew.session_id,
+            startedBy=session_tasks.session_id,
             capacityProviderStrategy=[
                 {
                     "capacityProvider": self._placement.provider(use_spot=use_spot),
@@ -368,13 +394,14 @@ class EcsLauncher:
                 }
             ],
             **self._placement.network(),
-            overrides=_overrides(crew, use_spot=use_spot),
+            overrides=_overrides(session_tasks, use_spot=use_spot),
             enableECSManagedTags=True,
-            tags=_tags(crew),
+            tags=_tags(session_tasks),
         )
         now = self._runtime.monotonic()
         tasks = [
-            crew.take(task["taskArn"], now, crew.launches) for task in reply["tasks"]
+            session_tasks.take(task["taskArn"], now, session_tasks.launches)
+            for task in reply["tasks"]
         ]
         for task in tasks:
             task.use_spot = use_spot
@@ -385,7 +412,7 @@ class EcsLauncher:
         reason = first.get("reason", "neither a task nor a failure was returned")
         return tasks, judge_failure(reason, first.get("detail", ""))
 
-    def _fitting(self, count: int, *, use_spot: bool) -> tuple[int, Verdict | None]:
+    def _fitting(self, count: int, *, use_spot: bool) -> tuple[int, Diagnosis | None]:
         """How many of `count` workers the account's quota has room for."""
         vcpus = self._placement.vcpus(use_spot=use_spot)
         if vcpus is None:
@@ -397,66 +424,82 @@ class EcsLauncher:
         kind = "Fargate Spot" if use_spot else "Fargate"
         falls_back = use_spot and self._spec.spot_fallback
         never = vcpus.quota < each and not falls_back
-        return fit, Verdict(
-            outlook=Outlook.NEVER if never else Outlook.FULL,
+        return fit, Diagnosis(
+            retryability=Retryability.NEVER if never else Retryability.FULL,
             text=f"the account's quota is {vcpus.quota:g} {kind} vCPUs at once, of which {vcpus.used:g} are in "
             f"use, and a worker takes {each:g}. `starburst-executor quota` shows it and can ask for more.",
         )
 
     def _note_launch(
-        self, crew: Crew, count: int, started: int, verdict: Verdict | None
+        self,
+        session_tasks: SessionTasks,
+        count: int,
+        started: int,
+        diagnosis: Diagnosis | None,
     ) -> None:
         if started:
-            log.info("session %s: ECS starts %d workers", crew.session_id, started)
-        if verdict is None:
-            crew.pause = 0.0
+            log.info(
+                "session %s: ECS starts %d workers", session_tasks.session_id, started
+            )
+        if diagnosis is None:
+            session_tasks.pause = 0.0
             return
-        never = self._is_hopeless(crew, verdict, crew.launches)
-        if never and not crew.having(*THERE, Phase.STOPPING):
-            raise self._failure(crew, verdict.text)
+        never = self._is_hopeless(session_tasks, diagnosis, session_tasks.launches)
+        if never and not session_tasks.having(*THERE, Phase.STOPPING):
+            raise self._failure(session_tasks, diagnosis.text)
         log.warning(
             "session %s: ECS starts %d of %d workers that are wanted; the rest is tried again in %.0f s. %s",
-            crew.session_id, started, count, self._hold_off(crew), verdict.text,
+            session_tasks.session_id, started, count, self._hold_off(session_tasks), diagnosis.text,
         )  # fmt: skip
 
-    def _is_hopeless(self, crew: Crew, verdict: Verdict, launch: int) -> bool:
+    def _is_hopeless(
+        self, session_tasks: SessionTasks, diagnosis: Diagnosis, launch: int
+    ) -> bool:
         """Whether nothing will start unless something is mended; counts the doubtful launches."""
-        if verdict.outlook is Outlook.DOUBTFUL:
-            crew.doubts[launch] = verdict.text
-        return verdict.outlook is Outlook.NEVER or len(crew.doubts) >= _DOUBTS
+        if diagnosis.retryability is Retryability.DOUBTFUL:
+            session_tasks.doubts[launch] = diagnosis.text
+        return (
+            diagnosis.retryability is Retryability.NEVER
+            or len(session_tasks.doubts) >= _DOUBTS
+        )
 
-    def _hold_off(self, crew: Crew) -> float:
+    def _hold_off(self, session_tasks: SessionTasks) -> float:
         """Launch nothing for a while; returns the seconds."""
         first, last = _TRY_AGAIN
-        crew.pause = min(last, max(first, 2 * crew.pause))
-        crew.not_before = self._runtime.monotonic() + crew.pause
-        return crew.pause
+        session_tasks.pause = min(last, max(first, 2 * session_tasks.pause))
+        session_tasks.not_before = self._runtime.monotonic() + session_tasks.pause
+        return session_tasks.pause
 
-    def _failure(self, crew: Crew, text: str) -> LaunchFailed:
-        crew.hopeless = ""
-        crew.doubts.clear()
+    def _failure(self, session_tasks: SessionTasks, text: str) -> LaunchFailed:
+        session_tasks.hopeless = ""
+        session_tasks.doubts.clear()
         return LaunchFailed(
-            f"no worker of session {crew.session_id} can be started on ECS (cluster {self._deployment.cluster}, "
+            f"no worker of session {session_tasks.session_id} can be started on ECS (cluster {self._deployment.cluster}, "
             f"{self._deployment.region}): {text}"
         )
 
     # --- the market -------------------------------------------------------------------
 
-    def _takes_spot(self, crew: Crew) -> bool:
+    def _takes_spot(self, session_tasks: SessionTasks) -> bool:
         """Whether to start workers on Spot now."""
-        return self._spec.use_spot and self._runtime.monotonic() >= crew.on_demand_until
+        return (
+            self._spec.use_spot
+            and self._runtime.monotonic() >= session_tasks.on_demand_until
+        )
 
-    def _falls_back(self, crew: Crew, verdict: Verdict | None) -> bool:
+    def _falls_back(
+        self, session_tasks: SessionTasks, diagnosis: Diagnosis | None
+    ) -> bool:
         """Whether what Spot lacks is to be started on-demand, now and for a while; says so once."""
-        full = verdict is not None and verdict.outlook is Outlook.FULL
-        if verdict is None or not full or not self._spec.spot_fallback:
+        full = diagnosis is not None and diagnosis.retryability is Retryability.FULL
+        if diagnosis is None or not full or not self._spec.spot_fallback:
             return False
-        if self._takes_spot(crew):
+        if self._takes_spot(session_tasks):
             log.warning(
                 "session %s: Spot has no capacity, so that workers are started on-demand for the next %.0f minutes%s. %s",
-                crew.session_id, _SPOT_AGAIN / 60, self._dearer(), verdict.text,
+                session_tasks.session_id, _SPOT_AGAIN / 60, self._dearer(), diagnosis.text,
             )  # fmt: skip
-        crew.on_demand_until = self._runtime.monotonic() + _SPOT_AGAIN
+        session_tasks.on_demand_until = self._runtime.monotonic() + _SPOT_AGAIN
         return True
 
     def _dearer(self) -> str:
@@ -465,20 +508,22 @@ class EcsLauncher:
             return ""
         return f"; a worker costs ${full:.3g} an hour instead of ${spot:.3g}"
 
-    def _check_waiting(self, crew: Crew, waiting: list[Waiting]) -> None:
+    def _check_waiting(
+        self, session_tasks: SessionTasks, waiting: list[Waiting]
+    ) -> None:
         """Find out why no instances come for tasks that have waited for some time, and act on it."""
         now = self._runtime.monotonic()
-        if now < crew.ask_shortage_at:
+        if now < session_tasks.ask_shortage_at:
             return
         if waiting:
-            crew.ask_shortage_at = now + _ASK_AGAIN
+            session_tasks.ask_shortage_at = now + _ASK_AGAIN
         for use_spot in (True, False):
             some = [w for w in waiting if w.task.use_spot is use_spot]
             if some:
-                self._check_shortage(crew, some, use_spot=use_spot)
+                self._check_shortage(session_tasks, some, use_spot=use_spot)
 
     def _check_shortage(
-        self, crew: Crew, waiting: list[Waiting], *, use_spot: bool
+        self, session_tasks: SessionTasks, waiting: list[Waiting], *, use_spot: bool
     ) -> None:
         since = min(w.created for w in waiting)
         said = self._placement.shortage(since, use_spot=use_spot)
@@ -486,22 +531,22 @@ class EcsLauncher:
         if not said and longest < _SLOW_START:
             return
         said = said or f"no instance came within {_SLOW_START:.0f} s"
-        verdict = judge_shortage(said)
+        diagnosis = judge_shortage(said)
         tasks = [w.task for w in waiting]
-        if verdict.outlook is Outlook.NEVER:
-            crew.hopeless = verdict.text
-        elif not use_spot or not self._falls_back(crew, verdict):
-            if crew.shortage != said:
+        if diagnosis.retryability is Retryability.NEVER:
+            session_tasks.hopeless = diagnosis.text
+        elif not use_spot or not self._falls_back(session_tasks, diagnosis):
+            if session_tasks.shortage != said:
                 log.warning(
                     "session %s: %d workers wait for %s instances of %s and start when there are some. %s",
-                    crew.session_id, len(tasks), market(use_spot=use_spot), self._spec.instance_type, verdict.text,
+                    session_tasks.session_id, len(tasks), market(use_spot=use_spot), self._spec.instance_type, diagnosis.text,
                 )  # fmt: skip
-            crew.shortage = said
+            session_tasks.shortage = said
             return
         try:
-            self._stop_tasks(crew, tasks)
+            self._stop_tasks(session_tasks, tasks)
         except AccountError as error:
-            log.warning("session %s: %s", crew.session_id, error)
+            log.warning("session %s: %s", session_tasks.session_id, error)
 
     # --- the task definition ----------------------------------------------------------
 
@@ -515,8 +560,8 @@ class EcsLauncher:
         family = self._definition_request["family"]
         try:
             reply = self._call("describe_task_definition", taskDefinition=family)
-        except Refused as refused:
-            if "Unable to describe task definition" in refused.verdict.text:
+        except RequestRefused as refused:
+            if "Unable to describe task definition" in refused.diagnosis.text:
                 return None
             raise
         found = reply["taskDefinition"]
@@ -571,39 +616,44 @@ class EcsLauncher:
 
     # --- looking ----------------------------------------------------------------------
 
-    def _crew(self, session_url: str) -> Crew:
-        if session_url not in self._crews:
+    def _tasks_of(self, session_url: str) -> SessionTasks:
+        if session_url not in self._sessions:
             _, session_id = split_session_url(session_url)
-            self._crews[session_url] = Crew(url=session_url, session_id=session_id)
-        return self._crews[session_url]
+            self._sessions[session_url] = SessionTasks(
+                url=session_url, session_id=session_id
+            )
+        return self._sessions[session_url]
 
-    def _look_if_due(self, crew: Crew) -> None:
+    def _look_if_due(self, session_tasks: SessionTasks) -> None:
         now = self._runtime.monotonic()
-        pause = _LOOK_SECONDS if crew.known else _LOOK_AGAIN
-        if crew.looked_at is not None and now - crew.looked_at < pause:
+        pause = _LOOK_SECONDS if session_tasks.known else _LOOK_AGAIN
+        if (
+            session_tasks.looked_at is not None
+            and now - session_tasks.looked_at < pause
+        ):
             return
         try:
-            self._look(crew)
-        except Refused as refused:
-            if crew.known or crew.looked_at is None:
+            self._look(session_tasks)
+        except RequestRefused as refused:
+            if session_tasks.known or session_tasks.looked_at is None:
                 log.warning(
                     "session %s: ECS does not say which workers live. %s",
-                    crew.session_id, refused.verdict.text,
+                    session_tasks.session_id, refused.diagnosis.text,
                 )  # fmt: skip
-            crew.known = False
-        crew.looked_at = self._runtime.monotonic()
+            session_tasks.known = False
+        session_tasks.looked_at = self._runtime.monotonic()
 
-    def _look(self, crew: Crew) -> None:
-        """Bring the crew up to date, and say what has become of those that are gone."""
-        stopped = [] if crew.known else self._stopped(crew)
+    def _look(self, session_tasks: SessionTasks) -> None:
+        """Bring the tasks up to date, and say what has become of those that are gone."""
+        stopped = [] if session_tasks.known else self._stopped(session_tasks)
         now = self._runtime.monotonic()
-        arns = self._list(startedBy=crew.session_id)
+        arns = self._list(startedBy=session_tasks.session_id)
         listed = set(arns)
         for arn in arns:
-            crew.take(arn, now)
+            session_tasks.take(arn, now)
         unsure = [
             task
-            for task in crew.tasks.values()
+            for task in session_tasks.tasks.values()
             if task.phase not in OVER
             and (task.phase is Phase.STARTING or task.arn not in listed)
         ]
@@ -611,22 +661,26 @@ class EcsLauncher:
         over = [
             task
             for task in unsure
-            if self._update(crew, task, described.get(task.arn), now)
+            if self._update(session_tasks, task, described.get(task.arn), now)
         ]
-        self._check_waiting(crew, Waiting.among(unsure, described, now))
+        self._check_waiting(session_tasks, Waiting.among(unsure, described, now))
         for old in stopped:
-            self._update(crew, crew.take(old["taskArn"], now), old, now)
-        crew.known = True
-        self._tell(crew, over)
+            self._update(
+                session_tasks, session_tasks.take(old["taskArn"], now), old, now
+            )
+        session_tasks.known = True
+        self._tell(session_tasks, over)
 
-    def _stopped(self, crew: Crew) -> list[TaskTypeDef]:
+    def _stopped(self, session_tasks: SessionTasks) -> list[TaskTypeDef]:
         """Tasks of the session that ended before this launcher looked for the first time."""
         # ListTasks filters by startedBy or by status, not by both.
         given = (self._given_definition or "").partition(":")[0]
         family = given or self._definition_request["family"]
         arns = self._list(pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED")
         tasks = self._describe(arns)
-        return [task for task in tasks if task.get("startedBy") == crew.session_id]
+        return [
+            task for task in tasks if task.get("startedBy") == session_tasks.session_id
+        ]
 
     def _list(self, pages: int | None = None, **filters: str) -> list[str]:
         arns: list[str] = []
@@ -659,7 +713,11 @@ class EcsLauncher:
         return tasks
 
     def _update(
-        self, crew: Crew, task: Task, said: TaskTypeDef | None, now: float
+        self,
+        session_tasks: SessionTasks,
+        task: Task,
+        said: TaskTypeDef | None,
+        now: float,
     ) -> bool:
         """Take in what ECS says of a task; whether it was heard just now that it is over."""
         if said is None:
@@ -672,17 +730,17 @@ class EcsLauncher:
             spot = self._placement.provider(use_spot=True)
             task.use_spot = said["capacityProviderName"] == spot
         if task.phase is Phase.RUNNING:
-            crew.hopeless = crew.shortage = ""
-            crew.doubts.clear()
+            session_tasks.hopeless = session_tasks.shortage = ""
+            session_tasks.doubts.clear()
         if task.phase is Phase.STARTING and now - task.since > _SLOW_START:
-            self._tell_slow(crew, task, said)
+            self._tell_slow(session_tasks, task, said)
         if task.phase in OVER:
             task.stop = Stop.of(said)
         return task.phase in OVER
 
     # --- telling ----------------------------------------------------------------------
 
-    def _tell(self, crew: Crew, over: Iterable[Task]) -> None:
+    def _tell(self, session_tasks: SessionTasks, over: Iterable[Task]) -> None:
         """Say, once for all tasks with the same fate, what it was; and draw conclusions."""
         fates: defaultdict[str, list[Task]] = defaultdict(list)
         for task in over:
@@ -690,41 +748,48 @@ class EcsLauncher:
         for fate, tasks in fates.items():
             unborn = [t for t in tasks if t.phase is Phase.UNBORN and t.launch]
             if unborn:
-                self._tell_unborn(crew, unborn)
+                self._tell_unborn(session_tasks, unborn)
             elif tasks[0].stop is None or tasks[0].stop.expected:
-                log.info("session %s: %s: %s", crew.session_id, names_of(tasks), fate)
+                log.info(
+                    "session %s: %s: %s",
+                    session_tasks.session_id,
+                    names_of(tasks),
+                    fate,
+                )
             else:
                 printed = self._printed(tasks[0].id) if tasks[0].stop.exit_code else ""
                 log.warning(
                     "session %s: %s ended: %s%s",
-                    crew.session_id, names_of(tasks), fate, f"; it printed:\n{printed}" if printed else "",
+                    session_tasks.session_id, names_of(tasks), fate, f"; it printed:\n{printed}" if printed else "",
                 )  # fmt: skip
 
-    def _tell_unborn(self, crew: Crew, tasks: list[Task]) -> None:
+    def _tell_unborn(self, session_tasks: SessionTasks, tasks: list[Task]) -> None:
         stop = tasks[0].stop
         assert stop is not None
         if stop.code == "UserInitiated":
             return
-        verdict = judge_start(stop)
-        if crew.shortage and verdict.outlook is Outlook.DOUBTFUL:
+        diagnosis = judge_start(stop)
+        if session_tasks.shortage and diagnosis.retryability is Retryability.DOUBTFUL:
             # ECS gave up waiting for an instance, in words that are not known.
-            verdict = judge_shortage(f"{verdict.text} {crew.shortage}")
+            diagnosis = judge_shortage(f"{diagnosis.text} {session_tasks.shortage}")
         for launch in {task.launch for task in tasks}:
-            if self._is_hopeless(crew, verdict, launch):
-                crew.hopeless = verdict.text
-        if not (tasks[0].use_spot and self._falls_back(crew, verdict)):
-            self._hold_off(crew)
+            if self._is_hopeless(session_tasks, diagnosis, launch):
+                session_tasks.hopeless = diagnosis.text
+        if not (tasks[0].use_spot and self._falls_back(session_tasks, diagnosis)):
+            self._hold_off(session_tasks)
         log.warning(
             "session %s: %s could not be started. %s",
-            crew.session_id, names_of(tasks), verdict.text,
+            session_tasks.session_id, names_of(tasks), diagnosis.text,
         )  # fmt: skip
 
-    def _tell_slow(self, crew: Crew, task: Task, said: TaskTypeDef) -> None:
+    def _tell_slow(
+        self, session_tasks: SessionTasks, task: Task, said: TaskTypeDef
+    ) -> None:
         if not task.slow:
             task.slow = True
             log.warning(
                 "session %s: worker %s is still %s after %.0f s",
-                crew.session_id, task.worker, said.get("lastStatus", "starting"), _SLOW_START,
+                session_tasks.session_id, task.worker, said.get("lastStatus", "starting"), _SLOW_START,
             )  # fmt: skip
 
     def _printed(self, task_id: str) -> str:
@@ -745,30 +810,32 @@ class EcsLauncher:
 
     # --- stopping ---------------------------------------------------------------------
 
-    def _left(self, crew: Crew, worker_ids: Collection[str] | None) -> list[Task]:
+    def _left(
+        self, session_tasks: SessionTasks, worker_ids: Collection[str] | None
+    ) -> list[Task]:
         """The tasks, of those named or of all, that are not over."""
         try:
-            self._look(crew)
-        except Refused as refused:
+            self._look(session_tasks)
+        except RequestRefused as refused:
             raise AccountError(
-                f"workers of session {crew.session_id} cannot be stopped, for ECS does not say which live. "
-                f"{refused.verdict.text} Stop them with `aws ecs list-tasks --cluster {self._deployment.cluster} "
-                f"--started-by {crew.session_id}` and `aws ecs stop-task`."
+                f"workers of session {session_tasks.session_id} cannot be stopped, for ECS does not say which live. "
+                f"{refused.diagnosis.text} Stop them with `aws ecs list-tasks --cluster {self._deployment.cluster} "
+                f"--started-by {session_tasks.session_id}` and `aws ecs stop-task`."
             ) from refused
-        crew.looked_at = self._runtime.monotonic()
-        there = crew.having(*THERE, Phase.STOPPING)
+        session_tasks.looked_at = self._runtime.monotonic()
+        there = session_tasks.having(*THERE, Phase.STOPPING)
         return [t for t in there if worker_ids is None or t.worker in worker_ids]
 
-    def _stop_tasks(self, crew: Crew, tasks: Sequence[Task]) -> None:
+    def _stop_tasks(self, session_tasks: SessionTasks, tasks: Sequence[Task]) -> None:
         if not tasks:
             return
         with ThreadPoolExecutor(min(_STOP_WIDTH, len(tasks)), "starburst-stop") as pool:
-            for _ in pool.map(lambda task: self._stop_task(crew, task), tasks):
+            for _ in pool.map(lambda task: self._stop_task(session_tasks, task), tasks):
                 pass
 
-    def _stop_task(self, crew: Crew, task: Task) -> None:
-        self._stop_pace.take(1)
-        reason = f"starburst_executor: session {crew.session_id} stops it"
+    def _stop_task(self, session_tasks: SessionTasks, task: Task) -> None:
+        self._stop_bucket.take(1)
+        reason = f"starburst_executor: session {session_tasks.session_id} stops it"
         try:
             self._call(
                 "stop_task",
@@ -776,10 +843,10 @@ class EcsLauncher:
                 task=task.arn,
                 reason=reason,
             )
-        except Refused as refused:
-            if "not found" not in refused.verdict.text:
+        except RequestRefused as refused:
+            if "not found" not in refused.diagnosis.text:
                 raise AccountError(
-                    f"worker {task.worker} cannot be stopped. {refused.verdict.text}"
+                    f"worker {task.worker} cannot be stopped. {refused.diagnosis.text}"
                 ) from refused
 
     # --- calls ------------------------------------------------------------------------
@@ -816,13 +883,13 @@ def _check(spec: WorkerSpec, deployment: Deployment) -> None:
         )
 
 
-def _overrides(crew: Crew, *, use_spot: bool) -> dict[str, Any]:
+def _overrides(session_tasks: SessionTasks, *, use_spot: bool) -> dict[str, Any]:
     environment = [{"name": MARKET_VARIABLE, "value": market(use_spot=use_spot)}]
     return {
         "containerOverrides": [
             {
                 "name": CONTAINER,
-                "command": [crew.url, "--id", ECS_TASK],
+                "command": [session_tasks.url, "--id", ECS_TASK],
                 "environment": environment,
             }
         ]
@@ -842,11 +909,11 @@ def _hourly(
         return None
 
 
-def _tags(crew: Crew) -> list[dict[str, str]]:
+def _tags(session_tasks: SessionTasks) -> list[dict[str, str]]:
     values = {
-        "Name": f"starburst {crew.session_id}",
-        "starburst-executor:session": crew.session_id,
-        "starburst-executor:store": crew.url.partition("/sessions/")[0],
+        "Name": f"starburst {session_tasks.session_id}",
+        "starburst-executor:session": session_tasks.session_id,
+        "starburst-executor:store": session_tasks.url.partition("/sessions/")[0],
     }
     return [
         {"key": key, "value": _TAG_FORBIDDEN.sub("_", value)[:256]}
@@ -854,8 +921,8 @@ def _tags(crew: Crew) -> list[dict[str, str]]:
     ]
 
 
-def _immortal(crew: Crew, tasks: Sequence[Task]) -> str:
+def _immortal(session_tasks: SessionTasks, tasks: Sequence[Task]) -> str:
     return (
-        f"{len(tasks)} ECS tasks of session {crew.session_id} are still there {_STOP_TIMEOUT + _STOP_SECONDS:.0f} s "
+        f"{len(tasks)} ECS tasks of session {session_tasks.session_id} are still there {_STOP_TIMEOUT + _STOP_SECONDS:.0f} s "
         f"after they were told to stop: {', '.join(task.arn for task in tasks[:5])}. Look at them in the ECS console."
     )

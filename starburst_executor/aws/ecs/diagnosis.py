@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from mypy_boto3_ecs.type_defs import TaskTypeDef
 
 __all__ = [
+    "Diagnosis",
     "NotYet",
-    "Outlook",
+    "Retryability",
     "Stop",
-    "Verdict",
     "is_passing",
     "judge_error",
     "judge_failure",
@@ -39,7 +39,7 @@ class NotYet(Exception):
     """What was asked for is under way, and takes AWS some more seconds."""
 
 
-class Outlook(Enum):
+class Retryability(Enum):
     """Whether the same request will ever do."""
 
     NEVER = "not before something is mended"
@@ -49,15 +49,15 @@ class Outlook(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Diagnosis:
     """Why no task was started.
 
     Attributes:
-        outlook: Whether to try again.
+        retryability: Whether to try again.
         text: What ECS said, and what to do about it.
     """
 
-    outlook: Outlook
+    retryability: Retryability
     text: str
 
 
@@ -158,60 +158,60 @@ _SUBNET_ADVICE = (
     "Check the subnets and security groups: they must exist in this region, in one VPC."
 )
 
-_TEXTS: tuple[tuple[re.Pattern[str], Outlook, str], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), outlook, advice)
-    for pattern, outlook, advice in (
-        (r"limit on the number of vcpus", Outlook.FULL, _QUOTA_ADVICE),
+_TEXTS: tuple[tuple[re.Pattern[str], Retryability, str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), retryability, advice)
+    for pattern, retryability, advice in (
+        (r"limit on the number of vcpus", Retryability.FULL, _QUOTA_ADVICE),
         (
             r"VcpuLimitExceeded|current vCPU limit|MaxSpotInstanceCountExceeded",
-            Outlook.FULL,
+            Retryability.FULL,
             "It is the account's quota of EC2 vCPUs of that family and market: Service Quotas shows it, under EC2.",
         ),
         (
             r"invalid iam ?instance ?profile",
-            Outlook.NEVER,
+            Retryability.NEVER,
             "Instances have no role: `starburst-executor setup` makes it.",
         ),
         (
             r"capacity is unavailable|RESOURCE:|insufficient ?(instance ?)?capacity|no spot capacity|UnfulfillableCapacity",
-            Outlook.FULL,
+            Retryability.FULL,
             "Other subnets (availability zones), another size, or use_spot=False may be had at once.",
         ),
-        (r"too many .*PROVISIONING", Outlook.FULL, ""),
-        (r"rate exceeded|throttl", Outlook.LATER, ""),
-        (r"toomanyrequests|pull rate limit", Outlook.DOUBTFUL, _REGISTRY_ADVICE),
+        (r"too many .*PROVISIONING", Retryability.FULL, ""),
+        (r"rate exceeded|throttl", Retryability.LATER, ""),
+        (r"toomanyrequests|pull rate limit", Retryability.DOUBTFUL, _REGISTRY_ADVICE),
         (
             r"log ?(group|stream).*(not exist|not found)|ResourceNotFoundException.*log",
-            Outlook.NEVER,
+            Retryability.NEVER,
             "The log group is missing: `starburst-executor setup` makes it.",
         ),
-        (r"assume.* role|role .*(invalid|not valid|not exist|not found)", Outlook.NEVER, _ROLE_ADVICE),
+        (r"assume.* role|role .*(invalid|not valid|not exist|not found)", Retryability.NEVER, _ROLE_ADVICE),
         (
             r"(subnet|security ?group).*(not exist|not found|invalid|empty)|Invalid(Subnet|Group|SecurityGroup)",
-            Outlook.NEVER,
+            Retryability.NEVER,
             _SUBNET_ADVICE,
         ),
         (
             r"capacity provider",
-            Outlook.NEVER,
+            Retryability.NEVER,
             "The cluster must have the providers FARGATE and FARGATE_SPOT; `starburst-executor setup` adds them.",
         ),
         (
             r"CannotPull.*(access denied|no basic auth|unauthorized|forbidden|\b40[13]\b)",
-            Outlook.NEVER,
+            Retryability.NEVER,
             _IMAGE_ADVICE + " " + _REGISTRY_ADVICE,
         ),
         (
             r"CannotPull.*(not found|manifest unknown|not exist|invalid reference|no match|platform)",
-            Outlook.NEVER,
+            Retryability.NEVER,
             _IMAGE_ADVICE,
         ),
         (
             r"executable file not found|no such file or directory|exec format error",
-            Outlook.NEVER,
+            Retryability.NEVER,
             "The image lacks Python, or is built for another architecture: check `image`.",
         ),
-        (r"ResourceInitializationError|CannotPull", Outlook.DOUBTFUL, _NETWORK_ADVICE),
+        (r"ResourceInitializationError|CannotPull", Retryability.DOUBTFUL, _NETWORK_ADVICE),
     )
 )  # fmt: skip
 
@@ -236,56 +236,58 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | HTTPClientError | NotYet)
 
 
-def judge_error(error: ClientError | BotoCoreError | NotYet) -> Verdict:
+def judge_error(error: ClientError | BotoCoreError | NotYet) -> Diagnosis:
     """What an error means for those that wait for workers."""
     if not isinstance(error, ClientError):
-        outlook = Outlook.LATER if is_passing(error) else Outlook.NEVER
-        return Verdict(outlook=outlook, text=str(error))
+        retryability = Retryability.LATER if is_passing(error) else Retryability.NEVER
+        return Diagnosis(retryability=retryability, text=str(error))
     code = error.response["Error"].get("Code", "")
     said = error.response["Error"].get("Message", "") or code
     text = f"{error.operation_name}: {code}: {said}"
     if _CREDENTIALS.search(code):
-        return _verdict(Outlook.NEVER, text, "Renew the AWS credentials.")
+        return _diagnosis(Retryability.NEVER, text, "Renew the AWS credentials.")
     if _DENIED.search(f"{code} {said}"):
         advice = "The AWS credentials lack a permission; `starburst-executor setup --print-policy` lists all."
-        return _verdict(Outlook.NEVER, text, advice)
+        return _diagnosis(Retryability.NEVER, text, advice)
     if code in _NEVER_CODES:
-        return _verdict(Outlook.NEVER, text, _NEVER_CODES[code])
+        return _diagnosis(Retryability.NEVER, text, _NEVER_CODES[code])
     if (
         code in _PASSING_CODES
         or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
     ):
-        return _verdict(Outlook.LATER, text, "")
-    return _by_text(text, Outlook.NEVER)  # the request itself was refused
+        return _diagnosis(Retryability.LATER, text, "")
+    return _by_text(text, Retryability.NEVER)  # the request itself was refused
 
 
-def judge_failure(reason: str, detail: str) -> Verdict:
+def judge_failure(reason: str, detail: str) -> Diagnosis:
     """What a failure in an answer of RunTask means; such answers are HTTP 200."""
     text = f"RunTask: {reason}" + (f" ({detail})" if detail else "")
-    return _by_text(text, Outlook.DOUBTFUL)
+    return _by_text(text, Retryability.DOUBTFUL)
 
 
-def judge_start(stop: Stop) -> Verdict:
+def judge_start(stop: Stop) -> Diagnosis:
     """What it means that a task stopped before its process was started."""
     if stop.code in ("SpotInterruption", "TerminationNotice"):
-        return _verdict(Outlook.FULL, str(stop), "")
-    return _by_text(str(stop), Outlook.DOUBTFUL)
+        return _diagnosis(Retryability.FULL, str(stop), "")
+    return _by_text(str(stop), Retryability.DOUBTFUL)
 
 
-def judge_shortage(text: str) -> Verdict:
+def judge_shortage(text: str) -> Diagnosis:
     """What it means that a group of instances cannot grow."""
-    return _by_text(text, Outlook.FULL)
+    return _by_text(text, Retryability.FULL)
 
 
-def _by_text(text: str, otherwise: Outlook) -> Verdict:
-    for pattern, outlook, advice in _TEXTS:
+def _by_text(text: str, otherwise: Retryability) -> Diagnosis:
+    for pattern, retryability, advice in _TEXTS:
         if pattern.search(text):
-            return _verdict(outlook, text, advice)
-    return _verdict(otherwise, text, "")
+            return _diagnosis(retryability, text, advice)
+    return _diagnosis(otherwise, text, "")
 
 
-def _verdict(outlook: Outlook, text: str, advice: str) -> Verdict:
-    return Verdict(outlook=outlook, text=f"{text.rstrip('. ')}. {advice}".rstrip())
+def _diagnosis(retryability: Retryability, text: str, advice: str) -> Diagnosis:
+    return Diagnosis(
+        retryability=retryability, text=f"{text.rstrip('. ')}. {advice}".rstrip()
+    )
 
 
 def _is_new(error: ClientError) -> bool:

@@ -9,10 +9,15 @@ from typing import Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from starburst_executor.aws.verdict import NotYet, Verdict, is_passing, judge_error
+from starburst_executor.aws.ecs.diagnosis import (
+    Diagnosis,
+    NotYet,
+    is_passing,
+    judge_error,
+)
 from starburst_executor.runtime import Runtime
 
-__all__ = ["Calls", "Pace", "Refused"]
+__all__ = ["PacedRequests", "RequestRefused", "TokenBucket"]
 
 T = TypeVar("T")
 
@@ -24,15 +29,15 @@ _TRIES = 6
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A call that AWS refused for good, or until the budget of retries was spent."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.text)
-        self.verdict = verdict
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        super().__init__(diagnosis.text)
+        self.diagnosis = diagnosis
 
 
-class Calls:
+class PacedRequests:
     """Makes calls by the one retry policy.
 
     Args:
@@ -58,7 +63,7 @@ class Calls:
         try:
             return self._policy(call, **request)
         except (ClientError, BotoCoreError, NotYet) as error:
-            raise Refused(judge_error(error)) from error
+            raise RequestRefused(judge_error(error)) from error
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -69,7 +74,7 @@ class Calls:
         return longest * self._runtime.random.uniform(0.5, 1.0)
 
 
-class Pace:
+class TokenBucket:
     """A bucket of tokens: `burst` at once, then `rate` a second; taking waits for what lacks."""
 
     def __init__(self, runtime: Runtime, burst: int, rate: float) -> None:

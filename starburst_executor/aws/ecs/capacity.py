@@ -23,9 +23,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from starburst_executor.aws.account import Clients
-from starburst_executor.aws.calls import Calls, Refused
-from starburst_executor.aws.instances import InstanceType
-from starburst_executor.aws.verdict import NotYet, Outlook, Verdict
+from starburst_executor.aws.ecs.diagnosis import Diagnosis, NotYet, Retryability
+from starburst_executor.aws.ecs.instances import InstanceType
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.config import Deployment
 
 __all__ = ["CLUSTER_TAG", "PROFILE_TAG", "Capacity", "cluster_name", "market"]
@@ -64,7 +64,7 @@ class Capacity:
         *,
         use_spot: bool,
         clients: Clients,
-        calls: Calls,
+        calls: PacedRequests,
     ) -> None:
         self._deployment = deployment
         self._instance = instance
@@ -150,9 +150,9 @@ class Capacity:
         ecs, cluster = self._clients.get("ecs"), self._deployment.cluster
         found = ecs.describe_clusters(clusters=[cluster], include=["ATTACHMENTS"])
         if not found["clusters"]:
-            raise Refused(
-                Verdict(
-                    outlook=Outlook.NEVER,
+            raise RequestRefused(
+                Diagnosis(
+                    retryability=Retryability.NEVER,
                     text=f"there is no cluster {cluster}. `starburst-executor setup` makes one.",
                 )
             )

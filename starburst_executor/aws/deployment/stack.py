@@ -53,7 +53,7 @@ class Stack:
 
 def template() -> str:
     """The CloudFormation template, in YAML."""
-    return (files("starburst_executor.aws") / "template.yaml").read_text("utf-8")
+    return (files(__package__) / "template.yaml").read_text("utf-8")
 
 
 def find_stack(clients: Clients, name: str) -> Stack | None:

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from starburst_executor import catalog
 from starburst_executor.aws.account import Clients, account_id, asking
-from starburst_executor.aws.removal import Owner, remove_capacity
-from starburst_executor.aws.setup import bucket_name
-from starburst_executor.aws.stack import Say, Stack, delete_stack
+from starburst_executor.aws.deployment.removal import Owner, remove_capacity
+from starburst_executor.aws.deployment.setup import bucket_name
+from starburst_executor.aws.deployment.stack import Say, Stack, delete_stack
 from starburst_executor.errors import AccountError, SessionNotFound
 from starburst_executor.records import SessionState
 from starburst_executor.runtime import Runtime

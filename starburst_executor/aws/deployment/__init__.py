@@ -1,0 +1,1 @@
+"""What an account needs before workers can run there: deployed and removed as one stack."""
