@@ -462,13 +462,18 @@ SERVICES = (
 )
 MODULES = {
     "s3": ("s3",),
-    "placement": ("placement", "instances"),
-    "capacity": ("capacity",),
-    "removal": ("removal",),
-    "ecs": ("ecs", "logs"),
+    "placement": ("ecs/placement", "ecs/instances"),
+    "capacity": ("ecs/capacity",),
+    "removal": ("deployment/removal",),
+    "ecs": ("ecs/api", "ecs/logs"),
     "account": ("account",),
     "prices": ("prices",),
-    "setup": ("setup", "stack", "network", "teardown"),
+    "setup": (
+        "deployment/setup",
+        "deployment/stack",
+        "deployment/network",
+        "deployment/teardown",
+    ),
 }
 
 
@@ -527,11 +532,12 @@ def test_every_operation_stated_exists() -> None:
 def test_every_module_that_makes_calls_is_in_a_group() -> None:
     grouped = {module for modules in MODULES.values() for module in modules}
     known = operations().keys()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         called = {
             node.func.attr
             for node in ast.walk(tree)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         }
-        assert not called & known or path.stem in grouped, path.stem
+        module = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        assert not called & known or module in grouped, module

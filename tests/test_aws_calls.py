@@ -29,7 +29,7 @@ SETUP = {
     for name in ("setup", "stack", "network", "teardown", "removal")
 }
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.
-SHARED = {"aws/ecs/launcher", "aws/ecs/instances", "aws/ecs/placement", "aws/s3"}
+SHARED = {"aws/ecs/api", "aws/ecs/instances", "aws/ecs/placement", "aws/s3"}
 
 # Operation -> its actions in IAM, where that is not the operation's own name. From the service authorization
 # reference: docs.aws.amazon.com/service-authorization/latest/reference/
@@ -208,7 +208,7 @@ def test_parameters_are_checked_against_botocores_models() -> None:
 def run_task(role: str, operation: str = "RunTask") -> Call:
     return Call(
         role=role,
-        module="aws/ecs/launcher",
+        module="aws/ecs/api",
         service="ecs",
         operation=operation,
         parameters=("tags", "taskDefinition"),

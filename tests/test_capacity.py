@@ -472,7 +472,7 @@ class Ec2Script(Script):
     aws: Scripted
 
     def provider(self, *, use_spot: bool) -> str:
-        return self.launcher._placement.provider(use_spot=use_spot)
+        return self.launcher._starter._placement.provider(use_spot=use_spot)
 
     def run_on(self, count: int, *numbers: int, use_spot: bool, **more: Any) -> None:
         """A RunTask on that market, without a network of its own."""
@@ -533,7 +533,7 @@ def ec2(aws: Scripted, request: pytest.FixtureRequest) -> Iterator[Ec2Script]:
     launcher = EcsLauncher(
         spec, HERE, VirtualRuntime(), hourly=prices.get, clients=aws.clients()
     )
-    ecs, logs = Stubber(launcher._ecs), Stubber(launcher._logs)
+    ecs, logs = Stubber(launcher._api.ecs), Stubber(launcher._api.logs)
     with ecs, logs:
         script = Ec2Script(launcher, ecs, logs)
         script.aws = aws
@@ -557,7 +557,7 @@ def test_a_definition_for_instances_is_on_the_bridge_with_the_types_architecture
     aws.answer("ec2", "describe_instance_types", described(architecture="arm64"))
     spec = WorkerSpec(launcher="ecs", launch_type="EC2", instance_type="c8g.large")
     launcher = EcsLauncher(spec, HERE, VirtualRuntime(), clients=aws.clients())
-    request: Any = launcher._definition_request
+    request: Any = launcher._definition.request
     assert request["requiresCompatibilities"] == ["EC2"]
     assert request["networkMode"] == "bridge"
     assert request["runtimePlatform"]["cpuArchitecture"] == "ARM64"

@@ -184,7 +184,7 @@ def made(capacity: Capacity) -> bool:
     try:
         capacity.make()
     except RequestRefused as refused:
-        if refused.verdict.outlook is not Retryability.LATER:
+        if refused.diagnosis.retryability is not Retryability.LATER:
             raise
         return False
     return True

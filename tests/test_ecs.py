@@ -150,7 +150,7 @@ class Script:
             {
                 "cluster": CLUSTER,
                 "maxResults": 100,
-                "family": self.launcher._definition_request["family"],
+                "family": self.launcher._definition.request["family"],
                 "desiredStatus": "STOPPED",
             },
         )
@@ -177,7 +177,7 @@ class Script:
         self.ecs.add_response(
             "describe_task_definition",
             {"taskDefinition": {"taskDefinitionArn": DEFINITION, "status": "ACTIVE"}},
-            {"taskDefinition": self.launcher._definition_request["family"]},
+            {"taskDefinition": self.launcher._definition.request["family"]},
         )
 
     def run(
@@ -265,7 +265,7 @@ def scripted(
     """A launcher with real clients, whose expected requests and replies are scripted."""
     wanted = WorkerSpec(launcher="ecs", **spec)
     launcher = EcsLauncher(wanted, DEPLOYMENT, VirtualRuntime(), vcpus)
-    ecs, logs = Stubber(launcher._ecs), Stubber(launcher._logs)
+    ecs, logs = Stubber(launcher._api.ecs), Stubber(launcher._api.logs)
     with ecs, logs:
         script = Script(launcher, ecs, logs)
         yield launcher, script
@@ -353,7 +353,7 @@ def test_spot_is_another_capacity_provider() -> None:
 
 def test_a_task_definition_is_registered_when_there_is_none_of_its_content() -> None:
     with scripted(cpu=2, memory="8GB") as (launcher, script):
-        family = launcher._definition_request["family"]
+        family = launcher._definition.request["family"]
         script.first_look()
         script.refuse(
             "describe_task_definition",
@@ -406,7 +406,7 @@ def test_a_task_definition_is_registered_when_there_is_none_of_its_content() -> 
 def test_equal_definitions_share_a_family_and_others_do_not() -> None:
     def family(deployment: Deployment = DEPLOYMENT, **spec: Any) -> str:
         launcher = EcsLauncher(WorkerSpec(launcher="ecs", **spec), deployment)
-        return launcher._definition_request["family"]
+        return launcher._definition.request["family"]
 
     import msgspec
 
@@ -998,13 +998,13 @@ def test_a_launch_that_is_halted_ends_with_the_group_it_is_at() -> None:
         script.first_look()
         script.definition()
         script.run(10, *range(10))
-        take = launcher._launch_bucket.take
+        take = launcher._starter._bucket.take
 
         def halting(count: int) -> None:
             take(count)
             launcher.halt()
 
-        launcher._launch_bucket.take = halting  # type: ignore[method-assign]
+        launcher._starter._bucket.take = halting  # type: ignore[method-assign]
         assert len(launcher.launch(URL, 500)) == 10
         assert launcher.launch(URL, 500) == []
 
@@ -1012,7 +1012,7 @@ def test_a_launch_that_is_halted_ends_with_the_group_it_is_at() -> None:
 def test_a_worker_starts_others_of_its_own_definition_and_registers_none() -> None:
     spec = WorkerSpec(launcher="ecs")
     launcher = EcsLauncher(spec, DEPLOYMENT, VirtualRuntime(), definition="mine:7")
-    with Stubber(launcher._ecs) as ecs:
+    with Stubber(launcher._api.ecs) as ecs:
         family = {"family": "mine", "desiredStatus": "STOPPED"}
         where: dict[str, Any] = {"cluster": CLUSTER, "maxResults": 100}
         ecs.add_response("list_tasks", {"taskArns": []}, {**where, **family})

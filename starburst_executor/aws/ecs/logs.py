@@ -16,7 +16,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from starburst_executor.aws.account import Clients, asking
-from starburst_executor.aws.ecs.launcher import CONTAINER, STREAM_PREFIX
+from starburst_executor.aws.ecs.api import CONTAINER, STREAM_PREFIX
 from starburst_executor.errors import AccountError
 
 __all__ = ["WorkerLogs", "stream_of"]

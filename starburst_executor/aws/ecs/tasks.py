@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from starburst_executor.aws.ecs.diagnosis import Stop
+from starburst_executor.aws.ecs.diagnosis import Diagnosis, Retryability, Stop
 
 if TYPE_CHECKING:
     from mypy_boto3_ecs.type_defs import TaskTypeDef
 
 __all__ = [
     "OVER",
+    "SLOW_START",
     "THERE",
     "Phase",
     "SessionTasks",
@@ -39,6 +40,9 @@ class Phase(Enum):
 THERE = (Phase.STARTING, Phase.RUNNING)
 OVER = (Phase.ENDED, Phase.UNBORN)
 
+SLOW_START = 300.0  # seconds: Fargate takes 20 to 60, an instance one to three minutes
+_TRY_AGAIN = (5.0, 60.0)  # first and last pause after a launch that fell short
+_DOUBTS = 3  # launches in a row of which nothing began, each perhaps by accident
 _ASK_SHORTAGE = 60.0  # seconds without an instance after which its group is asked why
 
 
@@ -114,6 +118,38 @@ class SessionTasks:
     def take(self, arn: str, now: float, launch: int = 0) -> Task:
         """The task of that ARN, which may be new."""
         return self.tasks.setdefault(arn, Task(arn=arn, since=now, launch=launch))
+
+    def unsure(self, listed: Collection[str]) -> list[Task]:
+        """The tasks that only DescribeTasks can tell about: those starting, and those no longer listed."""
+        return [
+            task
+            for task in self.tasks.values()
+            if task.phase not in OVER
+            and (task.phase is Phase.STARTING or task.arn not in listed)
+        ]
+
+    def note(self, diagnosis: Diagnosis, launch: int) -> None:
+        """Count a launch of which nothing began, where that may have been an accident."""
+        if diagnosis.retryability is Retryability.DOUBTFUL:
+            self.doubts[launch] = diagnosis.text
+
+    def is_hopeless(self, diagnosis: Diagnosis) -> bool:
+        """Whether nothing will start unless something is mended."""
+        return (
+            diagnosis.retryability is Retryability.NEVER or len(self.doubts) >= _DOUBTS
+        )
+
+    def hold_off(self, now: float) -> float:
+        """Launch nothing for a while; returns the seconds."""
+        first, last = _TRY_AGAIN
+        self.pause = min(last, max(first, 2 * self.pause))
+        self.not_before = now + self.pause
+        return self.pause
+
+    def forget_troubles(self) -> None:
+        """A task runs: what kept others from starting is over."""
+        self.hopeless = self.shortage = ""
+        self.doubts.clear()
 
 
 def phase_of(task: TaskTypeDef) -> Phase:
