@@ -461,7 +461,7 @@ SERVICES = (
     "pricing",
 )
 MODULES = {
-    "s3": ("s3",),
+    "s3": ("s3", "s3_transfer"),
     "placement": ("ecs/placement", "ecs/instances"),
     "capacity": ("ecs/capacity",),
     "removal": ("deployment/removal",),

@@ -29,7 +29,13 @@ SETUP = {
     for name in ("setup", "stack", "network", "teardown", "removal")
 }
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.
-SHARED = {"aws/ecs/api", "aws/ecs/instances", "aws/ecs/placement", "aws/s3"}
+SHARED = {
+    "aws/ecs/api",
+    "aws/ecs/instances",
+    "aws/ecs/placement",
+    "aws/s3",
+    "aws/s3_transfer",
+}
 
 # Operation -> its actions in IAM, where that is not the operation's own name. From the service authorization
 # reference: docs.aws.amazon.com/service-authorization/latest/reference/

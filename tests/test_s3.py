@@ -181,9 +181,9 @@ def test_each_write_asks_for_the_encryption(
 @pytest.fixture
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transfers in parts of 8 bytes, one after the other."""
-    monkeypatch.setattr("starburst_executor.aws.s3._PART", 8)
+    monkeypatch.setattr("starburst_executor.aws.s3_transfer.PART", 8)
     monkeypatch.setattr("starburst_executor.aws.s3._SMALL", 4)
-    monkeypatch.setattr("starburst_executor.aws.s3._WIDTH", 1)
+    monkeypatch.setattr("starburst_executor.aws.s3_transfer._WIDTH", 1)
 
 
 def begin_upload(stub: Stubber, **encryption: str) -> None:
@@ -277,7 +277,7 @@ def test_a_failed_upload_leaves_no_parts_on_the_server(
         return status
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("starburst_executor.aws.s3.os.fstat", shrinking)
+        patch.setattr("starburst_executor.aws.s3_transfer.os.fstat", shrinking)
         with pytest.raises(StoreError, match="shorter"):
             store.upload("blob", source)
     client = server.client()

@@ -449,7 +449,9 @@ def test_a_failed_download_leaves_nothing(store: Store, tmp_path: Path) -> None:
 def test_a_large_object_passes_through_little_memory(
     store_url: str, from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("starburst_executor.aws.s3._PART", 5 * MIB)  # S3's least
+    monkeypatch.setattr(
+        "starburst_executor.aws.s3_transfer.PART", 5 * MIB
+    )  # S3's least
     size = 48 * MIB + 12_345
     content = os.urandom(MIB) * 49
     content = content[:size]

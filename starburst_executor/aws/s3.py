@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -21,33 +19,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 from urllib.parse import parse_qsl, urlencode
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    LoginError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
-)
+from botocore.exceptions import ClientError
 from botocore.handlers import add_expect_header
-from botocore.parsers import ResponseParserError
 
-from starburst_executor.aws import make_client
+from starburst_executor.aws import make_client, s3_transfer
+from starburst_executor.aws.s3_errors import NO_ANSWER, S3Errors, http_status
+from starburst_executor.aws.s3_transfer import (
+    MultipartUpload,
+    reading,
+    transfer_threads,
+    write_at,
+)
 from starburst_executor.errors import (
     Conflict,
     ObjectNotFound,
-    StoreDenied,
     StoreError,
-    StoreMissing,
     StoreNotConditional,
-    StoreUnavailable,
 )
 from starburst_executor.store import (
     Bytes,
@@ -58,13 +45,11 @@ from starburst_executor.store import (
     appearing,
     check_key,
     check_listing,
-    read_range,
 )
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
-        CompletedPartTypeDef,
         ErrorTypeDef,
         GetObjectOutputTypeDef,
         GetObjectRequestTypeDef,
@@ -76,51 +61,14 @@ __all__ = ["S3Store"]
 
 _log = logging.getLogger(__name__)
 
-_PART = 16 << 20  # bytes; memory for a transfer is _WIDTH parts
-_WIDTH = 4  # parts at once: one connection to S3 carries some 80 MB/s
-_MOST_PARTS = 10_000  # S3's limit for one object
 _SMALL = 1 << 20  # bytes: sending so much in vain costs no more than asking first
 _READ_TRIES = 3
 _DELETE_AT_ONCE = 1000  # S3's limit
 _LAST = "\U0010ffff"  # sorts after every other character
 
-_NO_CREDENTIALS = (
-    NoCredentialsError,
-    PartialCredentialsError,
-    CredentialRetrievalError,
-    TokenRetrievalError,
-    NoAuthTokenError,
-    SSOError,
-    LoginError,
-    ProfileNotFound,
-)
-_NO_ANSWER = (
-    ConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseParserError,
-)
-_BAD_CREDENTIALS = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestExpired",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}
-_PASSING = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"}
 # How S3 prices its operations: these are free, these are reads, all others are writes.
 _FREE = {"DeleteObjects", "AbortMultipartUpload"}
 _READS = {"GetObject", "HeadObject"}
-_PERMISSIONS = {
-    "GetObject": "s3:GetObject",
-    "HeadObject": "s3:GetObject",
-    "ListObjectsV2": "s3:ListBucket",
-    "DeleteObjects": "s3:DeleteObject",
-    "AbortMultipartUpload": "s3:AbortMultipartUpload",
-}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _SETTINGS = ("region", "sse", "kms_key_id")
 
@@ -164,6 +112,8 @@ class S3Store:
             self._encryption["SSEKMSKeyId"] = kms_key_id
         self.url = _canonical_url(bucket, prefix, (region, sse, kms_key_id))
         self.tally = Tally()
+        uses_kms = sse == "aws:kms"
+        self._errors = S3Errors(bucket, self._prefix, self._endpoint, uses_kms=uses_kms)
         self._lock = threading.Lock()
         self._client: S3Client | None = None
 
@@ -209,21 +159,21 @@ class S3Store:
         request = self._get_request(key, start, stop)
         if unless is not None:
             request["IfNoneMatch"] = unless
-        with self._translating("GetObject", key):
+        with self._errors.translating("GetObject", key):
             try:
                 if stop is not None and stop <= start:
                     return self._nothing_of(key, unless)
                 return self._get(request, start, stop)
             except ClientError as error:
-                if _status(error) == 304:
+                if http_status(error) == 304:
                     return None
-                if _status(error) == 416:  # the object ends before `start`
+                if http_status(error) == 416:  # the object ends before `start`
                     return self._nothing_of(key, unless)
                 raise
 
     def put(self, key: str, data: Bytes) -> None:
         """Write an object whatever was there."""
-        with self._translating("PutObject", key):
+        with self._errors.translating("PutObject", key):
             self._s3().put_object(
                 Bucket=self._bucket,
                 Key=self._key(key),
@@ -233,7 +183,7 @@ class S3Store:
 
     def create(self, key: str, data: Bytes) -> str:
         """Write an object that must not exist yet; returns its version."""
-        with self._translating("PutObject", key, condition="If-None-Match"):
+        with self._errors.translating("PutObject", key, condition="If-None-Match"):
             reply = self._s3().put_object(
                 Bucket=self._bucket,
                 Key=self._key(key),
@@ -245,7 +195,7 @@ class S3Store:
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
         """Write an object that must still have `version`; returns the new version."""
-        with self._translating("PutObject", key, condition="If-Match"):
+        with self._errors.translating("PutObject", key, condition="If-Match"):
             reply = self._s3().put_object(
                 Bucket=self._bucket,
                 Key=self._key(key),
@@ -270,7 +220,7 @@ class S3Store:
             after = _past_fold(prefix, after, delimiter)
         if after:
             request["StartAfter"] = self._prefix + after
-        with self._translating("ListObjectsV2", prefix):
+        with self._errors.translating("ListObjectsV2", prefix):
             reply = self._s3().list_objects_v2(**request)
         skip = len(self._prefix)
         return Page(
@@ -293,7 +243,7 @@ class S3Store:
         rest = iter(keys)
         failures: list[ErrorTypeDef] = []
         while chunk := tuple(islice(rest, _DELETE_AT_ONCE)):
-            with self._translating("DeleteObjects", chunk[0]):
+            with self._errors.translating("DeleteObjects", chunk[0]):
                 reply = self._s3().delete_objects(
                     Bucket=self._bucket,
                     Delete={
@@ -304,11 +254,11 @@ class S3Store:
             failures += reply.get("Errors", ())
         failures = [e for e in failures if e.get("Code") != "NoSuchKey"]
         if failures:
-            raise self._not_deleted(failures)
+            raise self._errors.not_deleted(failures)
 
     def upload(self, key: str, source: Path | Bytes) -> None:
         """Write an object named after its content, in parallel parts if large, unless it is there."""
-        with _reader(source) as (size, read):
+        with reading(source) as (size, read):
             if size <= _SMALL:
                 with contextlib.suppress(Conflict):
                     self.create(key, read(0, size))
@@ -316,21 +266,21 @@ class S3Store:
             # A conflict may also mean that the object was deleted while it was written.
             if self._exists(key):
                 return
-            if size <= _PART:
+            if size <= s3_transfer.PART:
                 self.put(key, read(0, size))
             else:
-                self._upload_parts(key, size, read)
+                self._parts_of(key).send(size, read)
 
     def download(self, key: str, target: Path) -> None:
         """Write an object into a file, in parallel parts if large; the file appears whole or not at all."""
-        first = self.get(key, stop=_PART)
+        first = self.get(key, stop=s3_transfer.PART)
         assert first is not None  # only `unless` makes it None
         with appearing(target) as out:
-            _write_at(out.fileno(), first.data, 0)
-            starts = range(_PART, first.size, _PART)
+            write_at(out.fileno(), first.data, 0)
+            starts = range(s3_transfer.PART, first.size, s3_transfer.PART)
             if not starts:
                 return
-            with _threads("download") as pool:
+            with transfer_threads("download") as pool:
                 for _ in pool.map(
                     lambda start: self._download_part(key, first, start, out.fileno()),
                     starts,
@@ -362,6 +312,16 @@ class S3Store:
                 self._client = _s3_client(self._region)
                 self._client.meta.events.register("before-send.s3", self._count)
             return self._client
+
+    def _endpoint(self) -> tuple[str, str]:
+        meta = self._s3().meta
+        return meta.endpoint_url, meta.region_name
+
+    def _parts_of(self, key: str) -> MultipartUpload:
+        place = {"Bucket": self._bucket, "Key": self._key(key)}
+        return MultipartUpload(
+            self._s3(), place, self._encryption, self._errors, key, self._exists
+        )
 
     def _key(self, key: str) -> str:
         check_key(key)
@@ -400,14 +360,14 @@ class S3Store:
     ) -> tuple[GetObjectOutputTypeDef, bytes]:
         for _ in range(_READ_TRIES - 1):
             reply = self._s3().get_object(**request)
-            with contextlib.suppress(*_NO_ANSWER):
+            with contextlib.suppress(*NO_ANSWER):
                 return reply, _content(reply)
         reply = self._s3().get_object(**request)
         return reply, _content(reply)
 
     def _nothing_of(self, key: str, unless: str | None) -> Got | None:
         """What there is to say of an object of which no byte is wanted."""
-        with self._translating("HeadObject", key):
+        with self._errors.translating("HeadObject", key):
             reply = self._s3().head_object(Bucket=self._bucket, Key=self._key(key))
         version = self._version(reply.get("ETag"))
         if version == unless:
@@ -427,84 +387,13 @@ class S3Store:
             return False
         return True
 
-    def _upload_parts(
-        self, key: str, size: int, read: Callable[[int, int], bytes]
-    ) -> None:
-        part = max(_PART, -(-size // _MOST_PARTS))
-        upload_id = self._begin_parts(key)
-        try:
-            with _threads("upload") as pool:
-                done = pool.map(
-                    lambda start: self._upload_part(
-                        key, upload_id, start // part + 1, read(start, start + part)
-                    ),
-                    range(0, size, part),
-                )
-                parts = [*done]
-            self._complete(key, upload_id, parts)
-        except BaseException:
-            self._abort(key, upload_id)
-            raise
-
-    def _begin_parts(self, key: str) -> str:
-        with self._translating("CreateMultipartUpload", key):
-            reply = self._s3().create_multipart_upload(
-                Bucket=self._bucket, Key=self._key(key), **self._encryption
-            )
-        return reply["UploadId"]
-
-    def _upload_part(
-        self, key: str, upload_id: str, number: int, data: bytes
-    ) -> CompletedPartTypeDef:
-        with self._translating("UploadPart", key):
-            reply = self._s3().upload_part(
-                Bucket=self._bucket,
-                Key=self._key(key),
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=data,
-            )
-        return {"ETag": reply["ETag"], "PartNumber": number}
-
-    def _complete(
-        self, key: str, upload_id: str, parts: Sequence[CompletedPartTypeDef]
-    ) -> None:
-        try:
-            with self._translating("CompleteMultipartUpload", key):
-                self._s3().complete_multipart_upload(
-                    Bucket=self._bucket,
-                    Key=self._key(key),
-                    UploadId=upload_id,
-                    MultipartUpload={"Parts": parts},
-                )
-        except ObjectNotFound:
-            # No such upload: it was completed by an earlier try whose reply was lost?
-            if not self._exists(key):
-                raise
-
-    def _abort(self, key: str, upload_id: str) -> None:
-        try:
-            with self._translating("AbortMultipartUpload", key):
-                self._s3().abort_multipart_upload(
-                    Bucket=self._bucket, Key=self._key(key), UploadId=upload_id
-                )
-        except StoreError as error:
-            # The error that led here matters more.
-            _log.warning(
-                "upload %s of %s was given up but not removed, and its parts cost money "
-                "until it is: %s",
-                upload_id,
-                self._name(key),
-                error,
-            )
-
     def _download_part(self, key: str, first: Got, start: int, file: int) -> None:
-        stop = min(start + _PART, first.size)
+        stop = min(start + s3_transfer.PART, first.size)
         request = self._get_request(key, start, stop)
         request["IfMatch"] = first.version
-        with self._translating("GetObject", key, condition="If-Match"):
+        with self._errors.translating("GetObject", key, condition="If-Match"):
             part = self._get(request, start, stop)
-        _write_at(file, part.data, start)
+        write_at(file, part.data, start)
 
     # Replies
 
@@ -524,95 +413,6 @@ class S3Store:
                 "leases are judged"
             )
         return parsedate_to_datetime(date).timestamp()
-
-    def _name(self, key: str) -> str:
-        return f"s3://{self._bucket}/{self._prefix}{key}"
-
-    # Errors
-
-    @contextlib.contextmanager
-    def _translating(
-        self, operation: str, key: str, condition: str | None = None
-    ) -> Iterator[None]:
-        try:
-            yield
-        except ClientError as error:
-            raise self._refused(error, operation, key, condition) from error
-        except _NO_CREDENTIALS as error:
-            raise StoreDenied(
-                f"{operation} of {self._name(key)} had no credentials: {str(error).rstrip('.')}. They are looked "
-                "for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the profile (AWS_PROFILE) "
-                "of ~/.aws/credentials and ~/.aws/config, and in the role of the container or "
-                "instance. `aws sts get-caller-identity` shows what is found."
-            ) from error
-        except _NO_ANSWER as error:
-            raise StoreUnavailable(
-                f"{operation} of {self._name(key)} got no answer: {error}"
-            ) from error
-        except BotoCoreError as error:
-            raise StoreError(
-                f"{operation} of {self._name(key)} could not be sent: {error}"
-            ) from error
-
-    def _refused(
-        self, error: ClientError, operation: str, key: str, condition: str | None
-    ) -> StoreError:
-        code, status = error.response["Error"].get("Code", ""), _status(error)
-        said = f"{operation} of {self._name(key)}: {_quote(error)}"
-        if code == "NoSuchBucket":
-            return self._missing()
-        if status == 404:
-            return ObjectNotFound(f"{said}. {self._place()}")
-        if condition and status in (409, 412):
-            return Conflict(f"{said} ({condition})")
-        # 409 without a condition: something else is being done to the object just now.
-        if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
-            return StoreUnavailable(said)
-        if code in _BAD_CREDENTIALS:
-            return StoreDenied(
-                f"{said}. The credentials are wrong or have expired (or this machine's clock is "
-                "off); `aws sts get-caller-identity` shows which are used."
-            )
-        if status in (401, 403):
-            return StoreDenied(f"{said}. {self._permission(operation, condition)}")
-        return StoreError(f"{said}. {self._place()}")
-
-    def _permission(self, operation: str, condition: str | None) -> str:
-        permission = _PERMISSIONS.get(operation, "s3:PutObject")
-        if operation == "PutObject" and condition == "If-Match":
-            permission += " or s3:GetObject (both are needed to write with If-Match)"
-        if operation == "ListObjectsV2":
-            return f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}."
-        hint = f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}/{self._prefix}*"
-        if operation in ("GetObject", "HeadObject"):
-            hint += (
-                f", or s3:ListBucket on arn:aws:s3:::{self._bucket}: without that one S3 "
-                "answers 403, not 404, for an object that does not exist"
-            )
-        if self._encryption.get("ServerSideEncryption") == "aws:kms":
-            hint += ", or kms:GenerateDataKey and kms:Decrypt on the key"
-        return f"{hint}."
-
-    def _missing(self) -> StoreMissing:
-        return StoreMissing(
-            f"the bucket {self._bucket} does not exist. {self._place()} "
-            "Check its name and which account is in use, or create it."
-        )
-
-    def _place(self) -> str:
-        meta = self._s3().meta
-        return f"Asked at {meta.endpoint_url} in region {meta.region_name}."
-
-    def _not_deleted(self, failures: Sequence[ErrorTypeDef]) -> StoreError:
-        first = failures[0]
-        code = first.get("Code", "")
-        said = (
-            f"not deleted were {len(failures)} objects, the first being "
-            f"s3://{self._bucket}/{first.get('Key')}: {code} {first.get('Message', '')}"
-        )
-        if code == "AccessDenied":
-            return StoreDenied(f"{said}. {self._permission('DeleteObjects', None)}")
-        return StoreUnavailable(said) if code in _PASSING else StoreError(said)
 
 
 def _s3_client(region: str | None) -> S3Client:
@@ -656,44 +456,10 @@ def _past_fold(prefix: str, after: str, delimiter: str) -> str:
     return after if end < 0 else after[: end + len(delimiter)] + _LAST
 
 
-@contextlib.contextmanager
-def _reader(source: Path | Bytes) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
-    """The size of a source, and a function that reads it from one offset to another."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            number = file.fileno()
-            size = os.fstat(number).st_size
-            yield (
-                size,
-                lambda start, end: _read_part(source, number, start, min(end, size)),
-            )
-    else:
-        view = memoryview(source).cast("B")
-        yield len(view), lambda start, end: bytes(view[start:end])
-
-
 def _content(reply: GetObjectOutputTypeDef) -> bytes:
     # Not `with reply["Body"]`, which reads past botocore and so raises urllib3's errors.
     with contextlib.closing(reply["Body"]) as body:
         return body.read()
-
-
-def _read_part(source: Path, file: int, start: int, end: int) -> bytes:
-    data = read_range(file, start, end)
-    if len(data) < end - start:
-        raise StoreError(f"{source} became shorter while it was uploaded")
-    return data
-
-
-def _write_at(file: int, data: bytes, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(file, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-def _threads(what: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_WIDTH, f"starburst-{what}")
 
 
 def _seconds(time: datetime) -> float:
@@ -703,15 +469,3 @@ def _seconds(time: datetime) -> float:
 
 def _unquoted(etag: str) -> str:
     return etag.strip('"')
-
-
-def _status(error: ClientError) -> int:
-    return error.response["ResponseMetadata"]["HTTPStatusCode"]
-
-
-def _quote(error: ClientError) -> str:
-    said = error.response["Error"]
-    code, status = said.get("Code", ""), str(_status(error))
-    head = f"HTTP {status}" if code == status else f"{code} (HTTP {status})"
-    message = said.get("Message", "").rstrip(".")
-    return f"{head}, {message}" if message else head

@@ -1,0 +1,209 @@
+"""What S3's errors mean to whoever uses the store: one place maps each to a `StoreError`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    LoginError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+
+from starburst_executor.errors import (
+    Conflict,
+    ObjectNotFound,
+    StoreDenied,
+    StoreError,
+    StoreMissing,
+    StoreUnavailable,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ErrorTypeDef
+
+__all__ = ["NO_ANSWER", "S3Errors", "http_status"]
+
+_NO_CREDENTIALS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    TokenRetrievalError,
+    NoAuthTokenError,
+    SSOError,
+    LoginError,
+    ProfileNotFound,
+)
+NO_ANSWER = (
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,
+)
+_BAD_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_PASSING = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"}
+_PERMISSIONS = {
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "DeleteObjects": "s3:DeleteObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+}
+
+
+class S3Errors:
+    """Turns the errors of botocore into those of the store, with what to do about each.
+
+    Args:
+        bucket: Name of the bucket.
+        prefix: What all keys begin with in the bucket, its slash included.
+        endpoint: Tells the URL and the region that are asked.
+        uses_kms: Whether writes ask for a KMS key.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        endpoint: Callable[[], tuple[str, str]],
+        *,
+        uses_kms: bool,
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+        self._endpoint = endpoint
+        self._uses_kms = uses_kms
+
+    @contextlib.contextmanager
+    def translating(
+        self, operation: str, key: str, condition: str | None = None
+    ) -> Iterator[None]:
+        """Raise what goes wrong within as an error of the store.
+
+        Args:
+            operation: S3's name of what is asked.
+            key: Of which object, without the prefix.
+            condition: The header that makes the request conditional, if one does.
+
+        Raises:
+            StoreError: in one of its classes.
+        """
+        try:
+            yield
+        except ClientError as error:
+            raise self._refused(error, operation, key, condition) from error
+        except _NO_CREDENTIALS as error:
+            raise StoreDenied(
+                f"{operation} of {self.name(key)} had no credentials: {str(error).rstrip('.')}. They are looked "
+                "for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the profile (AWS_PROFILE) "
+                "of ~/.aws/credentials and ~/.aws/config, and in the role of the container or "
+                "instance. `aws sts get-caller-identity` shows what is found."
+            ) from error
+        except NO_ANSWER as error:
+            raise StoreUnavailable(
+                f"{operation} of {self.name(key)} got no answer: {error}"
+            ) from error
+        except BotoCoreError as error:
+            raise StoreError(
+                f"{operation} of {self.name(key)} could not be sent: {error}"
+            ) from error
+
+    def _refused(
+        self, error: ClientError, operation: str, key: str, condition: str | None
+    ) -> StoreError:
+        code, status = error.response["Error"].get("Code", ""), http_status(error)
+        said = f"{operation} of {self.name(key)}: {_quote(error)}"
+        if code == "NoSuchBucket":
+            return self._missing()
+        if status == 404:
+            return ObjectNotFound(f"{said}. {self._place()}")
+        if condition and status in (409, 412):
+            return Conflict(f"{said} ({condition})")
+        # 409 without a condition: something else is being done to the object just now.
+        if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
+            return StoreUnavailable(said)
+        if code in _BAD_CREDENTIALS:
+            return StoreDenied(
+                f"{said}. The credentials are wrong or have expired (or this machine's clock is "
+                "off); `aws sts get-caller-identity` shows which are used."
+            )
+        if status in (401, 403):
+            return StoreDenied(f"{said}. {self._permission(operation, condition)}")
+        return StoreError(f"{said}. {self._place()}")
+
+    def _permission(self, operation: str, condition: str | None) -> str:
+        permission = _PERMISSIONS.get(operation, "s3:PutObject")
+        if operation == "PutObject" and condition == "If-Match":
+            permission += " or s3:GetObject (both are needed to write with If-Match)"
+        if operation == "ListObjectsV2":
+            return f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}."
+        hint = f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}/{self._prefix}*"
+        if operation in ("GetObject", "HeadObject"):
+            hint += (
+                f", or s3:ListBucket on arn:aws:s3:::{self._bucket}: without that one S3 "
+                "answers 403, not 404, for an object that does not exist"
+            )
+        if self._uses_kms:
+            hint += ", or kms:GenerateDataKey and kms:Decrypt on the key"
+        return f"{hint}."
+
+    def _missing(self) -> StoreMissing:
+        return StoreMissing(
+            f"the bucket {self._bucket} does not exist. {self._place()} "
+            "Check its name and which account is in use, or create it."
+        )
+
+    def _place(self) -> str:
+        url, region = self._endpoint()
+        return f"Asked at {url} in region {region}."
+
+    def name(self, key: str) -> str:
+        """The object's full name, for people."""
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def not_deleted(self, failures: Sequence[ErrorTypeDef]) -> StoreError:
+        """The error for a DeleteObjects of which some keys failed."""
+        first = failures[0]
+        code = first.get("Code", "")
+        said = (
+            f"not deleted were {len(failures)} objects, the first being "
+            f"s3://{self._bucket}/{first.get('Key')}: {code} {first.get('Message', '')}"
+        )
+        if code == "AccessDenied":
+            return StoreDenied(f"{said}. {self._permission('DeleteObjects', None)}")
+        return StoreUnavailable(said) if code in _PASSING else StoreError(said)
+
+
+def http_status(error: ClientError) -> int:
+    """The status of the reply."""
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def _quote(error: ClientError) -> str:
+    said = error.response["Error"]
+    code, status = said.get("Code", ""), str(http_status(error))
+    head = f"HTTP {status}" if code == status else f"{code} (HTTP {status})"
+    message = said.get("Message", "").rstrip(".")
+    return f"{head}, {message}" if message else head
