@@ -316,18 +316,27 @@ def probe_conditional(
     """
     key = f"{key_prefix}probe-{new_id(16)}"
     try:
-        first = _probe_create(store, key)
-        _probe_replace(store, key, first)
-        if not _refuses(lambda: store.replace(key, b"stale", first)):
-            raise _not_conditional(
-                store, "overwrote an object although its version was another (If-Match)"
-            )
-        if not _refuses(lambda: store.create(key, b"again")):
-            raise _not_conditional(
-                store, "overwrote an object that was to be created (If-None-Match)"
-            )
-    finally:
-        store.delete([key])
+        _probe(store, key)
+    except StoreError as error:
+        try:
+            store.delete([key])
+        except StoreError as failure:  # what came first says more about what is wrong
+            error.add_note(f"Besides, the object of the trial was not removed: {failure}")
+        raise
+    store.delete([key])
+
+
+def _probe(store: Store, key: str) -> None:
+    first = _probe_create(store, key)
+    _probe_replace(store, key, first)
+    if not _refuses(lambda: store.replace(key, b"stale", first)):
+        raise _not_conditional(
+            store, "overwrote an object although its version was another (If-Match)"
+        )
+    if not _refuses(lambda: store.create(key, b"again")):
+        raise _not_conditional(
+            store, "overwrote an object that was to be created (If-None-Match)"
+        )
 
 
 def _probe_create(store: Store, key: str) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import http.server
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 from botocore.response import StreamingBody
@@ -29,6 +27,7 @@ from starburst_executor.errors import (
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.store import Store, open_store, probe_conditional
 from tests.servers import S3Server, latency_proxy
+from tests.toy_s3 import Toy, serving
 
 DATE = "Wed, 01 Jul 2026 12:00:05 GMT"
 NOW = datetime.datetime(2026, 7, 1, 12, 0, 5, tzinfo=datetime.UTC).timestamp()
@@ -292,10 +291,13 @@ def test_all_keys_are_tried_before_a_failed_delete_is_reported() -> None:
     with stubbed() as (store, stub):
         denied = {"Key": "pre/fix/0007", "Code": "AccessDenied", "Message": "no"}
         gone = {"Key": "pre/fix/0008", "Code": "NoSuchKey", "Message": "gone"}
-        stub.add_response("delete_objects", {"Errors": [gone, denied]})
+        first = [{"Key": f"pre/fix/{number:04d}"} for number in range(1000)]
+        failed = [gone, denied]
+        done = [one for one in first if one["Key"] not in {f["Key"] for f in failed}]
+        stub.add_response("delete_objects", {"Deleted": done, "Errors": failed})
         rest = [{"Key": f"pre/fix/{number:04d}"} for number in range(1000, 1100)]
-        request = {"Bucket": "bucket", "Delete": {"Objects": rest, "Quiet": True}}
-        stub.add_response("delete_objects", {}, request)
+        request = {"Bucket": "bucket", "Delete": {"Objects": rest}}
+        stub.add_response("delete_objects", {"Deleted": rest}, request)
         with pytest.raises(StoreDenied, match=r"1 objects.*0007.*s3:DeleteObject"):
             store.delete(f"{number:04d}" for number in range(1100))
 
@@ -398,36 +400,6 @@ def test_a_wrong_secret_is_denied(
 # The wire
 
 
-class Toy(http.server.BaseHTTPRequestHandler):
-    """A server of one reply; subclasses misbehave in one way each."""
-
-    protocol_version = "HTTP/1.1"
-    seen: ClassVar[list[tuple[str, Mapping[str, str]]]]
-    objects: ClassVar[dict[str, bytes]]
-
-    def reply(
-        self, status: int, data: bytes = b"", promised: int | None = None
-    ) -> None:
-        self.send_response(status)
-        self.send_header("ETag", '"etag"')
-        self.send_header("Last-Modified", DATE)
-        self.send_header("Content-Length", str(promised or len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def answer(self, body: bytes) -> None:
-        self.reply(200)
-
-    def do_PUT(self) -> None:
-        self.seen.append((self.command, dict(self.headers)))
-        self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-
-    do_GET = do_POST = do_HEAD = do_DELETE = do_PUT
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def toy(
     monkeypatch: pytest.MonkeyPatch, aws_keys: None
@@ -437,15 +409,7 @@ def toy(
     with contextlib.ExitStack() as stack:
 
         def start(kind: type[Toy]) -> Store:
-            kind.seen, kind.objects = [], {}
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
-            server.daemon_threads = True
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-            thread.start()
-            stack.callback(server.server_close)
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+            endpoint = stack.enter_context(serving(kind))
             monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
             store = open_store("s3://bucket/prefix?sse=AES256")
             stack.callback(store.close)

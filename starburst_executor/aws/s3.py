@@ -11,12 +11,12 @@ import contextlib
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from urllib.parse import parse_qsl, urlencode
 
 from botocore.exceptions import ClientError
@@ -33,7 +33,6 @@ from starburst_executor.aws.s3_transfer import (
 from starburst_executor.errors import (
     Conflict,
     ObjectNotFound,
-    StoreError,
     StoreNotConditional,
 )
 from starburst_executor.store import (
@@ -53,7 +52,9 @@ if TYPE_CHECKING:
         ErrorTypeDef,
         GetObjectOutputTypeDef,
         GetObjectRequestTypeDef,
+        ListObjectsV2OutputTypeDef,
         ListObjectsV2RequestTypeDef,
+        ObjectIdentifierTypeDef,
         ResponseMetadataTypeDef,
     )
 
@@ -114,6 +115,7 @@ class S3Store:
         self.tally = Tally()
         uses_kms = sse == "aws:kms"
         self._errors = S3Errors(bucket, self._prefix, self._endpoint, uses_kms=uses_kms)
+        self._gives_etags = False  # a reply had one, so that all of S3's do
         self._lock = threading.Lock()
         self._client: S3Client | None = None
 
@@ -159,51 +161,30 @@ class S3Store:
         request = self._get_request(key, start, stop)
         if unless is not None:
             request["IfNoneMatch"] = unless
+        if stop is not None and stop <= start:
+            return self._nothing_of(key, unless)
         with self._errors.translating("GetObject", key):
             try:
-                if stop is not None and stop <= start:
-                    return self._nothing_of(key, unless)
                 return self._get(request, start, stop)
             except ClientError as error:
-                if http_status(error) == 304:
-                    return None
-                if http_status(error) == 416:  # the object ends before `start`
-                    return self._nothing_of(key, unless)
-                raise
+                status = http_status(error)
+                if status not in (304, 416):
+                    raise
+        # 416: the object ends before `start`.
+        return None if status == 304 else self._nothing_of(key, unless)
 
     def put(self, key: str, data: Bytes) -> None:
         """Write an object whatever was there."""
-        with self._errors.translating("PutObject", key):
-            self._s3().put_object(
-                Bucket=self._bucket,
-                Key=self._key(key),
-                Body=bytes(data),
-                **self._encryption,
-            )
+        self._put(key, data)
 
     def create(self, key: str, data: Bytes) -> str:
         """Write an object that must not exist yet; returns its version."""
-        with self._errors.translating("PutObject", key, condition="If-None-Match"):
-            reply = self._s3().put_object(
-                Bucket=self._bucket,
-                Key=self._key(key),
-                Body=bytes(data),
-                IfNoneMatch="*",
-                **self._encryption,
-            )
-        return self._version(reply.get("ETag"))
+        return self._put(key, data, condition="If-None-Match", IfNoneMatch="*")
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
         """Write an object that must still have `version`; returns the new version."""
-        with self._errors.translating("PutObject", key, condition="If-Match"):
-            reply = self._s3().put_object(
-                Bucket=self._bucket,
-                Key=self._key(key),
-                Body=bytes(data),
-                IfMatch=version,  # without quotes: some servers take no other form
-                **self._encryption,
-            )
-        return self._version(reply.get("ETag"))
+        # Without quotes: some servers take no other form.
+        return self._put(key, data, condition="If-Match", IfMatch=version)
 
     def list(
         self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
@@ -222,36 +203,17 @@ class S3Store:
             request["StartAfter"] = self._prefix + after
         with self._errors.translating("ListObjectsV2", prefix):
             reply = self._s3().list_objects_v2(**request)
-        skip = len(self._prefix)
-        return Page(
-            entries=[
-                Entry(
-                    key=item["Key"][skip:],
-                    size=item["Size"],
-                    version=_unquoted(item["ETag"]),
-                    modified=_seconds(item["LastModified"]),
-                )
-                for item in reply.get("Contents", ())
-            ],
-            prefixes=[p["Prefix"][skip:] for p in reply.get("CommonPrefixes", ())],
-            now=self._now(reply["ResponseMetadata"]),
-            truncated=reply["IsTruncated"],
-        )
+            page = self._page(reply)
+            if page.truncated and not page.entries and not page.prefixes:
+                raise ValueError("a page without keys says that more follow")
+            return page
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, 1,000 with one request; tries them all before it reports any failure."""
         rest = iter(keys)
         failures: list[ErrorTypeDef] = []
         while chunk := tuple(islice(rest, _DELETE_AT_ONCE)):
-            with self._errors.translating("DeleteObjects", chunk[0]):
-                reply = self._s3().delete_objects(
-                    Bucket=self._bucket,
-                    Delete={
-                        "Objects": [{"Key": self._key(key)} for key in chunk],
-                        "Quiet": True,
-                    },
-                )
-            failures += reply.get("Errors", ())
+            failures += self._delete(chunk)
         failures = [e for e in failures if e.get("Code") != "NoSuchKey"]
         if failures:
             raise self._errors.not_deleted(failures)
@@ -295,6 +257,33 @@ class S3Store:
             client.close()
 
     # Requests
+
+    def _put(
+        self, key: str, data: Bytes, *, condition: str | None = None, **header: str
+    ) -> str:
+        name = self._key(key)
+        with self._errors.translating("PutObject", key, condition):
+            reply = self._s3().put_object(
+                Bucket=self._bucket,
+                Key=name,
+                Body=bytes(data),
+                **cast(Any, header),
+                **self._encryption,
+            )
+            return self._version(reply)
+
+    def _delete(self, keys: Sequence[str]) -> Sequence[ErrorTypeDef]:
+        """Delete up to 1,000 objects; returns what failed. Each key must be in the reply."""
+        names: list[ObjectIdentifierTypeDef] = [{"Key": self._key(key)} for key in keys]
+        with self._errors.translating("DeleteObjects", keys[0]):
+            reply = self._s3().delete_objects(
+                Bucket=self._bucket, Delete={"Objects": names}
+            )
+            failed = reply.get("Errors", [])
+            answered = len(reply.get("Deleted", [])) + len(failed)
+            if answered < len(names):
+                raise ValueError(f"it tells of {answered} of {len(names)} objects")
+            return failed
 
     def _count(self, event_name: str, **_: object) -> None:
         """Count a request, each retry too, for S3 bills those as well."""
@@ -350,7 +339,7 @@ class S3Store:
         return Got(
             data=data,
             size=size,
-            version=self._version(reply.get("ETag")),
+            version=self._version(reply),
             modified=_seconds(reply["LastModified"]),
             now=self._now(reply["ResponseMetadata"]),
         )
@@ -367,18 +356,19 @@ class S3Store:
 
     def _nothing_of(self, key: str, unless: str | None) -> Got | None:
         """What there is to say of an object of which no byte is wanted."""
+        name = self._key(key)
         with self._errors.translating("HeadObject", key):
-            reply = self._s3().head_object(Bucket=self._bucket, Key=self._key(key))
-        version = self._version(reply.get("ETag"))
-        if version == unless:
-            return None
-        return Got(
-            data=b"",
-            size=reply["ContentLength"],
-            version=version,
-            modified=_seconds(reply["LastModified"]),
-            now=self._now(reply["ResponseMetadata"]),
-        )
+            reply = self._s3().head_object(Bucket=self._bucket, Key=name)
+            version = self._version(reply)
+            if version == unless:
+                return None
+            return Got(
+                data=b"",
+                size=reply["ContentLength"],
+                version=version,
+                modified=_seconds(reply["LastModified"]),
+                now=self._now(reply["ResponseMetadata"]),
+            )
 
     def _exists(self, key: str) -> bool:
         try:
@@ -397,21 +387,40 @@ class S3Store:
 
     # Replies
 
-    def _version(self, etag: str | None) -> str:
-        if not etag:
-            raise StoreNotConditional(
-                f"the server behind {self.url} answers without an ETag, so no write can "
-                "be made to depend on what is there"
-            )
-        return _unquoted(etag)
+    def _page(self, reply: ListObjectsV2OutputTypeDef) -> Page:
+        skip = len(self._prefix)
+        return Page(
+            entries=[
+                Entry(
+                    key=item["Key"][skip:],
+                    size=item["Size"],
+                    version=_unquoted(item["ETag"]),
+                    modified=_seconds(item["LastModified"]),
+                )
+                for item in reply.get("Contents", ())
+            ],
+            prefixes=[p["Prefix"][skip:] for p in reply.get("CommonPrefixes", ())],
+            now=self._now(reply["ResponseMetadata"]),
+            truncated=reply["IsTruncated"],
+        )
+
+    def _version(self, reply: Any) -> str:
+        etag = reply.get("ETag")
+        if etag:
+            self._gives_etags = True
+            return _unquoted(etag)
+        headers = reply["ResponseMetadata"]["HTTPHeaders"]
+        if self._gives_etags or "html" in headers.get("content-type", ""):
+            raise ValueError("it has no ETag (did a gateway or a log-in page answer?)")
+        raise StoreNotConditional(
+            f"the server behind {self.url} answers without an ETag, so no write can be made to depend on "
+            f"what is there. {self._errors.place()}"
+        )
 
     def _now(self, metadata: ResponseMetadataTypeDef) -> float:
         date = metadata["HTTPHeaders"].get("date")
         if date is None:
-            raise StoreError(
-                f"the server behind {self.url} answers without a Date header, by which "
-                "leases are judged"
-            )
+            raise ValueError("it has no Date header, by which leases are judged")
         return parsedate_to_datetime(date).timestamp()
 
 
@@ -468,4 +477,4 @@ def _seconds(time: datetime) -> float:
 
 
 def _unquoted(etag: str) -> str:
-    return etag.strip('"')
+    return etag if etag.startswith("W/") else etag.strip('"')

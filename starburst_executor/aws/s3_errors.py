@@ -125,6 +125,17 @@ class S3Errors:
             raise StoreUnavailable(
                 f"{operation} of {self.name(key)} got no answer: {error}"
             ) from error
+        except RecursionError as error:  # botocore follows redirects by asking again
+            raise StoreUnavailable(
+                f"{operation} of {self.name(key)} was redirected, but not to a place that answers. "
+                f"{self.place()}"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # What botocore or the store made of a reply that is not as S3's.
+            raise StoreUnavailable(
+                f"{operation} of {self.name(key)} got a reply that cannot be understood: {error!r}. "
+                f"{self.place()} Is that S3?"
+            ) from error
         except BotoCoreError as error:
             raise StoreError(
                 f"{operation} of {self.name(key)} could not be sent: {error}"
@@ -133,12 +144,12 @@ class S3Errors:
     def _refused(
         self, error: ClientError, operation: str, key: str, condition: str | None
     ) -> StoreError:
-        code, status = error.response["Error"].get("Code", ""), http_status(error)
+        code, status = error.response["Error"].get("Code") or "", http_status(error)
         said = f"{operation} of {self.name(key)}: {_quote(error)}"
         if code == "NoSuchBucket":
             return self._missing()
         if status == 404:
-            return ObjectNotFound(f"{said}. {self._place()}")
+            return ObjectNotFound(f"{said}. {self.place()}")
         if condition and status in (409, 412):
             return Conflict(f"{said} ({condition})")
         # 409 without a condition: something else is being done to the object just now.
@@ -151,7 +162,7 @@ class S3Errors:
             )
         if status in (401, 403):
             return StoreDenied(f"{said}. {self._permission(operation, condition)}")
-        return StoreError(f"{said}. {self._place()}")
+        return StoreError(f"{said}. {self.place()}")
 
     def _permission(self, operation: str, condition: str | None) -> str:
         permission = _PERMISSIONS.get(operation, "s3:PutObject")
@@ -171,11 +182,12 @@ class S3Errors:
 
     def _missing(self) -> StoreMissing:
         return StoreMissing(
-            f"the bucket {self._bucket} does not exist. {self._place()} "
+            f"the bucket {self._bucket} does not exist. {self.place()} "
             "Check its name and which account is in use, or create it."
         )
 
-    def _place(self) -> str:
+    def place(self) -> str:
+        """Which endpoint is asked, for people."""
         url, region = self._endpoint()
         return f"Asked at {url} in region {region}."
 
@@ -203,7 +215,7 @@ def http_status(error: ClientError) -> int:
 
 def _quote(error: ClientError) -> str:
     said = error.response["Error"]
-    code, status = said.get("Code", ""), str(http_status(error))
-    head = f"HTTP {status}" if code == status else f"{code} (HTTP {status})"
-    message = said.get("Message", "").rstrip(".")
+    code, status = said.get("Code") or "", str(http_status(error))
+    head = f"HTTP {status}" if code in ("", status) else f"{code} (HTTP {status})"
+    message = str(said.get("Message") or "").rstrip(".")
     return f"{head}, {message}" if message else head
