@@ -25,7 +25,8 @@ ROWS = """
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec  rate  bootstrap
+  0  exception_state  runtime  spec  rate  bootstrap
+ -1  errors
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
