@@ -38,9 +38,9 @@ from types import ModuleType
 from typing import NamedTuple, TypeAlias
 
 from starburst_executor.errors import DamagedObject
+from starburst_executor.shipped import ORIGINS
 
 __all__ = [
-    "ORIGINS",
     "UNPACKED_MAX",
     "Archive",
     "Extra",
@@ -52,8 +52,6 @@ __all__ = [
 ]
 
 UNPACKED_MAX = 64 * 1024 * 1024  # bytes; each worker fetches and unpacks all of it
-
-ORIGINS = ".origins"  # in an archive, where hidden files of a package never are
 
 Extra: TypeAlias = str | os.PathLike[str] | ModuleType
 

@@ -20,13 +20,15 @@ import reprlib
 import signal
 import traceback
 import types
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias
 
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
+from starburst_executor.code_source import reduce_code
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -199,6 +201,12 @@ def _lifted_call(call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return tuple(map(_lifted, args)), {k: _lifted(v) for k, v in kwargs.items()}
 
 
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table: ClassVar = ChainMap(
+        {types.CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
     buffers: list[memoryview] = []
 
@@ -210,7 +218,7 @@ def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
         return False
 
     stream = io.BytesIO()
-    cloudpickle.Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
+    _Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
     return stream.getbuffer(), buffers
 
 

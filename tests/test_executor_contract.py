@@ -1129,7 +1129,7 @@ def test_local_modules_travel_with_the_session(
         sys.path[0] = "/nowhere"
         with StarburstExecutor(1, store=sys.argv[1]) as ex:
             print(ex.submit(shapes.area, 2).result())
-            where = ex.submit(lambda: sys.modules["shapes"].__file__ if "shapes" in sys.modules else "").result()
+            where = ex.submit(lambda: sys.modules["shapes"].__spec__.origin if "shapes" in sys.modules else "").result()
             assert not where.startswith(sys.argv[2]), where
         """,
     )

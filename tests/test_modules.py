@@ -33,6 +33,7 @@ from starburst_executor.modules import (
     unpack,
 )
 from starburst_executor.serialize import digest_of, dumps, loads
+from starburst_executor.shipped import ORIGINS
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def found(*extra: Extra) -> dict[str, tuple[Path, ...]]:
 
 def members(data: bytes) -> list[str]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return [name for name in archive.namelist() if name != modules.ORIGINS]
+        return [name for name in archive.namelist() if name != ORIGINS]
 
 
 # --- which ------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from starburst_executor import serialize
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -144,12 +145,12 @@ def test_plain_values_do_without_cloudpickle(
 ) -> None:
     made = []
 
-    class Counting(cloudpickle.Pickler):  # type: ignore[misc]
+    class Counting(serialize._Pickler):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(cloudpickle, "Pickler", Counting)
+    monkeypatch.setattr(serialize, "_Pickler", Counting)
     for i in range(100):
         pack_call((i, "text", [1.0, None]), {"option": {"deep": (b"x", i)}}, blobs.keep)
     assert made == []
