@@ -39,7 +39,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from starburst_executor import shipped
+from starburst_executor import origin, shipped
 from starburst_executor.code_source import show_sources
 from starburst_executor.serialize import (
     Failure,
@@ -358,6 +358,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(descriptor))
     _keep_to_this_process(channel, int(life))
     _look_like_nothing()
+    origin.take_on()
     show_sources()
     Child(channel, Path(spool), Path(initializer) if initializer else None).serve()
 

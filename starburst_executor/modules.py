@@ -47,6 +47,7 @@ __all__ = [
     "Source",
     "Tracker",
     "build_archive",
+    "is_local",
     "local_modules",
     "unpack",
 ]
@@ -102,7 +103,7 @@ def local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
         name: source
         for name, module in sys.modules.copy().items()
         if "." not in name and name not in _NEVER
-        if (source := _source(name, module, _is_local)) is not None
+        if (source := _source(name, module, is_local)) is not None
     }
     for wanted in extra:
         source = _extra(wanted)
@@ -142,7 +143,8 @@ def _strings(folders: Iterable[str] | None) -> Iterable[str]:
     return () if folders is None or isinstance(folders, str) else folders
 
 
-def _is_local(path: Path) -> bool:
+def is_local(path: Path) -> bool:
+    """Whether a path is the caller's own: neither of the standard library nor installed."""
     return not (_is_installed(path) or _is_installed(path.resolve()))
 
 

@@ -25,7 +25,7 @@ ROWS = """
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  exception_state  shipped  runtime  spec  rate  bootstrap
+  0  exception_state  shipped  origin  runtime  spec  rate  bootstrap
  -1  errors  code_source
 """
 

@@ -31,8 +31,8 @@ def numbered(path: Path, text: str) -> str:
     return f'File "{path}", line {number}, in '
 
 
-def printed(script: Path, store: str, **environment: str) -> str:
-    ran = run_python(script, store, **environment)
+def printed(script: Path, store: str) -> str:
+    ran = run_python(script, store)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
