@@ -22,7 +22,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
-import importlib
 import mmap
 import os
 import select
@@ -40,6 +39,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from starburst_executor import origin, shipped
+from starburst_executor.code_source import show_sources
 from starburst_executor.serialize import (
     Failure,
     Outcome,
@@ -273,10 +274,8 @@ class Child:
     def _extend_path(self, path: Sequence[str]) -> None:
         new = [directory for directory in path if directory not in self._path]
         if new:
-            # In front, as the caller had them: before what is installed.
-            sys.path[:0] = new
+            shipped.add_to_path(new)
             self._path.update(new)
-            importlib.invalidate_caches()
 
     def _initialize(self, spool: _Spool) -> Failure | None:
         if self._initializer is None:
@@ -359,6 +358,8 @@ def main() -> None:
     channel = socket.socket(fileno=int(descriptor))
     _keep_to_this_process(channel, int(life))
     _look_like_nothing()
+    origin.take_on()
+    show_sources()
     Child(channel, Path(spool), Path(initializer) if initializer else None).serve()
 
 

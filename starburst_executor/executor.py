@@ -48,6 +48,8 @@ from starburst_executor.errors import (
 from starburst_executor.future import TaskFuture
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
+from starburst_executor.modules import is_local
+from starburst_executor.origin import Origin
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.pricing import rate_for
 from starburst_executor.progress import Ticker
@@ -231,7 +233,8 @@ class StarburstExecutor(Executor):
         hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
         deployment = arguments.deployment(spec)
-        launches = open_launcher(spec, deployment)
+        origin = Origin.of_here(is_local)
+        launches = open_launcher(spec, deployment, origin)
         opened = open_store(place)
         with _closed_on_error(opened):
             runtime = SystemRuntime()
@@ -255,12 +258,13 @@ class StarburstExecutor(Executor):
                 rate=rate_for(spec, opened.url, runtime),
                 max_hourly_cost=hourly,
                 cost_alert=alert,
+                origin=origin,
             )
             check_workers(manifest)
             spec, prepared = prepare_environment(spec, wishes, launches.platform)
             _probe(opened, runtime)
             if prepared is not None:
-                launches = open_launcher(spec, deployment)
+                launches = open_launcher(spec, deployment, origin)
                 ship(opened, prepared)
                 manifest = replace(manifest, spec=spec)
             manifest = _store_manifest(session, manifest, packer, initializer, initargs)
@@ -312,7 +316,7 @@ class StarburstExecutor(Executor):
             if launcher is not None:
                 spec = on_launcher(spec, arguments.launcher_name(launcher))
             arguments.check_store_reachable(spec.launcher, opened.url)
-            launches = open_launcher(spec, manifest.deployment)
+            launches = open_launcher(spec, manifest.deployment, manifest.origin)
             packer = Packer(session, manifest.python, modules)
             limited = functools.partial(
                 _limited,

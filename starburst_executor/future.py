@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from starburst_executor.exception_state import is_interrupt
 from starburst_executor.records import Batch, task_id
 
 __all__ = ["Settled", "TaskFuture"]
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 # `Future` has no public way to end a running future as cancelled, which is what cancelling a
 # running task on its worker must do; its state names have been the same since Python 3.2.
@@ -112,6 +116,16 @@ class TaskFuture(Future[T]):
         if super().cancel():
             # Without this `wait` and `as_completed` would never wake for it.
             self.set_running_or_notify_cancel()
+
+    def _invoke_callbacks(self) -> None:
+        # Those of the base class may end the thread that settles every other future too.
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+            try:
+                callback(self)
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                log.exception("exception calling callback for %r", self)
 
     def _fetch_now(self) -> None:
         fetch = self._fetch

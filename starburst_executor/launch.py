@@ -36,7 +36,8 @@ from typing import Any, Protocol
 import platformdirs
 
 from starburst_executor import bootstrap
-from starburst_executor.errors import StarburstError
+from starburst_executor.errors import LaunchFailed, StarburstError
+from starburst_executor.origin import Origin
 from starburst_executor.runtime import Runtime, SystemRuntime
 from starburst_executor.spec import WorkerSpec
 
@@ -109,16 +110,19 @@ class Launcher(Protocol):
 
 
 def open_launcher(
-    spec: WorkerSpec, deployment: Mapping[str, Any] | None = None
+    spec: WorkerSpec,
+    deployment: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> Launcher:
     """The launcher that `spec` asks for.
 
     Args:
         spec: What a worker shall be.
         deployment: Where workers on ECS are, as a manifest has it; default as configured.
+        origin: Where the session was made, as a manifest has it.
     """
     if spec.launcher == "local":
-        return LocalLauncher(command=_bootstrap_command(spec))
+        return LocalLauncher(command=_bootstrap_command(spec), origin=origin)
     from starburst_executor.aws.ecs.launcher import open_ecs
 
     return open_ecs(spec, deployment)
@@ -178,6 +182,7 @@ class LocalLauncher:
         folder: Where to note workers; default `data_home()/"workers"`.
         command: What to run instead of this package's worker; it gets `SESSION_URL --id WORKER_ID` added.
         runtime: Clock, waits and ids.
+        origin: Where the session was made: workers start in its directory, else in that of this process.
     """
 
     name = "local"
@@ -188,7 +193,9 @@ class LocalLauncher:
         folder: Path | None = None,
         command: Sequence[str] | None = None,
         runtime: Runtime | None = None,
+        origin: Origin | None = None,
     ) -> None:
+        self._directory = (origin and origin.directory) or None
         self._folder = data_home() / "workers" if folder is None else folder
         self.command = tuple(
             command or (sys.executable, "-P", "-m", "starburst_executor", "worker")
@@ -200,9 +207,12 @@ class LocalLauncher:
         """Start `count` workers; returns their ids.
 
         Raises:
+            LaunchFailed: the directory that they start in is gone.
             OSError: a worker could not be started; a note names those that were.
         """
         _children.collect()
+        if self._directory is not None and not Path(self._directory).is_dir():
+            raise LaunchFailed(_gone(session_url, self._directory))
         started: list[str] = []
         for _ in range(count):
             if self._halted:
@@ -326,6 +336,7 @@ class LocalLauncher:
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 env=_worker_environment(fd),
+                cwd=self._directory,
                 pass_fds=(fd,),
                 start_new_session=True,
             )
@@ -445,6 +456,15 @@ def _immortal(locks: Sequence[Path]) -> str:
         f"{len(locks)} workers are still there {_KILL_SECONDS:.0f} s after SIGKILL: {names}. Either the kernel waits "
         "for a disk or device on their behalf, or they run on another machine that shares this folder, or a process "
         f"that they forked keeps their lock. Look for who has the files in {locks[0].parent} open, and end it there."
+    )
+
+
+def _gone(session_url: str, directory: str) -> str:
+    return (
+        f"workers of {session_url} start in {directory}, the working directory of the program that made the "
+        "session, and there is no such directory on this machine: it was removed, or the session was made on "
+        f"another machine. Tasks may need what is in it. Bring it back (mkdir -p {directory}) and attach again, "
+        "or attach where it is; nothing is lost meanwhile."
     )
 
 

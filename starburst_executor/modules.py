@@ -5,9 +5,13 @@ caller imported. Installed packages are the environment's business; what lies ou
 of it (the caller's own modules and packages) is packed here, one archive for each
 top-level name, so that a change re-ships only what changed.
 
+A module is packed once, when it is first seen, and again only when it was loaded again
+(`importlib.reload`): workers run the code that the caller runs, not what was saved since.
+
 * client: `Tracker.refresh` at each submit gives the digests that its tasks need, and
   hands over each archive once.
-* worker: `unpack` gives the directory to put on a child's `sys.path`.
+* worker: `unpack` gives the directory to put on a child's `sys.path`. The file `ORIGINS`
+  in it says where each file was packed (see `shipped`).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 import site
@@ -25,24 +30,24 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from starburst_executor.errors import DamagedObject
+from starburst_executor.shipped import ORIGINS
 
 __all__ = [
     "UNPACKED_MAX",
-    "Cache",
+    "Archive",
     "Extra",
     "Source",
-    "Stamp",
     "Tracker",
     "build_archive",
-    "build_archives",
+    "is_local",
     "local_modules",
     "unpack",
 ]
@@ -65,17 +70,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """Tells one state of a source on disk from another without reading it."""
+class Archive:
+    """A source as it was packed."""
 
-    paths: tuple[Path, ...]
-    newest: int  # ns since the epoch
-    size: int  # bytes
+    source: Source
+    digest: str
+    data: bytes  # zip file
+    size: int  # bytes, unpacked
     files: int
-
-
-Cache: TypeAlias = dict[str, tuple[Stamp, str, bytes]]
-"""By top-level name: what was packed, its digest and the archive."""
+    loads: Mapping[str, object]
+    """Each imported module of it, with what the import system makes anew at each load."""
 
 
 # --- which ------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
         name: source
         for name, module in sys.modules.copy().items()
         if "." not in name and name not in _NEVER
-        if (source := _source(name, module, _is_local)) is not None
+        if (source := _source(name, module, is_local)) is not None
     }
     for wanted in extra:
         source = _extra(wanted)
@@ -139,7 +143,8 @@ def _strings(folders: Iterable[str] | None) -> Iterable[str]:
     return () if folders is None or isinstance(folders, str) else folders
 
 
-def _is_local(path: Path) -> bool:
+def is_local(path: Path) -> bool:
+    """Whether a path is the caller's own: neither of the standard library nor installed."""
     return not (_is_installed(path) or _is_installed(path.resolve()))
 
 
@@ -233,50 +238,107 @@ def _of_path(path: Path) -> Source:
 # --- packing ----------------------------------------------------------------------
 
 
-def build_archives(
-    sources: Sequence[Source], cache: Cache | None = None
-) -> dict[str, tuple[str, bytes]]:
-    """Digest and zip file of each source, by name.
+def build_archive(source: Source, loads: Mapping[str, object] | None = None) -> Archive:
+    """Pack a source.
 
-    Equal files give equal archives. Hidden files and directories, bytecode, virtual
-    environments and `node_modules` stay behind; data files of a package travel.
-
-    Args:
-        sources: What to pack.
-        cache: Archives of an earlier call, which are used again where nothing changed
-            on disk. It is brought up to date: it holds these sources and no others.
+    The same files give the same archive. Hidden files and directories, bytecode, virtual
+    environments and `node_modules` stay behind; data files of a package travel. Files
+    that vanish meanwhile are left out.
 
     Raises:
-        ValueError: together they are over 64 MiB.
+        ValueError: it is over 64 MiB.
     """
-    old = {} if cache is None else dict(cache)
-    stamps = {source.name: _stamp(source) for source in sources}
-    _check_size(stamps)
-    new: Cache = {}
-    for source in sources:
-        stamp, kept = stamps[source.name], old.get(source.name)
-        if kept is None or kept[0] != stamp:
-            kept = (stamp, *build_archive(source))
-        new[source.name] = kept
-    if cache is not None:
-        cache.clear()
-        cache.update(new)
-    return {name: (digest, data) for name, (_, digest, data) in new.items()}
+    members = _members(source)
+    size = sum(map(_size, members.values()))
+    if size > UNPACKED_MAX:  # before all of it is read
+        raise _too_much(size, source, size, len(members))
+    read = ((name, _read(path)) for name, path in members.items())
+    contents = {name: data for name, data in read if data is not None}
+    return _packed(source, contents, members, loads or {})
 
 
-def build_archive(source: Source) -> tuple[str, bytes]:
-    """Digest and zip file of one source."""
+def rebuild_archive(
+    source: Source, old: Archive, loads: Mapping[str, object]
+) -> Archive:
+    """Pack a source again of which modules were loaded since.
+
+    Their files are read again; all others stay as they were packed, for the caller runs
+    the old code of them too. Code that was added travels, data that was added does not:
+    it may be what the run writes.
+    """
+    if source.paths != old.source.paths:
+        return build_archive(source, loads)
+    members = _members(source)
+    names = {path: name for name, path in members.items()}
+    loaded = {
+        _file_of(name) for name in loads if old.loads.get(name) is not loads[name]
+    }
+    contents = _contents(old.data)
+    for path, name in names.items():
+        added = name not in contents and name.endswith(_SUFFIXES)
+        if (path in loaded or added) and (data := _read(path)) is not None:
+            contents[name] = data
+    return _packed(source, contents, members, loads)
+
+
+def _packed(
+    source: Source,
+    contents: Mapping[str, bytes],
+    members: Mapping[str, Path],
+    loads: Mapping[str, object],
+) -> Archive:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in sorted(_members(source).items()):
-            info = zipfile.ZipInfo(
-                name
-            )  # dated 1980: only content may change the digest
-            info.external_attr = 0o644 << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, path.read_bytes())
+        _add(archive, ORIGINS, _origins(source, members))
+        for name, data in sorted(contents.items()):
+            _add(archive, name, data)
     data = target.getvalue()
-    return hashlib.sha256(data).hexdigest(), data
+    return Archive(
+        source=source,
+        digest=hashlib.sha256(data).hexdigest(),
+        data=data,
+        size=sum(map(len, contents.values())),
+        files=len(contents),
+        loads=loads,
+    )
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(name)  # dated 1980: only content may change the digest
+    info.external_attr = 0o644 << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(info, data)
+
+
+def _contents(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [name for name in archive.namelist() if name != ORIGINS]
+        return {name: archive.read(name) for name in names}
+
+
+def _origins(source: Source, members: Mapping[str, Path]) -> bytes:
+    """Where files were packed, by name in the archive; a directory stands for all below it."""
+    if len(source.paths) > 1:  # a namespace; its files may be in any of them
+        found = {name: str(path) for name, path in members.items()}
+    elif source.paths[0].is_dir():
+        found = {source.name: str(source.paths[0])}
+    else:
+        found = {name: str(path) for name, path in members.items()}
+    return json.dumps(found, sort_keys=True).encode()
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # others come and go here
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _members(source: Source) -> dict[str, Path]:
@@ -307,7 +369,7 @@ def _walk(
     real = os.path.realpath(folder)
     if real in parents or (folder / "pyvenv.cfg").exists():
         return  # a link to a directory above, or a virtual environment
-    for path in folder.iterdir():
+    for path in _entries(folder):
         if path.name.startswith(".") or path.name in ("__pycache__", "node_modules"):
             continue
         if path.is_dir():
@@ -316,26 +378,26 @@ def _walk(
             yield above + path.name, path
 
 
-def _stamp(source: Source) -> Stamp:
-    states = [path.stat() for path in _members(source).values()]
-    return Stamp(
-        paths=source.paths,
-        newest=max((state.st_mtime_ns for state in states), default=0),
-        size=sum(state.st_size for state in states),
-        files=len(states),
-    )
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # removed just now
+        return []
 
 
-def _check_size(stamps: dict[str, Stamp]) -> None:
-    total = sum(stamp.size for stamp in stamps.values())
-    if total <= UNPACKED_MAX:
-        return
-    name, biggest = max(stamps.items(), key=lambda item: item[1].size)
-    places = ", ".join(map(str, biggest.paths))
-    raise ValueError(
+def _check_total(archives: Iterable[Archive]) -> None:
+    total = sum(archive.size for archive in archives)
+    if total > UNPACKED_MAX:
+        biggest = max(archives, key=lambda archive: archive.size)
+        raise _too_much(total, biggest.source, biggest.size, biggest.files)
+
+
+def _too_much(total: int, source: Source, size: int, files: int) -> ValueError:
+    places = ", ".join(map(str, source.paths))
+    return ValueError(
         f"the local modules hold {_mib(total)}, and at most {_mib(UNPACKED_MAX)} travel "
-        f"with a session. The biggest is {name!r}: {_mib(biggest.size)} in "
-        f"{biggest.files} files ({places}). Keep data out of the package directory and "
+        f"with a session. The biggest is {source.name!r}: {_mib(size)} in "
+        f"{files} files ({places}). Keep data out of the package directory and "
         f"pass it as an argument or by the store; or install the package, here (not as "
         f"editable) and for the workers, and it need not travel"
     )
@@ -351,8 +413,8 @@ def _mib(size: int) -> str:
 class Tracker:
     """Knows which archives the tasks submitted now will need.
 
-    Imports are noticed, edits of a file already imported are not: the caller runs the
-    old code too.
+    Imports and reloads are noticed, edits of a file already imported are not: the
+    caller runs the old code too.
 
     Args:
         ship: Called as `ship(digest, archive)` once per digest. If it raises, so does
@@ -367,45 +429,103 @@ class Tracker:
         self, ship: Callable[[str, bytes], None], extra: Iterable[Extra] = ()
     ) -> None:
         self._ship = ship
-        self._extra = [_extra(wanted) for wanted in extra]
+        self._extra = {source.name: source for source in map(_extra, extra)}
         self._lock = threading.Lock()
-        self._seen: object = None
-        self._cache: Cache = {}
+        self._seen: _Imports | None = None
+        self._archives: dict[str, Archive] = {}
         self._shipped: set[str] = set()
         self._digests: dict[str, str] = {}
 
     def refresh(self) -> dict[str, str]:
         """The digest of each local module, by name; shipped before this returns.
 
-        Takes well under a microsecond while nothing new is imported. The dictionary
-        may be kept, and must not be changed.
+        Takes microseconds while nothing new is imported. The dictionary may be kept, and
+        must not be changed.
 
         Raises:
-            ValueError: together they have grown over 64 MiB.
+            ValueError: together they are over 64 MiB.
         """
-        if self._seen == _imports():
+        if _unchanged(self._seen):
             return self._digests
         with self._lock:
-            seen = _imports()
-            if self._seen != seen:
+            if not _unchanged(self._seen):
+                seen = _imports()
                 self._digests = self._scan()
                 self._seen = seen  # last: whoever sees it takes the digests unlocked
             return self._digests
 
     def _scan(self) -> dict[str, str]:
-        sources = {source.name: source for source in [*local_modules(), *self._extra]}
-        archives = build_archives(list(sources.values()), self._cache)
-        for digest, data in archives.values():
-            if digest not in self._shipped:
-                self._ship(digest, data)
-                self._shipped.add(digest)
-        return {name: digest for name, (digest, _) in archives.items()}
+        sources = {source.name: source for source in local_modules()} | self._extra
+        for name, archive in self._archives.items():
+            if name in sys.modules:  # its file may be gone; what was packed is not
+                sources.setdefault(name, archive.source)
+        loads = _loads(sources.keys())
+        archives = {
+            name: self._archive(sources[name], loads[name]) for name in sorted(sources)
+        }
+        _check_total(archives.values())
+        self._archives = archives
+        for archive in archives.values():
+            if archive.digest not in self._shipped:
+                self._ship(archive.digest, archive.data)
+                self._shipped.add(archive.digest)
+        return {name: archive.digest for name, archive in archives.items()}
+
+    def _archive(self, source: Source, loads: Mapping[str, object]) -> Archive:
+        old = self._archives.get(source.name)
+        if old is None:
+            return build_archive(source, loads)
+        if all(old.loads.get(name) is load for name, load in loads.items()):
+            return old
+        return rebuild_archive(source, old, loads)
 
 
-def _imports() -> tuple[int, str, int]:
-    """Changes with every import, at the cost of two look-ups."""
+class _Imports(NamedTuple):
+    """Differs, by the identity of its objects, after every import and reload."""
+
+    number: int
+    last: str
+    module: object
+    load: object
+
+
+def _imports() -> _Imports:
     last = next(reversed(sys.modules))
-    return len(sys.modules), last, id(sys.modules.get(last))
+    module = sys.modules.get(last)
+    return _Imports(len(sys.modules), last, module, _load_of(module))
+
+
+def _unchanged(seen: _Imports | None) -> bool:
+    if seen is None:
+        return False
+    now = _imports()
+    return now.load is seen.load and now.module is seen.module and now[:2] == seen[:2]
+
+
+def _load_of(module: object) -> object:
+    """What is another object after each load of a module: its spec, if it has one."""
+    if not isinstance(module, ModuleType):
+        return module
+    # No getattr: lazy modules import on it.
+    return object.__getattribute__(module, "__dict__").get("__spec__") or module
+
+
+def _loads(names: Collection[str]) -> dict[str, dict[str, object]]:
+    """For each top-level name, the modules of it that are imported, with their loads."""
+    found: dict[str, dict[str, object]] = {name: {} for name in names}
+    for name, module in sys.modules.copy().items():
+        top = name.partition(".")[0]
+        if top in found:
+            found[top][name] = _load_of(module)
+    return found
+
+
+def _file_of(name: str) -> Path | None:
+    module = sys.modules.get(name)
+    if not isinstance(module, ModuleType):
+        return None
+    file = object.__getattribute__(module, "__dict__").get("__file__")
+    return Path(file).absolute() if isinstance(file, str) else None
 
 
 # --- on the worker ----------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMismatch
+from starburst_executor.exception_state import is_interrupt
 from starburst_executor.future import Settled
 from starburst_executor.modules import Tracker
 from starburst_executor.records import Batch, Task, task_id
@@ -94,7 +95,9 @@ class Packer:
         try:
             self.check_python()
             return True, loads(outcome.value, self._fetch, "result")
-        except Exception as error:  # the user's own unpickling code runs here
+        except BaseException as error:  # the user's own unpickling code runs here
+            if is_interrupt(error):
+                raise
             error.add_note(_where(batch, position, task))
             return False, error
 

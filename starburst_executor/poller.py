@@ -63,10 +63,12 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     _check_python(manifest)
     launcher: Launcher | None = None
     if launched_here:
-        launcher = LocalLauncher()
+        launcher = LocalLauncher(origin=manifest.origin)
     elif in_ecs:
         launcher = _open_ecs(manifest)
     with tempfile.TemporaryDirectory(prefix="starburst-") as folder:
+        if manifest.origin is not None:
+            manifest.origin.leave_to_children(Path(folder), same_machine=launched_here)
         try:
             name = worker_id or f"w-{runtime.new_id(10)}"
             return _serve(session, manifest, name, launcher, Path(folder))

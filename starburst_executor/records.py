@@ -27,6 +27,7 @@ import msgspec
 from msgspec.structs import replace
 
 from starburst_executor.errors import DamagedObject, NewerSchema
+from starburst_executor.origin import Origin
 from starburst_executor.rate import Rate
 from starburst_executor.spec import WorkerSpec
 
@@ -272,6 +273,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     rate: Rate | None = None  # what it costs; None: nothing, or nobody knows
     max_hourly_cost: float | None = None  # dollars
     cost_alert: float | None = None  # dollars, of all the session
+    origin: Origin | None = None  # None: made by a version that did not say
 
 
 class Heartbeat(_Stored, frozen=True, kw_only=True):

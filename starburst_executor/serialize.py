@@ -20,13 +20,15 @@ import reprlib
 import signal
 import traceback
 import types
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias
 
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
+from starburst_executor.code_source import reduce_code
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -36,6 +38,16 @@ from starburst_executor.errors import (
     TaskCrashed,
     TaskTimeout,
     WorkerLost,
+)
+from starburst_executor.exception_state import (
+    Part,
+    clean,
+    is_interrupt,
+    message_of,
+    one_line,
+    put_together,
+    take_apart,
+    type_name,
 )
 
 __all__ = [
@@ -70,7 +82,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 class Keep(Protocol):
     """Stores one blob; called once per content and cargo."""
 
-    def __call__(self, digest: str, data: memoryview) -> None:
+    def __call__(self, digest: str, data: memoryview, /) -> None:
         """Store `data` under `digest`; the view is valid only until this returns."""
 
 
@@ -84,6 +96,7 @@ _Frame: TypeAlias = tuple[bytes | _Blob, tuple[_Blob, ...]]
 
 _encoder = msgspec.msgpack.Encoder()
 _frames: msgspec.msgpack.Decoder[_Frame] = msgspec.msgpack.Decoder(_Frame)
+_exception_parts = msgspec.msgpack.Decoder(list[Part])
 
 
 def digest_of(data: Data) -> str:
@@ -188,6 +201,12 @@ def _lifted_call(call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return tuple(map(_lifted, args)), {k: _lifted(v) for k, v in kwargs.items()}
 
 
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table: ClassVar = ChainMap(
+        {types.CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
     buffers: list[memoryview] = []
 
@@ -199,7 +218,7 @@ def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
         return False
 
     stream = io.BytesIO()
-    cloudpickle.Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
+    _Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
     return stream.getbuffer(), buffers
 
 
@@ -277,13 +296,15 @@ def _unpickle(stream: Any, buffers: Iterable[Any], what: str) -> Any:
         return pickle.loads(stream, buffers=buffers)
     except pickle.UnpicklingError as error:
         raise DamagedObject(f"the pickle of the {what} is damaged: {error}") from error
-    except Exception as error:
+    except BaseException as error:  # of a module that calls sys.exit, say
+        if is_interrupt(error):
+            raise
         raise SerializationError(
-            f"cannot unpickle the {what}: {_one_line(error)}. {_hint(error)}"
+            f"cannot unpickle the {what}: {one_line(error)}. {_hint(error)}"
         ) from error
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         top = (error.name or "").partition(".")[0]
         return (
@@ -316,8 +337,8 @@ def _refusal(error: Exception, parts: list[tuple[str, Any]]) -> SerializationErr
         else "Create it inside the function, or leave it out by the __getstate__ of its owner"
     )
     return SerializationError(
-        f"cannot pickle {where}, of type {_type_name(type(offender))} "
-        f"({_one_line(error)}). {advice}"
+        f"cannot pickle {where}, of type {type_name(type(offender))} "
+        f"({one_line(error)}). {advice}"
     )
 
 
@@ -365,7 +386,9 @@ class _Search:
             pickler.dump(obj)
         except _Exhausted:
             raise
-        except Exception:  # what it is was said by the first attempt
+        except BaseException as error:  # what it is was said by the first attempt
+            if is_interrupt(error):
+                raise
             return True
         return False
 
@@ -434,7 +457,9 @@ def _reduced_parts(obj: Any) -> Iterator[tuple[str, Any]]:
     """Attributes and constructor arguments, after `__getstate__` had its say."""
     try:
         reduced = obj.__reduce_ex__(5)
-    except Exception:  # then it is to blame itself
+    except BaseException as error:  # then it is to blame itself
+        if is_interrupt(error):
+            raise
         return
     if not isinstance(reduced, tuple) or len(reduced) < 2:
         return
@@ -452,7 +477,9 @@ def _reduced_parts(obj: Any) -> Iterator[tuple[str, Any]]:
 def _short(obj: object) -> str:
     try:
         return reprlib.repr(obj)
-    except Exception:  # a __repr__ of the user's
+    except BaseException as error:  # a __repr__ of the user's
+        if is_interrupt(error):
+            raise
         return f"<{type(obj).__qualname__}>"
 
 
@@ -518,60 +545,42 @@ def decode_outcome(data: Data) -> Outcome:
 
 # --- exceptions to failures -------------------------------------------------------
 
-_Link: TypeAlias = tuple[
-    BaseException, BaseException | None, BaseException | None, bool, list[Any] | None
-]
-"""An exception and what pickle forgets: cause, context, whether it hides the context, notes."""
-
 
 def describe(exc: BaseException, keep: Keep, kind: FailureKind = "raised") -> Failure:
     """What has to be known about an exception to raise it somewhere else.
 
-    The exception travels with its causes, contexts and notes if they can be pickled
-    and unpickled, without causes and contexts if only they cannot, else as text alone.
+    It travels with its causes, contexts and notes, each taken apart by itself, so that
+    what cannot be pickled of one is all that stays behind.
     """
     return Failure(
         kind=kind,
-        type=_clean(_type_name(type(exc))),
-        message=_clip(_clean(_message(exc)), MESSAGE_MAX),
-        traceback=_clip(_clean(_traceback(exc)), TRACEBACK_MAX),
+        type=clean(type_name(type(exc))),
+        message=_clip(clean(message_of(exc)), MESSAGE_MAX),
+        traceback=_clip(clean(_traceback(exc)), TRACEBACK_MAX),
         cargo=_exception_cargo(exc, keep) if kind == "raised" else None,
     )
 
 
-def _exception_cargo(exc: BaseException, keep: Keep) -> bytes | None:
-    chain = _links(exc)
-    alone: list[_Link] = [
-        (e, None, None, True, notes) for e, _, _, _, notes in chain[:1]
-    ]
-    for links in (chain, alone):
-        try:
-            stream, buffers = _pickle((exc, links))
-            twin, _ = pickle.loads(stream, buffers=buffers)
-        except Exception:  # classes of users fail here in every way; text remains
-            continue
-        if _type_name(type(twin)) == _type_name(type(exc)):
-            return _frame(stream, buffers, keep)
-    return None
+def _exception_cargo(exc: BaseException, keep: Keep) -> bytes:
+    blobs: dict[str, memoryview] = {}
+
+    def pack(value: object) -> tuple[bytes, Any]:
+        stream, buffers = _pickle(_lifted(value))
+        twin = pickle.loads(stream, buffers=buffers)
+        return _frame(stream, buffers, blobs.__setitem__), twin
+
+    parts = take_apart(exc, pack)
+    cargo = _frame(_encoder.encode(parts), (), blobs.__setitem__)
+    for digest, data in blobs.items():
+        # Not while it is taken apart: a disk that is full is no fault of an attribute.
+        keep(digest, data)
+    return cargo
 
 
-def _links(exc: BaseException) -> list[_Link]:
-    found: dict[int, _Link] = {}
-    todo: list[BaseException | None] = [exc]
-    while todo:
-        e = todo.pop()
-        if e is None or id(e) in found:
-            continue
-        notes = getattr(e, "__notes__", None)
-        hides = e.__suppress_context__
-        found[id(e)] = (e, e.__cause__, e.__context__, hides, notes)
-        todo += [e.__cause__, e.__context__]
-        if isinstance(e, BaseExceptionGroup):
-            todo += e.exceptions
-    return list(found.values())
-
-
-_OWN_FILES = {__file__, str(Path(__file__).with_name("child.py"))}
+_OWN_FILES = {
+    str(Path(__file__).with_name(name))
+    for name in ("serialize.py", "exception_state.py", "child.py")
+}
 
 
 def _traceback(exc: BaseException) -> str:
@@ -580,9 +589,7 @@ def _traceback(exc: BaseException) -> str:
         _drop_own_frames(report)
         return "".join(report.format())
     except Exception as error:  # e.g. a note or a source line that cannot be shown
-        return (
-            f"{_one_line(exc)}\n(its traceback cannot be shown: {_one_line(error)})\n"
-        )
+        return f"{one_line(exc)}\n(its traceback cannot be shown: {one_line(error)})\n"
 
 
 def _drop_own_frames(report: traceback.TracebackException) -> None:
@@ -594,29 +601,6 @@ def _drop_own_frames(report: traceback.TracebackException) -> None:
         while part.stack and part.stack[0].filename in _OWN_FILES:
             del part.stack[0]
         todo += [part.__cause__, part.__context__, *(part.exceptions or ())]
-
-
-def _type_name(kind: type) -> str:
-    plain = kind.__module__ in ("builtins", "__main__")
-    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _message(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception as error:  # a __str__ of the user's
-        return f"<no message: its __str__ raised {type(error).__qualname__}>"
-
-
-def _one_line(exc: BaseException) -> str:
-    """Class and message of an exception, as the last line of a traceback has them."""
-    message = _clip(_message(exc), MESSAGE_MAX)
-    return f"{_type_name(type(exc))}: {message}" if message else _type_name(type(exc))
-
-
-def _clean(text: str) -> str:
-    """The text without lone surrogates (as in undecodable file names), which are no UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _clip(text: str, limit: int) -> str:
@@ -660,8 +644,8 @@ def _raised(failure: Failure, fetch: Fetch, context: str) -> BaseException:
     if failure.cargo is not None:
         try:
             return _shown(_restored(failure.cargo, fetch), failure, context)
-        except Exception as error:  # code of the user, or the store
-            reason = _one_line(error)
+        except Exception as error:  # the store, or the cargo is damaged
+            reason = one_line(error)
     error_text = f"{failure.type}: {failure.message}"
     stand_in = _shown(RemoteError(error_text), failure, context)
     stand_in.add_note(f"The exception could not be brought back as itself: {reason}")
@@ -669,16 +653,10 @@ def _raised(failure: Failure, fetch: Fetch, context: str) -> BaseException:
 
 
 def _restored(cargo: bytes, fetch: Fetch) -> BaseException:
-    exc, links = loads(cargo, fetch, "exception")
-    for e, cause, context, hides, notes in links:
-        _set(e, "__cause__", cause)
-        _set(e, "__context__", context)
-        _set(e, "__suppress_context__", hides)
-        if notes is not None:
-            _set(e, "__notes__", notes)
-    if not isinstance(exc, BaseException):
-        raise TypeError(f"{_type_name(type(exc))} is no exception")
-    return exc
+    stream, _ = _parse(cargo)
+    data = stream if isinstance(stream, bytes) else _fetched(stream, fetch)
+    parts = _exception_parts.decode(data)
+    return put_together(parts, lambda cargo: loads(cargo, fetch, "exception"))
 
 
 def _shown(exc: BaseException, failure: Failure, note: str = "") -> BaseException:
@@ -740,7 +718,7 @@ def _loss(failure: Failure) -> str:
 
 
 def _unserializable(failure: Failure) -> str:
-    own = failure.type == _type_name(SerializationError)
+    own = failure.type == type_name(SerializationError)
     return failure.message if own else f"{failure.type}: {failure.message}"
 
 

@@ -104,6 +104,17 @@ def exits() -> None:
     raise SystemExit("bye")
 
 
+class ExitsWhenUnpickled:
+    """Like an object of a module that calls `sys.exit` when it is imported."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return sys.exit, ("while unpickling",)
+
+
+def returns_what_exits() -> object:
+    return ExitsWhenUnpickled()
+
+
 def interrupts() -> None:
     raise KeyboardInterrupt
 

@@ -25,7 +25,8 @@ ROWS = """
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec  rate  bootstrap
+  0  exception_state  shipped  origin  runtime  spec  rate  bootstrap
+ -1  errors  code_source
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
@@ -140,7 +141,7 @@ def test_what_unpickles_is_known() -> None:
         for name, file in modules()
         if {imported for imported, _ in imports(file)} & {"pickle", "cloudpickle"}
     }
-    assert users <= {"serialize", "cli", "joblib_backend"}
+    assert users <= {"serialize", "code_source", "cli", "joblib_backend"}
 
 
 def test_what_is_imported_at_once_is_a_core_dependency() -> None:

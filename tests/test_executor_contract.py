@@ -49,6 +49,7 @@ from starburst_executor import (
 from starburst_executor.launch import LocalLauncher
 from tests.support import QUICK, is_alive, keys, live_workers, run_python, worker_pids
 from tests.tasks import (
+    ExitsWhenUnpickled,
     Gate,
     Multiplier,
     add,
@@ -64,6 +65,7 @@ from tests.tasks import (
     process_id,
     remember,
     remembered,
+    returns_what_exits,
     until,
 )
 
@@ -1076,6 +1078,37 @@ def test_a_script_without_main_guard_runs_once(
     assert keys(directory_url) == []
 
 
+def test_an_exit_while_a_result_unpickles_fails_its_future_alone(
+    warm: StarburstExecutor,
+) -> None:
+    failing = warm.submit(returns_what_exits)
+    with pytest.raises(SerializationError, match="SystemExit: while unpickling"):
+        failing.result(60)
+    with pytest.raises(SerializationError, match="SystemExit: while unpickling"):
+        warm.submit(double, ExitsWhenUnpickled()).result(60)
+
+    assert warm.submit(double, 21).result(60) == 42
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_callback_that_ends_its_thread_harms_no_other_future(
+    warm: StarburstExecutor, end: type[BaseException], tmp_path: Path
+) -> None:
+    def ends(_: Future[Any]) -> None:
+        raise end
+
+    called: list[object] = []
+    gate = Gate(tmp_path / "gate")
+    future = warm.submit(gate.hold, 1)
+    future.add_done_callback(ends)
+    future.add_done_callback(called.append)
+    gate.open()
+    future.result(60)
+
+    assert warm.submit(double, 21).result(60) == 42
+    assert called == [future]
+
+
 def test_local_modules_travel_with_the_session(
     tmp_path: Path, directory_url: str
 ) -> None:
@@ -1096,7 +1129,7 @@ def test_local_modules_travel_with_the_session(
         sys.path[0] = "/nowhere"
         with StarburstExecutor(1, store=sys.argv[1]) as ex:
             print(ex.submit(shapes.area, 2).result())
-            where = ex.submit(lambda: sys.modules["shapes"].__file__ if "shapes" in sys.modules else "").result()
+            where = ex.submit(lambda: sys.modules["shapes"].__spec__.origin if "shapes" in sys.modules else "").result()
             assert not where.startswith(sys.argv[2]), where
         """,
     )

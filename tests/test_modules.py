@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,16 +25,15 @@ import pytest
 from starburst_executor import modules
 from starburst_executor.errors import DamagedObject
 from starburst_executor.modules import (
-    Cache,
     Extra,
     Source,
     Tracker,
     build_archive,
-    build_archives,
     local_modules,
     unpack,
 )
 from starburst_executor.serialize import digest_of, dumps, loads
+from starburst_executor.shipped import ORIGINS
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def found(*extra: Extra) -> dict[str, tuple[Path, ...]]:
 
 def members(data: bytes) -> list[str]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return archive.namelist()
+        return [name for name in archive.namelist() if name != ORIGINS]
 
 
 # --- which ------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def test_a_module_travels_by_the_name_it_was_imported_as(root: Path) -> None:
     sys.modules["renamed"] = importlib.util.module_from_spec(spec)
     [source] = [s for s in local_modules() if s.name == "renamed"]
 
-    assert members(build_archive(source)[1]) == ["renamed.py"]
+    assert members(build_archive(source).data) == ["renamed.py"]
 
 
 def test_an_extension_module_keeps_its_suffix(root: Path) -> None:
@@ -197,10 +198,13 @@ def test_an_extension_module_keeps_its_suffix(root: Path) -> None:
     write(root / "with_native" / "__init__.py")
     (root / "with_native" / f"inner{suffix}").write_bytes(b"machine code")
 
-    archives = build_archives(local_modules(["native", "with_native"]))
+    archives = {
+        source.name: members(build_archive(source).data)
+        for source in local_modules(["native", "with_native"])
+    }
 
-    assert members(archives["native"][1]) == [f"native{suffix}"]
-    assert f"with_native/inner{suffix}" in members(archives["with_native"][1])
+    assert archives["native"] == [f"native{suffix}"]
+    assert f"with_native/inner{suffix}" in archives["with_native"]
 
 
 # --- extra ------------------------------------------------------------------------
@@ -303,25 +307,23 @@ def test_data_files_travel_and_litter_stays_behind(tmp_path: Path) -> None:
     ]:
         write(tmp_path / "tidy" / litter)
 
-    assert members(build_archive(source)[1]) == [
+    assert members(build_archive(source).data) == [
         "tidy/__init__.py",
         "tidy/data/table.csv",
         "tidy/inner/__init__.py",
     ]
 
 
-def test_equal_files_give_equal_archives(tmp_path: Path) -> None:
-    one = package(tmp_path / "a" / "same")
-    other = tmp_path / "b" / "same"
-    write(other / "data" / "table.csv", "1,2")
-    write(other / "inner" / "__init__.py")
-    os.utime(write(other / "__init__.py", "x = 1"), (0, 0))
-    (other / "__init__.py").chmod(0o700)
+def test_the_same_files_give_the_same_archive(tmp_path: Path) -> None:
+    source = package(tmp_path / "same")
+    first = build_archive(source)
 
-    digest, data = build_archive(one)
+    os.utime(tmp_path / "same" / "__init__.py", (0, 0))
+    (tmp_path / "same" / "__init__.py").chmod(0o700)
+    second = build_archive(source)
 
-    assert build_archive(Source(name="same", paths=(other,))) == (digest, data)
-    assert digest == digest_of(data)
+    assert (second.digest, second.data) == (first.digest, first.data)
+    assert first.digest == digest_of(first.data)
 
 
 def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "more.py")
     (tmp_path / "loop" / "linked").symlink_to(tmp_path / "elsewhere")
 
-    assert members(build_archive(source)[1]) == [
+    assert members(build_archive(source).data) == [
         "loop/__init__.py",
         "loop/data/table.csv",
         "loop/inner/__init__.py",
@@ -344,55 +346,77 @@ def test_a_namespace_of_two_directories_is_one_archive(tmp_path: Path) -> None:
     write(tmp_path / "b" / "ns" / "y.py")
     source = Source(name="ns", paths=(tmp_path / "a" / "ns", tmp_path / "b" / "ns"))
 
-    assert members(build_archive(source)[1]) == ["ns/x.py", "ns/y.py"]
+    assert members(build_archive(source).data) == ["ns/x.py", "ns/y.py"]
 
 
 def test_too_much_is_refused_and_the_biggest_is_named(tmp_path: Path) -> None:
-    small, big = package(tmp_path / "small"), package(tmp_path / "big")
+    package(tmp_path / "small")
+    package(tmp_path / "big")
     with (tmp_path / "big" / "model.bin").open("wb") as file:
         file.truncate(modules.UNPACKED_MAX)  # sparse: it costs no disk
 
+    tracker = Tracker(Shipped(), [tmp_path / "small", tmp_path / "big"])
     with pytest.raises(ValueError, match=r"biggest is 'big': 64\.0 MiB in 4 files"):
-        build_archives([small, big])
-    assert build_archives([small])
+        tracker.refresh()
+    assert "small" in Tracker(Shipped(), [tmp_path / "small"]).refresh()
 
 
-def test_an_unchanged_package_is_not_packed_again(
+def test_two_that_are_too_much_together_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = [package(tmp_path / "still"), package(tmp_path / "moving")]
-    packed: list[str] = []
+    for name in ("one", "two"):
+        write(package(tmp_path / name).paths[0] / "model.txt", "x" * 600_000)
+    monkeypatch.setattr(modules, "local_modules", list)
+    monkeypatch.setattr(modules, "UNPACKED_MAX", 1_000_000)
 
-    def counting(source: Source) -> tuple[str, bytes]:
-        packed.append(source.name)
-        return build_archive(source)
-
-    monkeypatch.setattr(modules, "build_archive", counting)
-    cache: Cache = {}
-    first = build_archives(sources, cache)
-    assert build_archives(sources, cache) == first
-    assert packed == ["still", "moving"]
-
-    write(tmp_path / "moving" / "added.py")
-    second = build_archives(sources, cache)
-    assert packed == ["still", "moving", "moving"]
-    assert second["still"] == first["still"]
-    assert second["moving"] != first["moving"]
-
-    build_archives(sources[:1], cache)
-    assert list(cache) == ["still"]
+    with pytest.raises(ValueError, match="the local modules hold"):
+        Tracker(Shipped(), [tmp_path / "one", tmp_path / "two"]).refresh()
 
 
-def test_an_edit_that_keeps_the_size_is_seen(tmp_path: Path) -> None:
-    source = package(tmp_path / "edited")
-    cache: Cache = {}
-    first = build_archives([source], cache)
+def test_files_that_come_and_go_while_packing_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = package(tmp_path / "busy")
+    for i in range(3):
+        write(tmp_path / "busy" / "out" / f"{i}.txt", "result")
+    walk, size = modules._walk, modules._size
 
-    file = write(tmp_path / "edited" / "__init__.py", "x = 2")
-    later = file.stat().st_mtime_ns + 1_000_000
-    os.utime(file, ns=(later, later))
+    def busy_walk(*args: Any) -> Iterator[tuple[str, Path]]:
+        for name, path in walk(*args):
+            if name == "out/0.txt":
+                path.unlink(missing_ok=True)
+            yield name, path
 
-    assert build_archives([source], cache) != first
+    def busy_size(path: Path) -> int:
+        if path.name == "1.txt":
+            path.unlink(missing_ok=True)
+        if path.name == "2.txt":
+            (tmp_path / "busy" / "out" / "3.txt").touch()
+        return size(path)
+
+    monkeypatch.setattr(modules, "_walk", busy_walk)
+    monkeypatch.setattr(modules, "_size", busy_size)
+
+    assert [m for m in members(build_archive(source).data) if "out" in m] == [
+        "busy/out/2.txt"
+    ]
+
+
+def test_a_directory_that_vanishes_while_packing_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = package(tmp_path / "busy")
+    write(tmp_path / "busy" / "aside" / "x.txt")
+    entries = modules._entries
+
+    def busy_entries(folder: Path) -> list[Path]:
+        if folder.name == "aside":
+            shutil.rmtree(folder)
+        return entries(folder)
+
+    monkeypatch.setattr(modules, "_entries", busy_entries)
+
+    assert "busy/__init__.py" in members(build_archive(source).data)
 
 
 # --- keeping up -------------------------------------------------------------------
@@ -401,6 +425,7 @@ def test_an_edit_that_keeps_the_size_is_seen(tmp_path: Path) -> None:
 class Shipped:
     def __init__(self) -> None:
         self.digests: list[str] = []
+        self.data: dict[str, bytes] = {}
         self.failures = 0
 
     def __call__(self, digest: str, data: bytes) -> None:
@@ -409,6 +434,7 @@ class Shipped:
             self.failures -= 1
             raise OSError("no store")
         self.digests.append(digest)
+        self.data[digest] = data
 
 
 def test_a_new_import_is_shipped_once(root: Path) -> None:
@@ -465,6 +491,131 @@ def test_a_module_imported_anew_is_shipped_anew(root: Path) -> None:
     assert tracker.refresh()["again"] != before
 
 
+def text_of(tracker: Tracker, shipped: Shipped, name: str, member: str) -> str:
+    with zipfile.ZipFile(io.BytesIO(shipped.data[tracker.refresh()[name]])) as archive:
+        return archive.read(member).decode()
+
+
+def reload(module: types.ModuleType) -> None:
+    importlib.invalidate_caches()
+    importlib.reload(module)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_each_reload_is_shipped(root: Path, times: int) -> None:
+    file = write(root / "again.py", "x = 0")
+    again = imported("again")
+    shipped = Shipped()
+    tracker = Tracker(shipped)
+    tracker.refresh()
+
+    for i in range(1, times + 1):
+        write(
+            file, f"x = {i} + 0 * {'1' * i}"
+        )  # of another size: .pyc go by the second
+        reload(again)
+        assert again.x == i
+        assert text_of(tracker, shipped, "again", "again.py").startswith(f"x = {i} ")
+
+
+def test_an_edit_without_a_reload_is_not_shipped_with_the_next_import(
+    root: Path,
+) -> None:
+    write(root / "edited" / "__init__.py", "x = 1")
+    write(root / "edited" / "inner.py", "y = 1")
+    write(root / "edited" / "later.py", "z = 1")
+    imported("edited.inner")
+    shipped = Shipped()
+    tracker = Tracker(shipped)
+    before = tracker.refresh()["edited"]
+
+    write(root / "edited" / "inner.py", "y = 2")
+    write(root / "unrelated.py")
+    imported("unrelated")
+    assert tracker.refresh()["edited"] == before
+    imported("edited.later")
+    assert tracker.refresh()["edited"] == before
+    write(root / "edited" / "added.py", "from edited import later")
+    imported("edited.added")
+
+    assert tracker.refresh()["edited"] != before
+    assert text_of(tracker, shipped, "edited", "edited/inner.py") == "y = 1"
+    assert text_of(tracker, shipped, "edited", "edited/added.py")
+
+
+def test_a_reload_of_one_module_leaves_its_siblings_as_they_were(root: Path) -> None:
+    write(root / "family" / "__init__.py")
+    write(root / "family" / "one.py", "x = 1")
+    write(root / "family" / "other.py", "x = 1")
+    write(root / "family" / "table.csv", "1")
+    one = imported("family.one")
+    imported("family.other")
+    shipped = Shipped()
+    tracker = Tracker(shipped)
+    tracker.refresh()
+
+    write(root / "family" / "one.py", "x = 22")
+    write(root / "family" / "other.py", "x = 22")
+    write(root / "family" / "fresh.py", "x = 22")
+    reload(one)
+
+    assert text_of(tracker, shipped, "family", "family/one.py") == "x = 22"
+    assert text_of(tracker, shipped, "family", "family/other.py") == "x = 1"
+    assert text_of(tracker, shipped, "family", "family/fresh.py") == "x = 22"
+
+
+def test_what_a_run_writes_beside_its_code_never_reaches_the_limit(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root / "runs" / "__init__.py", "x = 1")
+    module = imported("runs")
+    shipped = Shipped()
+    tracker = Tracker(shipped)
+    tracker.refresh()
+
+    with (root / "runs" / "results.bin").open("wb") as file:
+        file.truncate(2 * modules.UNPACKED_MAX)
+    write(root / "unrelated.py")
+    imported("unrelated")
+    tracker.refresh()
+    write(root / "runs" / "__init__.py", "x = 22")
+    reload(module)
+
+    assert text_of(tracker, shipped, "runs", "runs/__init__.py") == "x = 22"
+    assert members(shipped.data[tracker.refresh()["runs"]]) == ["runs/__init__.py"]
+
+
+def test_a_module_whose_file_is_gone_still_travels(root: Path) -> None:
+    file = write(root / "fleeting.py")
+    imported("fleeting")
+    tracker = Tracker(Shipped())
+    before = tracker.refresh()["fleeting"]
+
+    file.unlink()
+    write(root / "unrelated.py")
+    imported("unrelated")
+
+    assert tracker.refresh()["fleeting"] == before
+
+
+def test_a_module_of_the_same_name_from_elsewhere_is_shipped_anew(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root / "moved" / "__init__.py", "x = 1")
+    write(root / "moved" / "old.py")
+    imported("moved")
+    shipped = Shipped()
+    tracker = Tracker(shipped)
+    tracker.refresh()
+
+    write(tmp_path / "elsewhere" / "moved" / "__init__.py", "x = 2")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    del sys.modules["moved"]
+    imported("moved")
+
+    assert members(shipped.data[tracker.refresh()["moved"]]) == ["moved/__init__.py"]
+
+
 def test_extras_travel_though_nobody_imported_them(tmp_path: Path) -> None:
     tracker = Tracker(Shipped(), [write(tmp_path / "unseen.py")])
 
@@ -512,10 +663,10 @@ def test_a_function_of_a_shipped_module_runs_in_another_process(
     write(root / "sums" / "plus.py", "from sums_helper import one\ndef f(x): return x + one()\n")  # fmt: skip
     write(root / "sums_helper.py", "def one(): return 1\n")
     cargo = dumps(imported("sums.plus").f, lambda digest, data: None)
-    archives = build_archives(local_modules())
     path = [
-        str(unpack(archives[name][1], tmp_path / "unpacked"))
-        for name in ("sums", "sums_helper")
+        str(unpack(build_archive(source).data, tmp_path / "unpacked"))
+        for source in local_modules()
+        if source.name in ("sums", "sums_helper")
     ]
     script = (
         "import sys; from starburst_executor.serialize import loads\n"
@@ -534,7 +685,8 @@ def test_a_function_of_a_shipped_module_runs_in_another_process(
 
 
 def test_unpacking_gives_the_same_directory_each_time(tmp_path: Path) -> None:
-    digest, data = build_archive(package(tmp_path / "src" / "pack"))
+    archive = build_archive(package(tmp_path / "src" / "pack"))
+    digest, data = archive.digest, archive.data
     file = tmp_path / "pack.zip"
     file.write_bytes(data)
 
@@ -549,7 +701,8 @@ def test_unpacking_gives_the_same_directory_each_time(tmp_path: Path) -> None:
 
 
 def test_many_may_unpack_at_once(tmp_path: Path) -> None:
-    digest, data = build_archive(package(tmp_path / "src" / "pack"))
+    archive = build_archive(package(tmp_path / "src" / "pack"))
+    digest, data = archive.digest, archive.data
     barrier = threading.Barrier(8)
 
     def one(_: int) -> bool:
@@ -564,7 +717,8 @@ def test_many_may_unpack_at_once(tmp_path: Path) -> None:
 def test_losing_the_race_to_unpack_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest, data = build_archive(package(tmp_path / "src" / "pack"))
+    archive = build_archive(package(tmp_path / "src" / "pack"))
+    digest, data = archive.digest, archive.data
     real = modules._extract
 
     def overtaken(data: bytes, draft: Path) -> None:
@@ -594,7 +748,7 @@ def test_a_damaged_archive_is_recognised_and_leaves_nothing(tmp_path: Path) -> N
     write(
         tmp_path / "big" / "__init__.py", "".join(f"x{i} = {i}\n" for i in range(999))
     )
-    _, data = build_archive(Source(name="big", paths=(tmp_path / "big",)))
+    data = build_archive(Source(name="big", paths=(tmp_path / "big",))).data
     middle = 500
     flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 

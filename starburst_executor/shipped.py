@@ -1,0 +1,103 @@
+"""Importing, in a child, the modules that came with the session.
+
+They lie in a directory of the worker. To the user they are what they were on the client:
+
+* Tracebacks name the client's path, with the source that runs.
+* `__file__` is the client's path too if that exists here, as on the client's own
+  machine, so that data files beside a module are found; else it is where the module
+  lies, with the data files of its package.
+
+The code always is what was shipped, even if the file was edited since.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
+from importlib.util import decode_source
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from starburst_executor.code_source import renamed, show_lines
+
+__all__ = ["ORIGINS", "add_to_path"]
+
+ORIGINS = (
+    ".origins"  # a file in each directory, where hidden ones of a package never are
+)
+
+_origins: dict[str, dict[str, str]] = {}
+"""For each directory of shipped modules: where what is in it was on the client."""
+
+
+def add_to_path(folders: Iterable[str]) -> None:
+    """Let what is in these directories be imported, before all that is installed."""
+    folders = list(folders)
+    for folder in folders:
+        origins = Path(folder, ORIGINS)
+        _origins[folder] = json.loads(origins.read_bytes()) if origins.exists() else {}
+    if _hook not in sys.path_hooks:
+        sys.path_hooks.insert(0, _hook)
+    sys.path[:0] = folders
+    importlib.invalidate_caches()
+
+
+def _hook(path: str) -> FileFinder:
+    if _folder_of(path) is None:
+        raise ImportError(f"{path} holds no shipped modules")
+    return FileFinder(
+        path,
+        (ExtensionFileLoader, EXTENSION_SUFFIXES),
+        (_ShippedLoader, SOURCE_SUFFIXES),
+        (SourcelessFileLoader, BYTECODE_SUFFIXES),
+    )
+
+
+def _folder_of(path: str) -> str | None:
+    return next((f for f in _origins if path == f or path.startswith(f + os.sep)), None)
+
+
+def _origin_of(path: str) -> str | None:
+    """Where a shipped file was on the client."""
+    folder = _folder_of(path)
+    if folder is None:
+        return None
+    name = path[len(folder) + 1 :].replace(os.sep, "/")
+    top, _, rest = name.partition("/")
+    found = _origins[folder].get(name)
+    if found is None and top in _origins[folder]:
+        found = str(Path(_origins[folder][top], rest))
+    return found
+
+
+class _ShippedLoader(SourceFileLoader):
+    def get_code(self, fullname: str) -> CodeType | None:
+        code = super().get_code(fullname)
+        origin = _origin_of(self.path)
+        if code is None or origin is None:
+            return code
+        source = decode_source(self.get_data(self.path))
+        show_lines(origin, source.splitlines(keepends=True))
+        return renamed(code, origin)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        # Not in `exec_module`, which would show up in the traceback of an import.
+        origin = _origin_of(self.path)
+        if origin is None or not os.path.isfile(origin):  # noqa: PTH113  never raises
+            return None
+        module = ModuleType(spec.name)
+        module.__file__ = origin
+        return module
