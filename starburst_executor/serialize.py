@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeAlias
 
-import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from starburst_executor.errors import (
@@ -37,6 +36,7 @@ from starburst_executor.errors import (
     TaskTimeout,
     WorkerLost,
 )
+from starburst_executor.scripts import Pickler
 
 __all__ = [
     "BUFFER_MIN",
@@ -199,7 +199,7 @@ def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
         return False
 
     stream = io.BytesIO()
-    cloudpickle.Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
+    Pickler(stream, goes_inline).dump(obj)
     return stream.getbuffer(), buffers
 
 
@@ -361,8 +361,7 @@ class _Search:
         if self._tries_left < 0:
             raise _Exhausted
         try:
-            pickler = cloudpickle.Pickler(self, 5, buffer_callback=lambda _: None)
-            pickler.dump(obj)
+            Pickler(self, lambda _: None).dump(obj)
         except _Exhausted:
             raise
         except Exception:  # what it is was said by the first attempt

@@ -14,18 +14,19 @@ NAME = PACKAGE.name
 
 # A module imports from lower rows only; `aws` and `cli` are packages, free within themselves.
 ROWS = """
- 11  __init__  __main__
- 10  cli
-  9  aws       joblib_backend  doctor
-  8  executor                        |  poller
-  7  page
-  6  roster    charts    progress    |  worker
-  5  watch  collect  catalog  staff  retry  report  |  workload
-  4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
-  3  session  slots  arguments  choice  pricing
-  2  queue  child  future  config  environment
-  1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec  rate  bootstrap
+ 12  __init__  __main__
+ 11  cli
+ 10  aws       joblib_backend  doctor
+  9  executor                        |  poller
+  8  page
+  7  roster    charts    progress    |  worker
+  6  watch  collect  catalog  staff  retry  report  |  workload
+  5  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
+  4  session  slots  arguments  choice  pricing
+  3  queue  child  future  config  environment
+  2  launch  store  records  serialize  mp_main  modules  mapping  cost  views
+  1  scripts
+  0  errors  runtime  spec  rate  bootstrap  contents  namespace
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
@@ -140,7 +141,7 @@ def test_what_unpickles_is_known() -> None:
         for name, file in modules()
         if {imported for imported, _ in imports(file)} & {"pickle", "cloudpickle"}
     }
-    assert users <= {"serialize", "cli", "joblib_backend"}
+    assert users <= {"serialize", "scripts", "mp_main", "cli", "joblib_backend"}
 
 
 def test_what_is_imported_at_once_is_a_core_dependency() -> None:
