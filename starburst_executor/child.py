@@ -30,7 +30,6 @@ import socket
 import sys
 import threading
 import time
-import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,6 +40,8 @@ import msgspec
 
 from starburst_executor import origin, shipped
 from starburst_executor.code_source import show_sources
+from starburst_executor.mp_main import new_main
+from starburst_executor.namespace import Capture, Home
 from starburst_executor.serialize import (
     Failure,
     Outcome,
@@ -235,7 +236,9 @@ class Child:
         self._channel = channel
         self._spool = spool
         self._initializer = initializer
-        self._functions: OrderedDict[str, Callable[..., object]] = OrderedDict()
+        self._home = Home()
+        self._functions: OrderedDict[str, tuple[Callable[..., object], Capture]]
+        self._functions = OrderedDict()
         self._path: set[str] = set()
         self._blobs = ""
         self._output = _Output()
@@ -282,10 +285,11 @@ class Child:
             return None
         try:
             cargo = self._initializer.read_bytes()
-            initializer, arguments = loads(cargo, self._fetch, "initializer")
+            with self._home.receive(self._initializer.name):
+                initializer, arguments = loads(cargo, self._fetch, "initializer")
             initializer(*arguments)
         except BaseException as error:
-            return _failure(error, "initializer", spool)
+            return self._failure(error, "initializer", spool)
         self._initializer = None
         self._send(_encoder.encode(Initialized()))
         return None
@@ -295,27 +299,41 @@ class Child:
         kind: Literal["raised", "unserializable"] = "unserializable"
         try:
             function = self._function(order)
-            args, kwargs = unpack_call(order.call, self._fetch)
+            with self._home.receive():
+                args, kwargs = unpack_call(order.call, self._fetch)
             kind = "raised"
             value = function(*args, **kwargs)
             del args, kwargs
             kind = "unserializable"
-            return "returned", Outcome(value=dumps(value, spool, what="result"))
+            with self._home.reply():
+                return "returned", Outcome(value=dumps(value, spool, what="result"))
         except BaseException as error:  # SystemExit too, as in concurrent.futures
-            return kind, Outcome(failure=_failure(error, kind, spool))
+            return kind, Outcome(failure=self._failure(error, kind, spool))
 
     def _function(self, order: Order) -> Callable[..., object]:
-        function = self._functions.get(order.function_digest)
-        if function is None:
-            cargo = Path(order.function).read_bytes()
-            function = self._functions[order.function_digest] = loads(
-                cargo, self._fetch, "function"
-            )
-            if len(self._functions) > FUNCTIONS_MAX:
-                self._functions.popitem(last=False)
-        else:
-            self._functions.move_to_end(order.function_digest)
+        digest = order.function_digest
+        if digest in self._functions:
+            self._functions.move_to_end(digest)
+            known, values = self._functions[digest]
+            self._home.enter(values)
+            return known
+        cargo = Path(order.function).read_bytes()
+        with self._home.receive(digest) as values:
+            function: Callable[..., object] = loads(cargo, self._fetch, "function")
+        self._functions[digest] = function, values
+        if len(self._functions) > FUNCTIONS_MAX:
+            self._functions.popitem(last=False)
         return function
+
+    def _failure(
+        self,
+        error: BaseException,
+        kind: Literal["raised", "unserializable", "initializer"],
+        spool: _Spool,
+    ) -> Failure:
+        spool.discard()
+        with self._home.reply():
+            return describe(error, spool, kind)
 
     def _fetch(self, digest: str, size: int) -> mmap.mmap | bytearray:
         """A blob as memory of its own that may be written to and costs nothing until it is."""
@@ -335,15 +353,6 @@ class Child:
             select.select([], [self._channel], [], 0.01)
 
 
-def _failure(
-    error: BaseException,
-    kind: Literal["raised", "unserializable", "initializer"],
-    spool: _Spool,
-) -> Failure:
-    spool.discard()
-    return describe(error, spool, kind)
-
-
 # --- the process ------------------------------------------------------------------
 
 
@@ -357,7 +366,7 @@ def main() -> None:
     _die_before(int(worker))
     channel = socket.socket(fileno=int(descriptor))
     _keep_to_this_process(channel, int(life))
-    _look_like_nothing()
+    _look_like_nothing(Path(spool))
     origin.take_on()
     show_sources()
     Child(channel, Path(spool), Path(initializer) if initializer else None).serve()
@@ -404,14 +413,13 @@ def _keep_to_this_process(channel: socket.socket, life: int) -> None:
     os.register_at_fork(after_in_child=close)
 
 
-def _look_like_nothing() -> None:
+def _look_like_nothing(spool: Path) -> None:
     """Give user code an empty `__main__` and no arguments, as in a fresh interpreter.
 
-    Otherwise `multiprocessing` in a task would import this module as its main one, and
-    a name that was pickled by reference to the caller's `__main__` might be found here.
+    What arrives of the script is put there.
     """
     sys.argv[:] = [""]
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.modules["__main__"] = new_main(spool)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMism
 from starburst_executor.exception_state import is_interrupt
 from starburst_executor.future import Settled
 from starburst_executor.modules import Tracker
+from starburst_executor.namespace import definitions
 from starburst_executor.records import Batch, Task, task_id
 from starburst_executor.serialize import (
     Failure,
@@ -50,6 +51,7 @@ class Packer:
         self._session = session
         self._python = python
         self._stored: set[str] = set()
+        self._defined: dict[str, object] = {}  # what they hold lives as long
         self._tracker = Tracker(self._ship, modules)
 
     def check_python(self) -> None:
@@ -94,7 +96,8 @@ class Packer:
         assert outcome.value is not None
         try:
             self.check_python()
-            return True, loads(outcome.value, self._fetch, "result")
+            with definitions(self._define):
+                return True, loads(outcome.value, self._fetch, "result")
         except BaseException as error:  # the user's own unpickling code runs here
             if is_interrupt(error):
                 raise
@@ -107,7 +110,16 @@ class Packer:
         """The exception that a failure stands for."""
         if self._python != python_version():
             failure = _without_pickle(failure)
-        return rebuild(failure, self._fetch, _where(batch, position, task))
+        with definitions(self._define):
+            return rebuild(failure, self._fetch, _where(batch, position, task))
+
+    def _define(self, function: str) -> object:
+        """Unpickle a callable of the session for the classes that it brings."""
+        if function not in self._defined:
+            cargo = self._session.get_function(function)
+            with definitions(self._define):
+                self._defined[function] = loads(cargo, self._fetch, "callable")
+        return self._defined[function]
 
     def _ship(self, digest: str, data: bytes) -> None:
         self._session.put_content("modules", data)

@@ -20,15 +20,12 @@ import reprlib
 import signal
 import traceback
 import types
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeAlias
 
-import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
-from starburst_executor.code_source import reduce_code
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -49,6 +46,7 @@ from starburst_executor.exception_state import (
     take_apart,
     type_name,
 )
+from starburst_executor.scripts import Pickler
 
 __all__ = [
     "BUFFER_MIN",
@@ -201,12 +199,6 @@ def _lifted_call(call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return tuple(map(_lifted, args)), {k: _lifted(v) for k, v in kwargs.items()}
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table: ClassVar = ChainMap(
-        {types.CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
-    )
-
-
 def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
     buffers: list[memoryview] = []
 
@@ -218,7 +210,7 @@ def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
         return False
 
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
+    Pickler(stream, goes_inline).dump(obj)
     return stream.getbuffer(), buffers
 
 
@@ -382,8 +374,7 @@ class _Search:
         if self._tries_left < 0:
             raise _Exhausted
         try:
-            pickler = cloudpickle.Pickler(self, 5, buffer_callback=lambda _: None)
-            pickler.dump(obj)
+            Pickler(self, lambda _: None).dump(obj)
         except _Exhausted:
             raise
         except BaseException as error:  # what it is was said by the first attempt

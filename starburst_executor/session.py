@@ -464,6 +464,14 @@ class Session:
         self._create_once(f"{folder}/{digest}", data)
         return digest
 
+    def get_function(self, digest: str) -> bytes:
+        """The cargo of a callable.
+
+        Raises:
+            ObjectNotFound: it is gone.
+        """
+        return self._get(f"functions/{digest}")
+
     def put_blob(self, digest: str, source: Path | memoryview) -> None:
         """Store a blob under its digest, streaming, unless it is there already."""
         self.patiently(lambda: self.store.upload(self.key(f"blobs/{digest}"), source))

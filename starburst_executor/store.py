@@ -321,7 +321,9 @@ def probe_conditional(
         try:
             store.delete([key])
         except StoreError as failure:  # what came first says more about what is wrong
-            error.add_note(f"Besides, the object of the trial was not removed: {failure}")
+            error.add_note(
+                f"Besides, the object of the trial was not removed: {failure}"
+            )
         raise
     store.delete([key])
 

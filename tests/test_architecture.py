@@ -14,19 +14,20 @@ NAME = PACKAGE.name
 
 # A module imports from lower rows only; `aws` and `cli` are packages, free within themselves.
 ROWS = """
- 11  __init__  __main__
- 10  cli
-  9  aws       joblib_backend  doctor
-  8  executor                        |  poller
-  7  page
-  6  roster    charts    progress    |  worker
-  5  watch  collect  catalog  staff  retry  report  |  workload
-  4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
-  3  session  slots  arguments  choice  pricing
-  2  queue  child  future  config  environment
-  1  launch  store  records  serialize  modules  mapping  cost  views
-  0  exception_state  shipped  origin  runtime  spec  rate  bootstrap
- -1  errors  code_source
+ 13  __init__  __main__
+ 12  cli
+ 11  aws       joblib_backend  doctor
+ 10  executor                        |  poller
+  9  page
+  8  roster    charts    progress    |  worker
+  7  watch  collect  catalog  staff  retry  report  |  workload
+  6  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
+  5  session  slots  arguments  choice  pricing
+  4  queue  child  future  config  environment
+  3  launch  store  records  serialize  mp_main  modules  mapping  cost  views
+  2  scripts
+  1  exception_state  shipped  origin  runtime  spec  rate  bootstrap  contents  namespace
+  0  errors  code_source
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
@@ -141,7 +142,14 @@ def test_what_unpickles_is_known() -> None:
         for name, file in modules()
         if {imported for imported, _ in imports(file)} & {"pickle", "cloudpickle"}
     }
-    assert users <= {"serialize", "code_source", "cli", "joblib_backend"}
+    assert users <= {
+        "serialize",
+        "code_source",
+        "scripts",
+        "mp_main",
+        "cli",
+        "joblib_backend",
+    }
 
 
 def test_what_is_imported_at_once_is_a_core_dependency() -> None:

@@ -22,7 +22,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from starburst_executor import serialize
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -34,6 +33,7 @@ from starburst_executor.errors import (
     TaskTimeout,
     WorkerLost,
 )
+from starburst_executor.scripts import Pickler
 from starburst_executor.serialize import (
     BUFFER_MIN,
     Failure,
@@ -145,12 +145,12 @@ def test_plain_values_do_without_cloudpickle(
 ) -> None:
     made = []
 
-    class Counting(serialize._Pickler):
+    class Counting(Pickler):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(serialize, "_Pickler", Counting)
+    monkeypatch.setattr("starburst_executor.serialize.Pickler", Counting)
     for i in range(100):
         pack_call((i, "text", [1.0, None]), {"option": {"deep": (b"x", i)}}, blobs.keep)
     assert made == []

@@ -1,0 +1,92 @@
+"""`__main__` for the processes that `multiprocessing` spawns inside a task.
+
+A spawned process runs the main script again, as `__mp_main__`. In a child there is no
+script to run: it would start an executor of its own, or is not on this machine. So the
+`__main__` of a child names this module in the script's place, and writes what it holds
+to a file at the moment when `multiprocessing` asks; the spawned process reads that.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from starburst_executor.namespace import Home, Space
+from starburst_executor.scripts import Pickler
+
+__all__ = ["MainSpec", "load", "new_main"]
+
+_FILE = "STARBURST_MAIN"
+
+
+class MainSpec:
+    """The `__spec__` of a child's `__main__`; whoever reads its name is about to spawn."""
+
+    loader = None
+    origin = None
+    parent = ""
+    cached = None
+    has_location = False
+    submodule_search_locations = None
+
+    @property
+    def name(self) -> str:
+        """The module to run as `__mp_main__`, once the namespace is written."""
+        target = Path(os.environ[_FILE])
+        draft = target.with_name(f"{target.name}.{os.getpid()}")
+        draft.write_bytes(_dump(vars(sys.modules["__main__"])))
+        draft.replace(target)
+        return __name__
+
+
+def new_main(folder: Path) -> types.ModuleType:
+    """An empty `__main__`, which spawned processes get a copy of.
+
+    Args:
+        folder: Where to write the copy.
+    """
+    module: Any = types.ModuleType("__main__")
+    module.__spec__ = MainSpec()
+    os.environ[_FILE] = str(folder / f"main.{os.getpid()}")
+    return module  # type: ignore[no-any-return]
+
+
+def _dump(values: dict[str, Any]) -> bytes:
+    """What can be pickled of a namespace; a task's open files and locks stay behind."""
+    stream = io.BytesIO()
+    Pickler(stream).dump(
+        {
+            name: value
+            for name, value in values.items()
+            if not (name.startswith("__") and name.endswith("__")) and _travels(value)
+        }
+    )
+    return stream.getvalue()
+
+
+def _travels(value: object) -> bool:
+    try:
+        Pickler(io.BytesIO()).dump(value)
+    except (
+        Exception
+    ):  # whoever needs it in the spawned process will be told by its name
+        return False
+    return True
+
+
+def load(globals_: dict[str, Any]) -> None:
+    """Fill the globals of a spawned process's `__main__`."""
+    home = Home()
+    home.spaces["__main__"] = Space("__main__", globals_)
+    with home.receive():
+        values = pickle.loads(Path(os.environ[_FILE]).read_bytes())
+    globals_.update(values)
+
+
+if __name__ == "__mp_main__":
+    load(globals())
