@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from starburst_executor import memory
 from starburst_executor.errors import StarburstError, VersionMismatch
 from starburst_executor.launch import Launcher, LocalLauncher, hold_lock
 from starburst_executor.library import DiskLibrary
@@ -101,6 +102,8 @@ def _serve(
         initializer=_initializer(library, manifest),
         runtime=session.runtime,
         signal=session.runtime.signal(),
+        jobs_max=manifest.limits.max_tasks_per_child,
+        memory_max=_memory_of_a_child(manifest),
     )
     staff = _staff(session, manifest, launcher, slots)
     try:
@@ -165,6 +168,15 @@ def _staff(
 
     staff = Staff(session, launcher, manifest, broken, slots.signal.set)
     return staff
+
+
+def _memory_of_a_child(manifest: Manifest) -> float:
+    """Bytes that a child may keep between tasks: three quarters of a slot's share of what is here.
+
+    Workers on this machine share it; one on ECS has its container for itself.
+    """
+    here = manifest.workers if manifest.spec.launcher == "local" else 1
+    return 0.75 * memory.available() / (here * manifest.spec.slots)
 
 
 def _initializer(library: DiskLibrary, manifest: Manifest) -> Path | None:

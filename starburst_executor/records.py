@@ -31,6 +31,7 @@ from starburst_executor.rate import Rate
 from starburst_executor.spec import WorkerSpec
 
 __all__ = [
+    "BROKEN",
     "MAX_BATCH_BYTES",
     "MAX_BATCH_TASKS",
     "Batch",
@@ -66,6 +67,9 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+# State in the last heartbeat of a worker that left because no task could be run there.
+BROKEN = "broken"
 
 # A batch larger than this would make each compare-and-swap of its record slow; a smaller
 # one would cost a request for fewer tasks.
@@ -223,6 +227,7 @@ class Limits(_Stored, frozen=True, kw_only=True):
     idle_timeout: float = 300
     session_timeout: float = 3600
     absolute_timeout: float = 86400
+    max_tasks_per_child: int | None = None  # None: no such limit
 
 
 class Intervals(_Stored, frozen=True, kw_only=True):

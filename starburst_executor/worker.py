@@ -19,6 +19,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from msgspec.structs import replace
@@ -39,6 +40,7 @@ from starburst_executor.leases import MARKER_GRACE, Repair
 from starburst_executor.library import Library
 from starburst_executor.queue import Sight
 from starburst_executor.records import (
+    BROKEN,
     Batch,
     Finish,
     Heartbeat,
@@ -51,7 +53,7 @@ from starburst_executor.records import (
 )
 from starburst_executor.runtime import Signal
 from starburst_executor.session import Known, Session, damage
-from starburst_executor.slots import Ended, Job, Slots
+from starburst_executor.slots import Ended, Job, Slots, SlotsBroken
 from starburst_executor.staff import Staff
 from starburst_executor.workload import Workload
 
@@ -122,6 +124,7 @@ class Worker:
         self._idle_reason: str | None = None
         # The session is being deleted: nothing may be written any more.
         self._gone = False
+        self._broken = False  # no task can be run here
         self._paused = False
         self._window: list[Sight] = []
         self._window_at = -math.inf
@@ -188,6 +191,10 @@ class Worker:
             return str(error)
         except NewerSchema as error:
             return f"this version is too old for the session: {error}"
+        except SlotsBroken as error:
+            log.error("worker %s: %s", self.id, error)
+            self._broken = True
+            return str(error)
         except StoreError as error:
             log.warning("worker %s: %s", self.id, error)
             self._next_look = self._runtime.monotonic() + self._back_off()
@@ -935,14 +942,16 @@ class Worker:
         return False
 
     def _say_goodbye(self, reason: str) -> None:
-        self.session.bury(replace(self._describe(), state="left", reason=reason))
+        state = BROKEN if self._broken else "left"
+        self.session.bury(replace(self._describe(), state=state, reason=reason))
 
     def _stop_slots(self) -> None:
         holds = self._load.holds.values()
         self._slots.withdraw([key for hold in holds for key in hold.given.values()])
         for key in list(self._slots.begun()):
             self._slots.kill(key)
-        self._take_ended()
+        with suppress(SlotsBroken):
+            self._take_ended()
 
     def _hand_back_all(self) -> None:
         busy = [hold for hold in self._load.holds.values() if hold.busy]

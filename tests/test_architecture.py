@@ -24,8 +24,8 @@ ROWS = """
   4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
-  1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec  rate  bootstrap
+  1  launch  store  records  serialize  modules  mapping  cost  views  |  process_state
+  0  errors  runtime  spec  rate  bootstrap  |  fate  memory  output
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
@@ -40,7 +40,20 @@ CLIENT_ONLY = {
     "collect",
     "mapping",
 }
-WORKER_ONLY = {"poller", "worker", "workload", "hold", "beats", "library", "slots"}
+WORKER_ONLY = {
+    "poller",
+    "worker",
+    "workload",
+    "hold",
+    "beats",
+    "library",
+    "slots",
+    "child",
+    "process_state",
+    "fate",
+    "memory",
+    "output",
+}
 
 
 def rows() -> dict[str, int]:
