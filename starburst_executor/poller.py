@@ -9,9 +9,9 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -96,6 +96,7 @@ def _serve(
 ) -> str:
     library = DiskLibrary(session, folder / "library")
     aside = ThreadPoolExecutor(2, "starburst-transfer")
+    aside.submit(int).result()  # one thread is there when there can be no more
     slots = ProcessSlots(
         manifest.spec.slots,
         folder=folder / "slots",
@@ -106,10 +107,16 @@ def _serve(
         memory_max=_memory_of_a_child(manifest),
     )
     staff = _staff(session, manifest, launcher, slots)
+
+    def move(call: Callable[[], None]) -> None:
+        # Where a second thread cannot be started, the first will come to it.
+        with suppress(RuntimeError):
+            aside.submit(call)
+
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
         worker = Worker(
-            session, worker_id, slots, library, aside.submit, manifest, describe, staff
+            session, worker_id, slots, library, move, manifest, describe, staff
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(

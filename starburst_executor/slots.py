@@ -493,8 +493,10 @@ class ProcessSlots:
             with self._lock:
                 self._broken = error
         finally:
-            self._end()
-            self.signal.set()
+            try:
+                self._end()
+            finally:
+                self.signal.set()
 
     def _turn(self) -> None:
         self._spawn_missing()
