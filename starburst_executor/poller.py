@@ -51,6 +51,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
         SessionNotFound: no such session.
         VersionMismatch: the session's pickles are of another Python.
     """
+    _open_standard_files()
     launched_here = hold_lock()
     in_ecs = worker_id == _ECS_TASK
     if worker_id == _ECS_TASK:
@@ -74,6 +75,13 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
         finally:
             runtime.close()
             session.store.close()
+
+
+def _open_standard_files() -> None:
+    """Let no other file have their numbers: children get those as what they read from and print to."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _open_ecs(manifest: Manifest) -> Launcher | None:
