@@ -13,6 +13,9 @@
   the kernel decides who read it.
 * The child says `Ready` once it can read, `Initialized` once the initializer has run,
   and then answers each order with one `Reply`. Only here is user data unpickled.
+* After each order it undoes what the task has changed about the process. When it cannot,
+  it says so in the reply and ends. An order that it cannot carry out for a reason of its own
+  (no descriptor left, a full disk) it gives back by `Unable`: that is no fault of the task.
 * Messages that are too large for the socket lie in a file, which the message names.
 * When the worker dies, however, the child dies too.
 """
@@ -42,6 +45,8 @@ from starburst_executor import origin, shipped
 from starburst_executor.code_source import show_sources
 from starburst_executor.mp_main import new_main
 from starburst_executor.namespace import Capture, Home
+from starburst_executor.output import Output
+from starburst_executor.process_state import ProcessState
 from starburst_executor.serialize import (
     Failure,
     Outcome,
@@ -63,14 +68,13 @@ __all__ = [
     "Reply",
     "Spooled",
     "ToChild",
+    "Unable",
     "frame",
-    "tail",
     "to_child",
     "unspool",
 ]
 
 MESSAGE_MAX = 64 * 1024  # bytes; a socket's buffer holds several of these
-OUTPUT_MAX = 1024 * 1024  # bytes of stdout, and of stderr, kept of one task
 FUNCTIONS_MAX = 64  # callables kept warm
 
 Kind: TypeAlias = Literal[
@@ -108,6 +112,15 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, tag=True):
     blobs: tuple[Blob, ...]
     stdout: bytes
     stderr: bytes
+    unfit: str = ""  # why the child ends after this reply
+
+
+class Unable(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The child ends, and has not carried out an order, for a reason that is not the task's."""
+
+    number: int
+    reason: str
+    begun: bool  # the task's own code may have to do with it
 
 
 class Spooled(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -118,7 +131,7 @@ class Spooled(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 ToChild: TypeAlias = Order | Spooled
-FromChild: TypeAlias = Ready | Initialized | Reply | Spooled
+FromChild: TypeAlias = Ready | Initialized | Reply | Unable | Spooled
 
 _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)
@@ -128,11 +141,12 @@ to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 # --- messages and files, for both ends --------------------------------------------
 
 
-def frame(message: Order | Reply, file: Path) -> bytes:
-    """Encode a message; one too large for the socket goes to `file`, which the result names."""
+def frame(message: Order | Reply, folder: Path) -> bytes:
+    """Encode a message; one too large for the socket goes to a file, which the result names."""
     data = _encoder.encode(message)
     if len(data) <= MESSAGE_MAX:
         return data
+    file = folder / f"{message.number}.{type(message).__name__.lower()}"
     file.write_bytes(data)
     return _encoder.encode(Spooled(message.number, str(file)))
 
@@ -145,51 +159,7 @@ def unspool(message: Spooled) -> bytes:
     return data
 
 
-def tail(file: int, limit: int = OUTPUT_MAX) -> bytes:
-    """The last `limit` bytes of an open file, after a line that says how much was cut."""
-    size = os.fstat(file).st_size
-    cut = max(0, size - limit)
-    data = os.pread(file, size - cut, cut)
-    return (
-        b"[starburst: the first %d bytes were cut]\n%b" % (cut, data) if cut else data
-    )
-
-
 # --- what a job leaves behind -----------------------------------------------------
-
-
-class _Output:
-    """What is written to fd 1 and 2, by Python, C code and subprocesses alike.
-
-    Both are files opened for appending, so truncating one starts it anew for everybody
-    who has it open.
-    """
-
-    def __init__(self) -> None:
-        # Copies, so that a task that closes or redirects fd 1 does no harm here.
-        self._files = (os.dup(1), os.dup(2))
-        for stream in (sys.stdout, sys.stderr):
-            # By line: whoever looks at a running task sees what it has printed, and a
-            # crash loses none of it. Nothing printed may fail for want of an encoding.
-            stream.reconfigure(  # type: ignore[union-attr]  # TextIO hides it
-                encoding="utf-8", errors="backslashreplace", line_buffering=True
-            )
-
-    def take(self) -> tuple[bytes, bytes]:
-        """What was written to stdout and to stderr since the last call."""
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            with suppress(Exception):  # it may be anything of the task's, or closed
-                stream.flush()  # type: ignore[union-attr]
-        stdout, stderr = map(_emptied, self._files)
-        return stdout, stderr
-
-
-def _emptied(file: int) -> bytes:
-    if not os.fstat(file).st_size:
-        return b""
-    data = tail(file)
-    os.ftruncate(file, 0)
-    return data
 
 
 class _Spool:
@@ -204,7 +174,10 @@ class _Spool:
         if digest not in self._kept:
             file = self._folder / f"{self._number}.{digest}"
             self._kept[digest] = (digest, str(file), data.nbytes)
-            file.write_bytes(data)
+            try:
+                file.write_bytes(data)
+            except OSError as error:
+                raise _OwnFault(f"{file} cannot be written: {error}") from error
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -220,6 +193,22 @@ class _Spool:
 # --- running ----------------------------------------------------------------------
 
 
+class _OwnFault(Exception):
+    """What failed is this process or the machine, not the task."""
+
+    begun = True  # the task's own code was run, and may have to do with it
+
+
+class _NothingToRun(_OwnFault):
+    """What the worker has put here cannot be read."""
+
+    begun = False
+
+
+# There is too little of something, which another process may have.
+_STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
 class Child:
     """Answers orders, one after the other, in the main thread of this process.
 
@@ -228,10 +217,15 @@ class Child:
         spool: Directory for files that travel beside the messages.
         initializer: File with the cargo of (initializer, initargs), run before the
             first order.
+        memory_max: Bytes of memory that this process may have between two orders.
     """
 
     def __init__(
-        self, channel: socket.socket, spool: Path, initializer: Path | None
+        self,
+        channel: socket.socket,
+        spool: Path,
+        initializer: Path | None,
+        memory_max: float,
     ) -> None:
         self._channel = channel
         self._spool = spool
@@ -241,10 +235,11 @@ class Child:
         self._functions = OrderedDict()
         self._path: set[str] = set()
         self._blobs = ""
-        self._output = _Output()
+        self._output = Output()
+        self._state = ProcessState(memory_max)
 
     def serve(self) -> None:
-        """Answer orders until the worker hangs up, says so, or the initializer fails."""
+        """Answer orders until the worker hangs up or says so, or this process is not fit for more."""
         self._send(_encoder.encode(Ready()))
         going = True
         while going and (data := self._channel.recv(MESSAGE_MAX)):
@@ -254,8 +249,25 @@ class Child:
             going = self._answer(message)
 
     def _answer(self, order: Order) -> bool:
+        """Carry out an order and say what became of it; False if it was the last one."""
         process = os.getpid()
         spool = _Spool(self._spool, order.number)
+        try:
+            reply = self._carry_out(order, spool, process)
+            data = frame(reply, self._spool)
+        except BaseException as error:  # all that a task raises is in the reply
+            if os.getpid() != process:
+                os._exit(0)
+            spool.discard()
+            known = isinstance(error, _OwnFault)
+            reason = str(error) if known else repr(error)
+            begun = getattr(error, "begun", True)
+            self._send(_encoder.encode(Unable(order.number, reason, begun)))
+            return False
+        self._send(data)
+        return not reply.unfit and reply.kind != "initializer"
+
+    def _carry_out(self, order: Order, spool: _Spool, process: int) -> Reply:
         self._blobs = order.blobs
         self._extend_path(order.path)
         began = time.monotonic()
@@ -268,46 +280,58 @@ class Child:
         if os.getpid() != process:
             os._exit(0)  # the task forked and both came back: the reply is not ours
         seconds = time.monotonic() - began
+        self._output.flush()
+        unfit = self._state.restore(seconds)
         encoded = encode_outcome(outcome)
         stdout, stderr = self._output.take()
-        reply = Reply(order.number, seconds, kind, encoded, spool.blobs, stdout, stderr)
-        self._send(frame(reply, self._spool / f"{order.number}.reply"))
-        return failure is None
+        blobs = spool.blobs
+        return Reply(order.number, seconds, kind, encoded, blobs, stdout, stderr, unfit)
 
     def _extend_path(self, path: Sequence[str]) -> None:
         new = [directory for directory in path if directory not in self._path]
         if new:
             shipped.add_to_path(new)
             self._path.update(new)
+            self._state.accept_imports()
 
     def _initialize(self, spool: _Spool) -> Failure | None:
         if self._initializer is None:
             return None
         try:
-            cargo = self._initializer.read_bytes()
+            cargo = _read(self._initializer)
             with self._home.receive(self._initializer.name):
                 initializer, arguments = loads(cargo, self._fetch, "initializer")
             initializer(*arguments)
+        except _OwnFault:
+            raise
         except BaseException as error:
             return self._failure(error, "initializer", spool)
         self._initializer = None
+        self._state.accept()
         self._send(_encoder.encode(Initialized()))
         return None
 
     def _run(self, order: Order, spool: _Spool) -> tuple[Kind, Outcome]:
         """The steps of a job; no reference to a user's object outlives it."""
         kind: Literal["raised", "unserializable"] = "unserializable"
+        modules = len(sys.modules)
         try:
             function = self._function(order)
             with self._home.receive():
                 args, kwargs = unpack_call(order.call, self._fetch)
+            if len(sys.modules) != modules:
+                self._state.accept_imports()
             kind = "raised"
             value = function(*args, **kwargs)
             del args, kwargs
             kind = "unserializable"
             with self._home.reply():
                 return "returned", Outcome(value=dumps(value, spool, what="result"))
+        except _OwnFault:
+            raise
         except BaseException as error:  # SystemExit too, as in concurrent.futures
+            if kind == "unserializable" and _is_starved(error):
+                raise _OwnFault(str(error)) from error
             return kind, Outcome(failure=self._failure(error, kind, spool))
 
     def _function(self, order: Order) -> Callable[..., object]:
@@ -317,7 +341,7 @@ class Child:
             known, values = self._functions[digest]
             self._home.enter(values)
             return known
-        cargo = Path(order.function).read_bytes()
+        cargo = _read(Path(order.function))
         with self._home.receive(digest) as values:
             function: Callable[..., object] = loads(cargo, self._fetch, "function")
         self._functions[digest] = function, values
@@ -337,10 +361,15 @@ class Child:
 
     def _fetch(self, digest: str, size: int) -> mmap.mmap | bytearray:
         """A blob as memory of its own that may be written to and costs nothing until it is."""
-        with Path(self._blobs, digest).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                return bytearray()  # cannot be mapped; a wrong size is seen in `loads`
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with Path(self._blobs, digest).open("rb") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    return (
+                        bytearray()
+                    )  # cannot be mapped; a wrong size is seen in `loads`
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise _NothingToRun(f"blob {digest} cannot be read: {error}") from error
 
     def _send(self, data: bytes) -> None:
         while True:
@@ -349,17 +378,37 @@ class Child:
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # macOS's way to say that it is full
-                    raise
+                    raise SystemExit(
+                        "starburst: the task has closed or replaced the descriptor by which"
+                        f" its process answers (os.close, os.closerange, os.dup2): {error}"
+                    ) from error
             select.select([], [self._channel], [], 0.01)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _NothingToRun(f"{file} cannot be read: {error}") from error
+
+
+def _is_starved(error: BaseException | None) -> bool:
+    """Whether something failed for want of what this process has used up."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _STARVED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # --- the process ------------------------------------------------------------------
 
 
 def main() -> None:
-    """Run a child: its channel, the worker's process id and two paths are arguments."""
-    descriptor, life, worker, spool, initializer = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker
+    """Run a child: its channel, the worker's process id and two paths are among the arguments."""
+    descriptor, life, worker, spool, initializer, memory_max = sys.argv[1:]
+    # Ctrl-C does not come here, for this process has a session of its own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()  # so that stderr tells where a segmentation fault was
     _die_with(int(worker))
@@ -369,7 +418,8 @@ def main() -> None:
     _look_like_nothing(Path(spool))
     origin.take_on()
     show_sources()
-    Child(channel, Path(spool), Path(initializer) if initializer else None).serve()
+    first = Path(initializer) if initializer else None
+    Child(channel, Path(spool), first, float(memory_max)).serve()
 
 
 def _die_with(worker: int) -> None:

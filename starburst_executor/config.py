@@ -110,6 +110,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     instance_profile_arn: str = ""
 
 
+# msgspec reads a class when it first decodes or converts to it, and crashes if two threads do so at once.
+msgspec.json.Decoder(Deployment)
+
+
 _NEEDED = (
     "store",
     "region",

@@ -138,6 +138,7 @@ class StarburstExecutor(Executor):
         initargs: Its arguments.
         slots: Tasks that a worker runs at once, each in a process of its own.
         task_timeout: Seconds that a task may run; default no limit.
+        max_tasks_per_child: Tasks that one process runs before a fresh one takes its place; default no limit.
         max_attempts: A task whose worker is lost while running it is tried so often.
         idle_timeout: A worker with nothing to do leaves after so many seconds.
         session_timeout: Workers leave when nothing was unfinished for so many seconds.
@@ -188,6 +189,7 @@ class StarburstExecutor(Executor):
         initargs: tuple[Any, ...] = (),
         slots: int = 1,
         task_timeout: float | None = None,
+        max_tasks_per_child: int | None = None,
         max_attempts: int = 3,
         idle_timeout: float = 300,
         session_timeout: float = 3600,
@@ -216,6 +218,9 @@ class StarburstExecutor(Executor):
             if task_timeout is None
             else arguments.seconds("task_timeout", task_timeout),
             max_attempts=arguments.whole_number("max_attempts", max_attempts),
+            max_tasks_per_child=None
+            if max_tasks_per_child is None
+            else arguments.whole_number("max_tasks_per_child", max_tasks_per_child),
             idle_timeout=arguments.seconds("idle_timeout", idle_timeout),
             session_timeout=arguments.seconds("session_timeout", session_timeout),
             absolute_timeout=arguments.seconds("absolute_timeout", absolute_timeout),

@@ -12,6 +12,8 @@ from starburst_executor.records import Batch, task_id
 
 __all__ = ["Settled", "TaskFuture"]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,15 @@ class TaskFuture(Future[T]):
             self.set_result(value)
         else:
             self.set_exception(value)
+
+    def _invoke_callbacks(self) -> None:
+        # As the base class does it, but for what ends a thread: callbacks run on threads of the executor,
+        # which has others to settle.
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except BaseException:
+                log.exception("exception calling callback for %r", self)
 
     def settle_later(self, fetch: Callable[[], Settled]) -> None:
         """End now, and get value or exception when first asked for it.

@@ -319,7 +319,9 @@ class LocalLauncher:
     def _held_lock(self, lock: Path) -> int:
         # Under another name until it is held, or whoever looked between would take it for an ended worker's.
         nascent = self._folder / f"{lock.name}.new"
-        fd = os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = _above_standard(
+            os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        )
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             nascent.rename(lock)
@@ -424,6 +426,19 @@ def _is_held(lock: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _above_standard(fd: int) -> int:
+    """The same file as 3 or higher: in the worker, 0 to 2 are what it reads from and prints to.
+
+    A client that was started without some of these gets their numbers for the files that it opens.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def _write_pid(fd: int, pid: int) -> None:

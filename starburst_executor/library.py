@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -104,7 +105,8 @@ class DiskLibrary:
         return self._paths[digest]
 
     def _download(self, name: str, digest: str, target: Path) -> None:
-        part = target.with_name(target.name + ".part")
+        # Two tasks may wait for the same one, each on a thread of its own.
+        part = target.with_name(f"{target.name}.{threading.get_ident()}.part")
         try:
             self._session.store.download(self._session.key(name), part)
         except ObjectNotFound as error:

@@ -9,12 +9,13 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from starburst_executor import memory
 from starburst_executor.errors import StarburstError, VersionMismatch
 from starburst_executor.launch import Launcher, LocalLauncher, hold_lock
 from starburst_executor.library import DiskLibrary
@@ -50,6 +51,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
         SessionNotFound: no such session.
         VersionMismatch: the session's pickles are of another Python.
     """
+    _open_standard_files()
     launched_here = hold_lock()
     in_ecs = worker_id == _ECS_TASK
     if worker_id == _ECS_TASK:
@@ -77,6 +79,13 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
             session.store.close()
 
 
+def _open_standard_files() -> None:
+    """Let no other file have their numbers: children get those as what they read from and print to."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def _open_ecs(manifest: Manifest) -> Launcher | None:
     """What starts more of this worker's kind; None, and why in the log, if nothing can."""
     from starburst_executor.aws.ecs.launcher import open_ecs_within
@@ -97,18 +106,27 @@ def _serve(
 ) -> str:
     library = DiskLibrary(session, folder / "library")
     aside = ThreadPoolExecutor(2, "starburst-transfer")
+    aside.submit(int).result()  # one thread is there when there can be no more
     slots = ProcessSlots(
         manifest.spec.slots,
         folder=folder / "slots",
         initializer=_initializer(library, manifest),
         runtime=session.runtime,
         signal=session.runtime.signal(),
+        jobs_max=manifest.limits.max_tasks_per_child,
+        memory_max=_memory_of_a_child(manifest),
     )
     staff = _staff(session, manifest, launcher, slots)
+
+    def move(call: Callable[[], None]) -> None:
+        # Where a second thread cannot be started, the first will come to it.
+        with suppress(RuntimeError):
+            aside.submit(call)
+
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
         worker = Worker(
-            session, worker_id, slots, library, aside.submit, manifest, describe, staff
+            session, worker_id, slots, library, move, manifest, describe, staff
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(
@@ -167,6 +185,15 @@ def _staff(
 
     staff = Staff(session, launcher, manifest, broken, slots.signal.set)
     return staff
+
+
+def _memory_of_a_child(manifest: Manifest) -> float:
+    """Bytes that a child may keep between tasks: three quarters of a slot's share of what is here.
+
+    Workers on this machine share it; one on ECS has its container for itself.
+    """
+    here = manifest.workers if manifest.spec.launcher == "local" else 1
+    return 0.75 * memory.available() / (here * manifest.spec.slots)
 
 
 def _initializer(library: DiskLibrary, manifest: Manifest) -> Path | None:

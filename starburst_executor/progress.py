@@ -375,6 +375,8 @@ class Ticker:
             self._look()
         except SessionError as error:
             log.info("progress is shown no longer: %s", error)
+        except Exception:
+            log.exception("progress is shown no longer")
         finally:
             self._display.close()
 

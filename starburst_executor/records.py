@@ -32,6 +32,7 @@ from starburst_executor.rate import Rate
 from starburst_executor.spec import WorkerSpec
 
 __all__ = [
+    "BROKEN",
     "MAX_BATCH_BYTES",
     "MAX_BATCH_TASKS",
     "Batch",
@@ -52,6 +53,7 @@ __all__ = [
     "Task",
     "advance",
     "cancel",
+    "decodable",
     "decode",
     "due_markers",
     "encode",
@@ -66,6 +68,9 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+# State in the last heartbeat of a worker that left because no task could be run there.
+BROKEN = "broken"
 
 # A batch larger than this would make each compare-and-swap of its record slow; a smaller
 # one would cost a request for fewer tasks.
@@ -154,6 +159,20 @@ def before(lane: int, number: int) -> str:
 
 # --- structs -----------------------------------------------------------------------
 
+T = TypeVar("T")
+
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+
+
+def decodable(kind: type[T]) -> type[T]:
+    """Have `decode` know a class; decorates what is stored, where it is defined.
+
+    A decoder is built here, while its module is imported, and never later: msgspec reads a
+    class when it builds the first one, and two threads that do so at once crash the process.
+    """
+    _decoders[kind] = msgspec.json.Decoder(kind)
+    return kind
+
 
 class _Stored(
     msgspec.Struct,
@@ -209,6 +228,7 @@ class Limits(_Stored, frozen=True, kw_only=True):
     idle_timeout: float = 300
     session_timeout: float = 3600
     absolute_timeout: float = 86400
+    max_tasks_per_child: int | None = None  # None: no such limit
 
 
 class Intervals(_Stored, frozen=True, kw_only=True):
@@ -245,6 +265,7 @@ class Lane(_Stored, frozen=True, kw_only=True):
     reads: int = 0
 
 
+@decodable
 class Manifest(_Stored, frozen=True, kw_only=True):
     """`session.json`: the session as a whole; written by clients alone."""
 
@@ -276,6 +297,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     origin: Origin | None = None  # None: made by a version that did not say
 
 
+@decodable
 class Heartbeat(_Stored, frozen=True, kw_only=True):
     """`workers/<id>`: for people; nothing but its being written is ever decided upon."""
 
@@ -301,6 +323,7 @@ class Heartbeat(_Stored, frozen=True, kw_only=True):
     market: str = ""  # "spot" or "on-demand", where whoever started it said so
 
 
+@decodable
 class LiveLog(_Stored, frozen=True, kw_only=True):
     """What a running task had printed when its worker last beat; the tail of it."""
 
@@ -345,6 +368,7 @@ class Task(_Stored, frozen=True, kw_only=True):
     stderr: Piece | None = None
 
 
+@decodable
 class Record(_Stored, frozen=True, kw_only=True):
     """State of every task of a batch. `nonce` makes the bytes of each write unlike all others."""
 
@@ -374,14 +398,14 @@ _WITHDRAWN = Task(state=State.CANCELLED)
 
 # --- JSON --------------------------------------------------------------------------
 
-T = TypeVar("T")
-
 _encoder = msgspec.json.Encoder()
-_decoders: dict[type, msgspec.json.Decoder[object]] = {}
 
 
 class _Schema(msgspec.Struct):
     schema: int = 0
+
+
+_schemas = msgspec.json.Decoder(_Schema)
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -396,11 +420,8 @@ def decode(data: bytes, kind: type[T], key: str) -> T:
         NewerSchema: a newer version of this package wrote it.
         DamagedObject: it is not such an object.
     """
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
-        value = decoder.decode(data)
+        value = _decoders[kind].decode(data)
         schema = getattr(value, "schema", SCHEMA)
     except msgspec.DecodeError as error:  # ValidationError is one
         schema = _schema_of(data)
@@ -419,7 +440,7 @@ def decode(data: bytes, kind: type[T], key: str) -> T:
 
 def _schema_of(data: bytes) -> int:
     try:
-        return msgspec.json.decode(data, type=_Schema).schema
+        return _schemas.decode(data).schema
     except msgspec.DecodeError:
         return 0
 
@@ -437,6 +458,7 @@ class Call(NamedTuple):
     size: int
 
 
+@decodable
 class Header(_Stored, frozen=True, kw_only=True):
     """Head of a tasks object."""
 

@@ -21,7 +21,14 @@ from typing import NamedTuple
 from starburst_executor.errors import DamagedObject
 from starburst_executor.history import Found, TaskGroup, find, group_errors, view
 from starburst_executor.ledger import Bill, Life, bill
-from starburst_executor.records import Heartbeat, Intervals, Manifest, State, Task
+from starburst_executor.records import (
+    BROKEN,
+    Heartbeat,
+    Intervals,
+    Manifest,
+    State,
+    Task,
+)
 from starburst_executor.session import Beats, Session
 
 __all__ = [
@@ -221,7 +228,7 @@ def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
 
 
 def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
-    gone = beat.state in ("left", "lost")
+    gone = beat.state in ("left", "lost", BROKEN)
     live = not gone and now - beat.written <= lease
     lived = max(0.0, (now if live else beat.written) - beat.started)
     return Stay(

@@ -27,6 +27,7 @@ from starburst_executor.session import Session, Tasks
 __all__ = ["retried", "retry"]
 
 
+@records.decodable
 class _Retries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`retries/<nonce>`: what one call of `retry` submitted again."""
 

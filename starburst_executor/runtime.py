@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
 __all__ = ["Runtime", "Signal", "SystemRuntime"]
@@ -101,7 +101,12 @@ class SystemRuntime:
         if len(calls) <= 1 or self._alone or getattr(self._here, "inside", False):
             return [call() for call in calls]
         pool = self._threads()
-        futures = [pool.submit(call) for call in calls]
+        futures: list[Future[T]] = []
+        try:
+            # If no thread can be started in mid-way, those calls end before this does.
+            futures.extend(pool.submit(call) for call in calls)
+        finally:
+            wait(futures)
         errors = [e for future in futures if (e := future.exception()) is not None]
         if errors:
             raise errors[0]

@@ -682,7 +682,8 @@ def _crash(failure: Failure) -> str:
         likely = _LIKELY.get(failure.signal, "")  # type: ignore[call-overload]
     detail = f" ({failure.message})" if failure.message else ""
     end = f"the process that ran the task {_ending(failure)}{detail}"
-    return f"{end}. {likely}." if likely else f"{end}."
+    # What is known for sure needs no guess beside it.
+    return f"{end}. {likely}." if likely and not detail else f"{end}."
 
 
 def _ending(failure: Failure) -> str:

@@ -11,7 +11,8 @@
 * The thread sends each child one job, and some ahead while jobs are tiny; it takes back
   what was sent ahead when the job before turns out long, enforces time limits, and
   replaces children that died.
-* A child (`child.py`) runs one job at a time, in a process group of its own.
+* A child (`child.py`) runs one job at a time, in a process group of its own. It ends, and is
+  replaced, after so many jobs, or when it says that it is not fit for another one.
 
 Who owns a job is never in doubt. A message in a child's socket is read either by the
 child or, to take it back, by this process, which keeps the receiving end open too; the
@@ -34,7 +35,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,15 +51,17 @@ from starburst_executor.child import (
     Order,
     Reply,
     Spooled,
+    Unable,
     frame,
-    tail,
     to_child,
     unspool,
 )
+from starburst_executor.fate import what_became_of
+from starburst_executor.output import OUTPUT_MAX, shorten, tail
 from starburst_executor.runtime import Runtime, Signal
 from starburst_executor.serialize import Failure, Outcome, encode_outcome
 
-__all__ = ["Ended", "Job", "ProcessSlots", "Slots"]
+__all__ = ["Ended", "Job", "ProcessSlots", "Slots", "SlotsBroken"]
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,12 @@ STARTS_MAX = (
 )
 PATIENCE = 10.0  # seconds until a killed process that does not end is given up
 PAUSE = 0.05  # seconds before the second try to start a child, then twice that, ...
-LEAVE = 1.0  # seconds that idle children have for their own clean-up at `close`
+LEAVE = 1.0  # seconds that idle children have for their own clean-up
+# Children that begin a job and cannot carry it out: then it is the job. Children in a row
+# that cannot even begin: then it is the machine.
+UNABLE_MAX = 3
+# Seconds between looks at how much running jobs have printed: when it was much, and else.
+LOOK_SOON, LOOK_LATER = 0.05, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +112,10 @@ class Ended:
     stderr: bytes
 
 
+class SlotsBroken(RuntimeError):
+    """No jobs can be run here any more, whatever they are."""
+
+
 class Slots(Protocol):
     """Runs jobs, `size` at a time, first in first out. No call blocks on a job."""
 
@@ -132,7 +144,7 @@ class Slots(Protocol):
         """The jobs that ended since the last call.
 
         Raises:
-            RuntimeError: no jobs can be run on this machine any more.
+            SlotsBroken: no jobs can be run here any more; those that were begun may be run elsewhere.
         """
 
     def live_output(self, key: Hashable) -> tuple[bytes, bytes]:
@@ -150,7 +162,7 @@ _Verdict: TypeAlias = Literal["crashed", "timeout", "killed", "replaced"]
 class _Entry:
     """A job on its way, with its number in the order of arrival."""
 
-    __slots__ = ("began", "job", "number", "since", "unwanted")
+    __slots__ = ("began", "job", "number", "refusals", "since", "unwanted")
 
     def __init__(self, number: int, job: Job) -> None:
         self.number = number
@@ -158,6 +170,7 @@ class _Entry:
         self.began = 0.0  # UTC
         self.since = math.inf  # monotonic
         self.unwanted = False
+        self.refusals = 0  # by children that could not carry it out
 
 
 class _Child:
@@ -166,9 +179,14 @@ class _Child:
     Args:
         outputs: Where its stdout and stderr go.
         arguments: For `child.main`, after those that are made here.
+        jobs_max: How many jobs it may run in all.
     """
 
-    def __init__(self, outputs: tuple[Path, Path], arguments: list[str]) -> None:
+    def __init__(
+        self, outputs: tuple[Path, Path], arguments: list[str], jobs_max: float
+    ) -> None:
+        self.jobs_left = jobs_max
+        self.leave_by = math.inf  # set once it is to end, or said that it does
         self.ready = False
         self.initialized = False
         self.slow = False  # its job is long: send nothing ahead
@@ -176,17 +194,22 @@ class _Child:
         self.path: tuple[str, ...] = ()
         self.sent: deque[_Entry] = deque()
         self._paths = outputs
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        self._files = [os.open(path, flags, 0o600) for path in outputs]
-        self.channel, self._theirs = _socket_pair()
-        self.life, life = os.pipe()
-        try:
-            self._process = self._spawn(life, arguments)
-        except OSError:
-            self.close()
-            raise
-        finally:
-            os.close(life)
+        self._files: list[int] = []
+        with ExitStack() as undo:
+            undo.callback(self._close_files)
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+            for path in outputs:
+                self._files.append(os.open(path, flags, 0o600))
+            self.channel, self._theirs = _socket_pair()
+            undo.callback(self._theirs.close)
+            undo.callback(self.channel.close)
+            self.life, life = os.pipe()
+            undo.callback(os.close, self.life)
+            try:
+                self._process = self._spawn(life, arguments)
+            finally:
+                os.close(life)
+            undo.pop_all()
 
     def _spawn(self, life: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         theirs = self._theirs.fileno()
@@ -203,9 +226,16 @@ class _Child:
 
     def window(self, most: int) -> int:
         """How many jobs it may hold, the one that it runs included."""
-        if not self.ready or self.verdict:
+        if not self.ready or self.verdict or self.leaving:
             return 0
-        return most if self.initialized and not self.slow else 1
+        if self.jobs_left < most:
+            most = int(self.jobs_left)
+        return most if self.initialized and not self.slow else min(most, 1)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it begins no other job, and ends by itself."""
+        return self.leave_by < math.inf
 
     def send(self, data: bytes) -> bool:
         """Put a message into the socket; False if that is full."""
@@ -237,6 +267,10 @@ class _Child:
         self.sent = deque(entry for entry in self.sent if entry.number not in unread)
         return recalled
 
+    def shorten_output(self) -> int:
+        """Give the disk back what it printed and nobody will see; bytes that are left."""
+        return sum(map(shorten, self._files))
+
     def output(self) -> tuple[bytes, bytes]:
         """The last of what it wrote to stdout and to stderr in the job that it runs."""
         stdout, stderr = map(tail, self._files)
@@ -252,6 +286,10 @@ class _Child:
             # ESRCH: all gone. EPERM: macOS, if only zombies are left.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signals.SIGKILL)
+
+    def fate(self) -> str:
+        """What became of a process that let go of us, if it lives; "" if it is dead."""
+        return what_became_of(self._process)
 
     def reap(self) -> int:
         """Wait for the end of a child that was killed; returns Popen's return code."""
@@ -270,6 +308,9 @@ class _Child:
         self.channel.close()
         self._theirs.close()
         os.close(self.life)
+        self._close_files()
+
+    def _close_files(self) -> None:
         for file in self._files:
             os.close(file)
         for path in self._paths:
@@ -313,6 +354,8 @@ class ProcessSlots:
             runs before its first job. It may take as long as it likes.
         runtime: The clock.
         signal: Set whenever `take` has something.
+        jobs_max: How many jobs a child runs before it is replaced.
+        memory_max: Bytes of memory that a child may keep between jobs before it is replaced.
     """
 
     def __init__(
@@ -323,8 +366,12 @@ class ProcessSlots:
         initializer: Path | None = None,
         runtime: Runtime,
         signal: Signal,
+        jobs_max: int | None = None,
+        memory_max: float = math.inf,
     ) -> None:
         self.size = size
+        self._jobs_max = math.inf if jobs_max is None else jobs_max
+        self._memory_max = memory_max
         self.signal = signal
         self._folder = folder.absolute()  # tasks may change the directory
         self._initializer = initializer
@@ -338,6 +385,9 @@ class ProcessSlots:
         self._mean: float | None = None  # recent run time, seconds
         self._due = math.inf  # when to look for jobs that are slow or over their limit
         self._stillborn = 0  # children in a row that died before they were ready
+        self._unable = 0  # children in a row that could not even begin a job
+        self._fatal: SlotsBroken | None = None
+        self._look_at_output = math.inf
         self._spawn_at = -math.inf  # not before
         self._woken = False
         self._closing = False
@@ -359,7 +409,7 @@ class ProcessSlots:
         """Queue a job; the next free child begins it."""
         with self._lock:
             if self._closing:
-                raise RuntimeError(
+                raise SlotsBroken(
                     f"{job.label}: the slots are closed"
                 ) from self._broken
             if not self._queue:  # else the thread knows, or has no child to spare
@@ -407,8 +457,8 @@ class ProcessSlots:
         with self._lock:
             done, self._done = self._done, []
             if self._broken is not None and not done:
-                raise RuntimeError(
-                    f"no jobs can be run here any more: {self._broken}"
+                raise SlotsBroken(
+                    f"no tasks can be run here any more: {self._broken}"
                 ) from self._broken
             return done
 
@@ -443,8 +493,10 @@ class ProcessSlots:
             with self._lock:
                 self._broken = error
         finally:
-            self._end()
-            self.signal.set()
+            try:
+                self._end()
+            finally:
+                self.signal.set()
 
     def _turn(self) -> None:
         self._spawn_missing()
@@ -457,15 +509,18 @@ class ProcessSlots:
                 key.data()
             if self._runtime.monotonic() >= self._due:
                 self._check_times()
+            self._shorten_output()
             dying = [child for child in self._children if child.verdict]
         for child in dying:
             self._bury(child)
+        if self._fatal is not None:
+            raise self._fatal
         if self._done:
             self.signal.set()
 
     def _patience(self) -> float | None:
-        until = self._due
-        if len(self._children) < self.size:
+        until = min(self._due, self._look_at_output)
+        if self._lacking():
             until = min(until, self._spawn_at)
         return (
             None if until == math.inf else max(0.0, until - self._runtime.monotonic())
@@ -479,7 +534,7 @@ class ProcessSlots:
 
     def _spawn_missing(self) -> None:
         """Start what is missing, without the lock: it takes milliseconds for each."""
-        while len(self._children) < self.size and not self._closing:
+        while self._lacking() and not self._closing:
             if self._runtime.monotonic() < self._spawn_at:
                 return
             try:
@@ -493,18 +548,23 @@ class ProcessSlots:
             heed(child.channel, kinds, partial(self._collect, child))
             heed(child.life, kinds, partial(self._condemn, child, "crashed"))
 
+    def _lacking(self) -> bool:
+        return sum(not child.leaving for child in self._children) < self.size
+
     def _spawn(self) -> _Child:
         self._spawned += 1
         stem = self._folder / f"child-{self._spawned}"
         outputs = (stem.with_suffix(".stdout"), stem.with_suffix(".stderr"))
-        child = _Child(outputs, [str(self._folder), str(self._initializer or "")])
+        initializer = str(self._initializer or "")
+        arguments = [str(self._folder), initializer, str(self._memory_max)]
+        child = _Child(outputs, arguments, self._jobs_max)
         child.initialized = self._initializer is None
         return child
 
     def _count_stillborn(self, reason: str) -> None:
         self._stillborn += 1
         if self._stillborn == STARTS_MAX:
-            raise RuntimeError(
+            raise SlotsBroken(
                 f"{STARTS_MAX} child processes in a row could not start; is"
                 f" {sys.executable} complete, and is there memory left?\n{reason}"
             )
@@ -531,15 +591,16 @@ class ProcessSlots:
             if not child.sent:
                 self._replace(child)
             return False
-        spooled = self._folder / f"{entry.number}.order"
-        if not child.send(frame(_order(entry), spooled)):
-            spooled.unlink(missing_ok=True)
+        if not child.send(frame(_order(entry), self._folder)):
+            (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
             return False
         self._queue.popleft()
         child.path = entry.job.path
         child.sent.append(entry)
         if len(child.sent) == 1:
             self._begin(entry)
+        if self._look_at_output == math.inf:
+            self._look_at_output = self._runtime.monotonic() + LOOK_SOON
         return len(child.sent) < child.window(window)
 
     def _replace(self, child: _Child) -> None:
@@ -559,8 +620,11 @@ class ProcessSlots:
         recalled = child.recall()
         for entry in recalled:
             (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
-        if recalled:
-            everything = [*recalled, *self._queue]
+        self._put_back(recalled)
+
+    def _put_back(self, entries: list[_Entry]) -> None:
+        if entries:
+            everything = [*entries, *self._queue]
             self._queue = deque(sorted(everything, key=lambda entry: entry.number))
 
     # Replies come in
@@ -580,6 +644,8 @@ class ProcessSlots:
     def _hear_from(self, child: _Child, message: FromChild) -> None:
         if isinstance(message, Reply):
             self._finish(child, message)
+        elif isinstance(message, Unable):
+            self._take_back(child, message)
         elif isinstance(message, Initialized):
             child.initialized = True
             self._begin(child.sent[0])
@@ -591,6 +657,7 @@ class ProcessSlots:
         if child.sent[0].number != reply.number:
             raise LookupError(f"a reply to order {reply.number}")
         entry = child.sent.popleft()
+        self._unable = 0
         child.slow = False
         mean = reply.seconds if self._mean is None else self._mean
         self._mean = mean + 0.2 * (reply.seconds - mean)
@@ -601,6 +668,40 @@ class ProcessSlots:
             _unlink(ended)
         else:
             self._done.append(ended)
+        child.jobs_left -= 1
+        if reply.unfit:
+            log.info("a child is replaced after %s: %s", entry.job.label, reply.unfit)
+        if reply.unfit or child.jobs_left <= 0:
+            self._retire(child)
+
+    def _retire(self, child: _Child) -> None:
+        """Let a child end by itself, in its own time but not for ever; another takes its place."""
+        if child.leaving:
+            return
+        self._recall(child)
+        child.leave()
+        child.leave_by = self._runtime.monotonic() + LEAVE
+        self._due = min(self._due, child.leave_by)
+
+    def _take_back(self, child: _Child, message: Unable) -> None:
+        """Have another child try what one could not carry out for reasons of its own."""
+        if child.sent[0].number != message.number:
+            raise LookupError(f"no reply to order {message.number}")
+        entry = child.sent.popleft()
+        log.warning("a child is replaced at %s: %s", entry.job.label, message.reason)
+        self._condemn(child, "replaced")
+        entry.refusals += message.begun
+        self._unable += not message.begun
+        why = (
+            f"{UNABLE_MAX} processes, one after the other, could not carry it out:"
+            f" {message.reason}"
+        )
+        if self._unable >= UNABLE_MAX:
+            self._fatal = SlotsBroken(f"{entry.job.label}: {why}")
+        elif entry.refusals >= UNABLE_MAX and not entry.unwanted:
+            self._report(child, entry, Failure(kind="crashed", message=why))
+        elif not entry.unwanted:
+            self._put_back([entry])
 
     # Time passes
 
@@ -609,6 +710,8 @@ class ProcessSlots:
         now = self._runtime.monotonic()
         self._due = math.inf
         for child in self._children:
+            if child.leaving and not child.verdict:
+                self._check_leaving(child, now)
             if not child.sent or child.verdict:
                 continue
             slow_at = child.sent[0].since + SLOW
@@ -619,6 +722,26 @@ class ProcessSlots:
             if now >= limit:
                 self._stop_late(child)
             self._due = min([self._due, *(t for t in (slow_at, limit) if t > now)])
+
+    def _check_leaving(self, child: _Child, now: float) -> None:
+        if now >= child.leave_by:
+            self._condemn(child, "replaced")
+        else:
+            self._due = min(self._due, child.leave_by)
+
+    def _shorten_output(self) -> None:
+        """Keep what running jobs print from filling the disk."""
+        now = self._runtime.monotonic()
+        if now < self._look_at_output:
+            return
+        busy = [child for child in self._children if child.sent]
+        try:
+            most = max((child.shorten_output() for child in busy), default=0)
+        except OSError as error:
+            log.warning("what tasks print cannot be cut to its end: %s", error)
+            most = 0
+        pause = LOOK_SOON if most >= OUTPUT_MAX else LOOK_LATER
+        self._look_at_output = now + pause if busy else math.inf
 
     def _stop_late(self, child: _Child) -> None:
         late = child.sent[0]
@@ -633,17 +756,20 @@ class ProcessSlots:
     def _condemn(self, child: _Child, verdict: _Verdict) -> None:
         if child.verdict is None:
             child.verdict = verdict
-            child.kill()
+            if verdict != "crashed":
+                child.kill()  # else it is seen first how it ended
             self._wake()
 
     def _bury(self, child: _Child) -> None:
         """Settle the jobs of a child that is dead or was killed, and forget it."""
+        fate = child.fate() if child.verdict == "crashed" else ""
+        child.kill()
         code = child.reap()
         with self._lock:
             self._collect(child)
             self._recall(child)
             if child.sent:
-                self._blame(child, child.sent.popleft(), code)
+                self._blame(child, child.sent.popleft(), code, fate)
             self._selector.unregister(child.channel)
             self._selector.unregister(child.life)
             self._children.remove(child)
@@ -652,21 +778,28 @@ class ProcessSlots:
         if not child.ready and child.verdict == "crashed":
             self._count_stillborn(f"code {code}: {_last_lines(stderr)}")
 
-    def _blame(self, child: _Child, entry: _Entry, code: int) -> None:
+    def _blame(self, child: _Child, entry: _Entry, code: int, fate: str) -> None:
         """Report the job that a child was running when it died."""
-        for file in self._folder.glob(f"{entry.number}.*"):
-            file.unlink(missing_ok=True)
         if entry.unwanted:
+            self._remove_files(entry)
             return
         seconds = self._runtime.monotonic() - entry.since
         kind = _kind(child)
-        stdout, stderr = child.output()
         log.info("%s: %s after %.3g s, code %d", entry.job.label, kind, seconds, code)
-        failure = _failure(kind, entry.job, seconds, code, stderr)
+        stderr = child.output()[1]
+        failure = _failure(kind, entry.job, seconds, code, stderr, fate)
+        self._report(child, entry, failure)
+
+    def _report(self, child: _Child, entry: _Entry, failure: Failure) -> None:
+        """Let a job end with a failure that its child did not tell of."""
+        self._remove_files(entry)
+        stdout, stderr = child.output()
         now = self._runtime.time()
+        kind = failure.kind
+        assert kind in ("crashed", "timeout", "initializer")
         ended = Ended(
             key=entry.job.key,
-            began=now - seconds,
+            began=now - (self._runtime.monotonic() - entry.since),
             ended=now,
             outcome=encode_outcome(Outcome(failure=failure)),
             ok=False,
@@ -676,6 +809,10 @@ class ProcessSlots:
             stderr=stderr,
         )
         self._done.append(ended)
+
+    def _remove_files(self, entry: _Entry) -> None:
+        for file in self._folder.glob(f"{entry.number}.*"):
+            file.unlink(missing_ok=True)
 
     def _end(self) -> None:
         with self._lock:
@@ -780,8 +917,11 @@ def _failure(
     seconds: float,
     code: int,
     stderr: bytes,
+    fate: str,
 ) -> Failure:
     text = _last_lines(stderr)
+    if fate:
+        return Failure(kind=kind, message=fate, stderr=text)
     if kind == "timeout":
         message = (
             f"it ran for {seconds:.3g} s, over its limit of {job.timeout:g} s,"

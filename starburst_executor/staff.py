@@ -37,7 +37,14 @@ from starburst_executor.errors import (
 from starburst_executor.launch import Launcher
 from starburst_executor.ledger import affordable_workers
 from starburst_executor.queue import Queue, Sight
-from starburst_executor.records import Manifest, Record, SessionState, State
+from starburst_executor.records import (
+    BROKEN,
+    Heartbeat,
+    Manifest,
+    Record,
+    SessionState,
+    State,
+)
 from starburst_executor.session import Beats, Known, Session
 from starburst_executor.turns import Turn
 
@@ -271,28 +278,40 @@ class Staff:
     def _check_started(self, ended: set[str]) -> None:
         """Notice workers that ended before their first heartbeat: a hang must not say nothing."""
         for worker in sorted(self._started.keys() & ended):
-            if self._session.heartbeat(worker) or self._session.heartbeat(
-                worker, "ended"
-            ):
+            beat = self._last_beat(worker)
+            if beat is not None and not _never_worked(beat):
                 del self._started[worker]
                 self._stillborn = 0
                 continue
             self._session.check_open()  # else they had a good reason
             del self._started[worker]
+            if beat is not None:
+                self._count_stillborn(worker, f"left, for {beat.reason}")
+                continue
             if self._launcher.taken_away(self._session.url, worker):
                 log.info("worker %s was taken away before it began", worker)
                 continue
-            self._count_stillborn(worker)
+            tail = self._launcher.log_tail(self._session.url, worker)
+            self._count_stillborn(worker, f"printed:\n{tail}")
 
-    def _count_stillborn(self, worker: str) -> None:
+    def _last_beat(self, worker: str) -> Heartbeat | None:
+        session = self._session
+        return session.heartbeat(worker) or session.heartbeat(worker, "ended")
+
+    def _count_stillborn(self, worker: str, last: str) -> None:
         self._stillborn += 1
-        tail = self._launcher.log_tail(self._session.url, worker)
-        log.warning("worker %s ended before its first heartbeat: %s", worker, tail)
+        log.warning("worker %s ended before it began to work; it %s", worker, last)
         if self._stillborn == _STILLBORN_MAX:
             self._broken(
                 ExecutorBroken(
                     f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
-                    f"their first heartbeat; the last, {worker}, printed:\n{tail}\n"
-                    "Most likely they cannot reach the store or cannot import starburst_executor."
+                    f"they began to work; the last, {worker}, {last}\n"
+                    "Most likely they cannot reach the store, cannot import starburst_executor, or have "
+                    "no memory, disk or processes left."
                 )
             )
+
+
+def _never_worked(beat: Heartbeat) -> bool:
+    """Whether a worker left because no task could be run there, and none had been."""
+    return beat.state == BROKEN and not beat.completed + beat.failed

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from starburst_executor.errors import StoreError
+from starburst_executor.errors import ExecutorBroken, StarburstError, StoreError
 from starburst_executor.future import TaskFuture
 from starburst_executor.records import (
     MAX_BATCH_BYTES,
@@ -177,7 +177,16 @@ class Submitter:
         self._wake.set()
 
     def run(self) -> None:
-        """Store what is queued until `close`."""
+        """Store what is queued until `close`; however it ends, nobody waits for it any longer."""
+        try:
+            self._store_until_closed()
+        except BaseException as error:
+            self.abandon(_broken(self._session.id, error))
+            raise
+        finally:
+            self._idle.set()
+
+    def _store_until_closed(self) -> None:
         while True:
             self._wake.wait()
             self._wake.clear()
@@ -226,6 +235,9 @@ class Submitter:
             self._session.runtime.gather([partial(self._store, *one) for one in group])
         except StoreError as error:
             self._give_up(error, [item for _, items in group for item in items])
+        except BaseException as error:  # no memory, say, or no more threads
+            broken = _broken(self._session.id, error)
+            self._give_up(broken, [item for _, items in group for item in items])
 
     def _store(self, batch: Batch, items: list[Item]) -> None:
         calls = [Queued(item.function, item.arguments) for item in items]
@@ -246,7 +258,7 @@ class Submitter:
         put = partial(self._session.put_content, "functions")
         self._session.runtime.gather([partial(put, cargo) for cargo in new.values()])
 
-    def _give_up(self, error: StoreError, items: list[Item]) -> None:
+    def _give_up(self, error: StarburstError, items: list[Item]) -> None:
         """The lane ends here: its next number may or may not appear, so nothing follows it."""
         self.certain = False
         log.error("session %s: tasks could not be stored: %s", self._session.id, error)
@@ -254,3 +266,12 @@ class Submitter:
             item.future.settle((False, error))
         self.abandon(error)
         self._failed(error)
+
+
+def _broken(session_id: str, error: BaseException) -> ExecutorBroken:
+    broken = ExecutorBroken(
+        f"tasks of session {session_id} could not be stored, for an error in this process: {error!r}. What "
+        f"was stored before is safe: StarburstExecutor.attach({session_id!r}) goes on."
+    )
+    broken.__cause__ = error
+    return broken

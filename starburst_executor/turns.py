@@ -30,6 +30,7 @@ __all__ = ["Turn"]
 _KEY = "launching"
 
 
+@records.decodable
 class _Launching(
     msgspec.Struct,
     frozen=True,

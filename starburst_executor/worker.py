@@ -19,6 +19,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from msgspec.structs import replace
@@ -39,6 +40,7 @@ from starburst_executor.leases import MARKER_GRACE, Repair
 from starburst_executor.library import Library
 from starburst_executor.queue import Sight
 from starburst_executor.records import (
+    BROKEN,
     Batch,
     Finish,
     Heartbeat,
@@ -51,7 +53,7 @@ from starburst_executor.records import (
 )
 from starburst_executor.runtime import Signal
 from starburst_executor.session import Known, Session, damage
-from starburst_executor.slots import Ended, Job, Slots
+from starburst_executor.slots import Ended, Job, Slots, SlotsBroken
 from starburst_executor.staff import Staff
 from starburst_executor.workload import Workload
 
@@ -67,6 +69,8 @@ FEW_WORKERS = 32
 PERSISTENCE = 4
 # As often do looks follow soon where others were faster; more means that they do not take it either.
 BEATEN_MOST = 16
+# Tries while the machine has no descriptor, memory or disk left; a worker that cannot go on leaves.
+ENDURANCE = 8
 
 
 class Worker:
@@ -122,6 +126,9 @@ class Worker:
         self._idle_reason: str | None = None
         # The session is being deleted: nothing may be written any more.
         self._gone = False
+        self._broken = False  # no task can be run here
+        self._accident: Exception | None = None
+        self._endured = 0  # rounds in a row in which the machine was short of something
         self._paused = False
         self._window: list[Sight] = []
         self._window_at = -math.inf
@@ -161,6 +168,8 @@ class Worker:
     def run(self) -> str:
         """Work until told to stop or until there is no reason to stay; returns why it left.
 
+        What it did not expect is raised once it has handed back and left.
+
         The beater's `run` must be under way on another thread, and `beater.beat` have succeeded:
         a worker beats before its first claim.
         """
@@ -168,6 +177,8 @@ class Worker:
             reason = self._work()
             log.info("worker %s leaves: %s", self.id, reason)
             if self._leave(reason):
+                if self._accident is not None:
+                    raise self._accident
                 return reason
 
     def _work(self) -> str:
@@ -188,14 +199,36 @@ class Worker:
             return str(error)
         except NewerSchema as error:
             return f"this version is too old for the session: {error}"
+        except SlotsBroken as error:
+            log.error("worker %s: %s", self.id, error)
+            self._broken = True
+            return str(error)
         except StoreError as error:
-            log.warning("worker %s: %s", self.id, error)
-            self._next_look = self._runtime.monotonic() + self._back_off()
-            self._signal.wait(self._runtime.random.uniform(0.1, 1.0))
+            self._pause_after(error)
             return None
+        except OSError as error:
+            return self._endure(error)
+        except Exception as error:
+            self._accident, self._broken = error, True
+            return f"an error that it did not expect: {error!r}"
+        self._endured = 0
         if reason is None:
             self._wait()
         return reason
+
+    def _pause_after(self, error: Exception) -> None:
+        log.warning("worker %s: %s", self.id, error)
+        self._next_look = self._runtime.monotonic() + self._back_off()
+        self._signal.wait(self._runtime.random.uniform(0.1, 1.0))
+
+    def _endure(self, error: OSError) -> str | None:
+        """Bear with a machine that is short of something, for a moment; then a reason to leave it."""
+        self._endured += 1
+        if self._endured < ENDURANCE:
+            self._pause_after(error)
+            return None
+        self._broken = True
+        return f"no task can be run on this machine: {error}"
 
     def _do_what_is_due(self) -> str | None:
         self._take_ended()
@@ -224,7 +257,10 @@ class Worker:
             left
         ):
             self._signal.clear()
-            self._inbox.extend(self._slots.take())
+            try:
+                self._inbox.extend(self._slots.take())
+            except SlotsBroken:
+                return  # the next round is told of it again
             if self._stop_reason or self._uploaded or self._fetched:
                 return
             if self._launcher_knows_more():
@@ -298,19 +334,35 @@ class Worker:
 
     def _upload(self, key: Key, ended: Ended) -> None:
         """Store what an outcome names before the outcome itself; on the thread of transfers."""
+        finish = _finish(key, ended)
         try:
-            for digest, path, _ in ended.blobs:
-                self.session.put_blob(digest, path)
-            finish = _finish(key, ended)
-        except StoreError as error:
-            finish = _finish(key, ended)._replace(
-                ok=False, outcome=Piece(inline=damage(error))
-            )
-        finally:
+            self._in_tries(partial(self._put_blobs, ended))
+        except Exception as error:
+            if not isinstance(error, StoreError):
+                log.exception("worker %s could not store a result", self.id)
+            failure = Piece(inline=damage(error))
+            finish = finish._replace(ok=False, outcome=failure)
+        with suppress(OSError):  # the folder is removed at the end
             for _, path, _ in ended.blobs:
                 path.unlink(missing_ok=True)
         self._uploaded.append((key, finish))
         self._signal.set()
+
+    def _put_blobs(self, ended: Ended) -> None:
+        for digest, path, _ in ended.blobs:
+            self.session.put_blob(digest, path)
+
+    def _in_tries(self, call: Callable[[], None]) -> None:
+        """Make a call again while this machine is short of something; on the thread of transfers."""
+        for _ in range(ENDURANCE - 1):
+            try:
+                return call()
+            except (StoreError, FileNotFoundError):
+                raise
+            except OSError as error:
+                log.warning("worker %s: %s", self.id, error)
+            self._runtime.signal().wait(self._runtime.random.uniform(0.1, 1.0))
+        return call()
 
     # --- saying it ------------------------------------------------------------------
 
@@ -685,11 +737,12 @@ class Worker:
 
     def _fetch(self, key: Key, blobs: list[str]) -> None:
         """Bring blobs here; on the thread of transfers."""
+        error: Exception | None = None
         try:
-            self._library.fetch(blobs)
-            self._fetched.append((key, None))
-        except (StoreError, OSError) as error:
-            self._fetched.append((key, error))
+            self._in_tries(partial(self._library.fetch, blobs))
+        except Exception as caught:
+            error = caught
+        self._fetched.append((key, error))
         self._signal.set()
 
     def _take_fetched(self) -> None:
@@ -697,8 +750,14 @@ class Worker:
             key, error = self._fetched.popleft()
             self._fetching.discard(key)
             hold = self._load.holds.get(key.batch)
-            if error is not None and hold is not None:
+            if error is None or hold is None:
+                continue
+            if isinstance(error, StoreError):
                 self._fail(hold, key, error)
+            else:  # that is this machine's fault, and another may do better
+                log.error("worker %s cannot keep what tasks need: %r", self.id, error)
+                self._broken = True
+                self.stop(f"it cannot keep what tasks need: {error}")
 
     def _hand_back_stuck(self) -> None:
         """Hand back what has waited too long behind a task that turned out long; if surplus, all that waits."""
@@ -935,14 +994,16 @@ class Worker:
         return False
 
     def _say_goodbye(self, reason: str) -> None:
-        self.session.bury(replace(self._describe(), state="left", reason=reason))
+        state = BROKEN if self._broken else "left"
+        self.session.bury(replace(self._describe(), state=state, reason=reason))
 
     def _stop_slots(self) -> None:
         holds = self._load.holds.values()
         self._slots.withdraw([key for hold in holds for key in hold.given.values()])
         for key in list(self._slots.begun()):
             self._slots.kill(key)
-        self._take_ended()
+        with suppress(SlotsBroken):
+            self._take_ended()
 
     def _hand_back_all(self) -> None:
         busy = [hold for hold in self._load.holds.values() if hold.busy]

@@ -276,6 +276,44 @@ def test_lock_is_not_inherited_by_what_the_worker_starts(
         )  # fails if it had ended: then this test would show nothing
 
 
+CLIENT_WITHOUT_STREAMS = """
+import os, sys
+from pathlib import Path
+from starburst_executor import StarburstExecutor
+closed, store, target = sys.argv[1:]
+for number in closed:
+    os.close(int(number))
+with StarburstExecutor(1, store=store) as executor:
+    Path(target).write_text(str(executor.submit(abs, -7).result(30)))
+"""
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+def test_a_client_that_was_started_without_standard_streams_gets_workers(
+    folder: Path, tmp_path: Path, closed: str
+) -> None:
+    target = tmp_path / "target"
+    program = [sys.executable, "-c", CLIENT_WITHOUT_STREAMS, closed]
+    subprocess.run([*program, tmp_path / "store", target], timeout=60, check=False)
+    assert target.read_text() == "7"
+
+
+WORKER_WITHOUT_STREAMS = """
+import os
+from starburst_executor import poller
+os.close(0)
+os.close(2)
+poller._open_standard_files()
+print(*(os.get_inheritable(number) for number in range(3)), os.dup(0))
+"""
+
+
+def test_a_worker_that_was_started_without_standard_streams_opens_them() -> None:
+    program = [sys.executable, "-c", WORKER_WITHOUT_STREAMS]
+    ended = subprocess.run(program, capture_output=True, timeout=60, check=True)
+    assert ended.stdout.split() == [b"True", b"True", b"True", b"3"]
+
+
 def test_nobody_takes_a_worker_that_is_being_started_for_ended(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

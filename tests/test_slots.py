@@ -38,7 +38,7 @@ from starburst_executor.serialize import (
     rebuild,
     references,
 )
-from starburst_executor.slots import Ended, Job, ProcessSlots, Slots
+from starburst_executor.slots import Ended, Job, ProcessSlots, Slots, SlotsBroken
 
 PATIENCE = 30.0  # seconds until a test that waits has failed
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -349,6 +349,7 @@ def test_death_of_an_idle_child_is_nobodys_fault(bench: Bench) -> None:
     bench.open()
     pid = bench.result(os.getpid)
     os.kill(pid, signal.SIGKILL)
+    wait_until_gone([pid])  # or it might still take the next job
     assert bench.result(os.getpid) != pid
 
 
@@ -722,18 +723,27 @@ def test_crash_leaves_no_files(bench: Bench) -> None:
     assert {file.suffix for file in bench.spool.iterdir()} == {".stdout", ".stderr"}
 
 
-def test_missing_blob_fails_the_job_and_not_the_child(bench: Bench) -> None:
+def test_a_blob_that_is_gone_breaks_the_slots_and_fails_no_job(bench: Bench) -> None:
     bench.open()
     job = bench.job(use_lightly, np.zeros(100_000))
     for blob in bench.blobs.iterdir():
         blob.unlink()
     bench.slots.start(job)
-    assert bench.wait(1)[0].kind == "unserializable"
+    assert bench.signal.wait(PATIENCE)
+    with pytest.raises(SlotsBroken, match=r"task-1: 3 processes.*No such file"):
+        bench.slots.take()
+
+
+def test_a_truncated_blob_fails_the_job_and_not_the_child(bench: Bench) -> None:
+    bench.open()
+    before = bench.result(os.getpid)
+    job = bench.job(use_lightly, np.zeros(100_000))
     for digest, _ in references(job.call):
-        (bench.blobs / digest).touch()  # truncated
+        (bench.blobs / digest).write_bytes(b"")
     bench.slots.start(job)
     failure = failure_of(bench.wait(1)[0])
     assert failure.type.endswith("DamagedObject")
+    assert bench.result(os.getpid) == before
 
 
 # --- initializer ------------------------------------------------------------------
@@ -802,7 +812,7 @@ def surroundings() -> dict[str, object]:
         "boto3": "boto3" in sys.modules,
         "numpy": "numpy" in sys.modules,
         "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
-        "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
         "inheritable": [d for d in range(3, 64) if inheritable(d)],
     }
 

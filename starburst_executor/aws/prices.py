@@ -39,6 +39,10 @@ _FARGATE = re.compile(r"(?:[A-Z0-9]+-)?Fargate-(ARM-)?(vCPU-Hours:perCPU|GB-Hour
 _REQUESTS = re.compile(r"(?:[A-Z0-9]+-)?Requests-Tier([12])")
 
 
+# At import: to build one in two threads at once crashes the process.
+_documents = msgspec.json.Decoder(dict[str, Prices])
+
+
 def prices_for(
     spec: WorkerSpec,
     clients: Clients,
@@ -256,7 +260,7 @@ def _name(spec: WorkerSpec, region: str, architecture: Architecture) -> str:
 def _kept(file: Path) -> dict[str, Prices]:
     """What was kept; nothing if the file is missing, or from another version of this package."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Prices])
+        return _documents.decode(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:

@@ -61,7 +61,7 @@ class SpotNotice:
         """What the notice says; "" if there is none, or no answer."""
         try:
             notice = self._ask()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is: the next look may do better
             if not self._silent:
                 log.warning(
                     "the Spot notice at %s cannot be read, so that tasks may be lost and tried again when the "

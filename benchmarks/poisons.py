@@ -1,0 +1,63 @@
+"""Run each poisonous task with many harmless ones around it, and print what became of them.
+
+python -m benchmarks.poisons [--followers 1000] [--only WORD]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import wait
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.places import directory
+from starburst_executor import StarburstExecutor
+from tests.poisons import POISONS, innocent
+
+_PATIENCE = 120.0  # seconds, after which what has not ended is lost
+
+
+def _run(
+    ex: StarburstExecutor, poison: Callable[[], None], count: int
+) -> tuple[int, int]:
+    """How many harmless tasks did not end, and how many ended otherwise than they should."""
+    half = count // 2
+    before = [ex.submit(innocent, i) for i in range(half)]
+    culprit = ex.submit(poison)
+    after = [ex.submit(innocent, i) for i in range(half, count)]
+    ended, lost = wait([*before, culprit, *after], _PATIENCE)
+    found = [f.result()[1] for f in ended - {culprit} if f.exception() is None]
+    usual = max(found, key=found.count) if found else None
+    right = sum(one == usual for one in found)
+    return len(lost), count - len(lost - {culprit}) - right
+
+
+@click.command(help=__doc__)
+@click.option("--followers", default=1000, help="Harmless tasks for each poison.")
+@click.option(
+    "--only", default="", help="Only the poisons with this word in their name."
+)
+def main(followers: int, only: str) -> None:
+    console = Console()
+    table = Table("poison", "lost", "failed", "seconds")
+    with directory() as store, StarburstExecutor(2, store=store) as ex:
+        wait([ex.submit(innocent, i) for i in range(100)])
+        for poison in POISONS:
+            if only in poison.__name__:
+                began = time.perf_counter()
+                lost, failed = _run(ex, poison, followers)
+                seconds = time.perf_counter() - began
+                row = poison.__name__, str(lost), str(failed), f"{seconds:.1f}"
+                console.log(*row)
+                table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["main"]
