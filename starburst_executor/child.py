@@ -40,6 +40,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from starburst_executor.nesting import importing_for_task
 from starburst_executor.serialize import (
     Failure,
     Outcome,
@@ -283,7 +284,8 @@ class Child:
             return None
         try:
             cargo = self._initializer.read_bytes()
-            initializer, arguments = loads(cargo, self._fetch, "initializer")
+            with importing_for_task():
+                initializer, arguments = loads(cargo, self._fetch, "initializer")
             initializer(*arguments)
         except BaseException as error:
             return _failure(error, "initializer", spool)
@@ -295,8 +297,9 @@ class Child:
         """The steps of a job; no reference to a user's object outlives it."""
         kind: Literal["raised", "unserializable"] = "unserializable"
         try:
-            function = self._function(order)
-            args, kwargs = unpack_call(order.call, self._fetch)
+            with importing_for_task():
+                function = self._function(order)
+                args, kwargs = unpack_call(order.call, self._fetch)
             kind = "raised"
             value = function(*args, **kwargs)
             del args, kwargs

@@ -48,6 +48,7 @@ from starburst_executor.errors import (
 from starburst_executor.future import TaskFuture
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
+from starburst_executor.nesting import check_nesting
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.pricing import rate_for
 from starburst_executor.progress import Ticker
@@ -154,6 +155,7 @@ class StarburstExecutor(Executor):
 
     Raises:
         ValueError, TypeError: an argument is wrong; nothing is left behind.
+        NestingError: this is a task inside too many others, or a worker that imports a module for one.
         StoreDenied, StoreMissing, StoreNotConditional: the store cannot be used.
         PackageError: a package of this machine cannot be brought to the workers; named.
 
@@ -198,6 +200,7 @@ class StarburstExecutor(Executor):
         cost_alert: float | None = None,
         intervals: Intervals | None = None,
     ) -> None:
+        depth = check_nesting()
         spec = WorkerSpec(
             launcher=arguments.launcher_name(launcher),
             cpu=cpu,
@@ -239,6 +242,7 @@ class StarburstExecutor(Executor):
             packer = Packer(session, python_version(), modules)
             manifest = Manifest(
                 session_id=session.id,
+                depth=depth,
                 name=name,
                 owner=arguments.owner(),
                 python=python_version(),

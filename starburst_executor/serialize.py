@@ -33,6 +33,7 @@ from starburst_executor.errors import (
     RemoteError,
     RemoteTraceback,
     SerializationError,
+    StarburstError,
     TaskCrashed,
     TaskTimeout,
     WorkerLost,
@@ -284,6 +285,8 @@ def _unpickle(stream: Any, buffers: Iterable[Any], what: str) -> Any:
 
 
 def _hint(error: Exception) -> str:
+    if isinstance(error, StarburstError):
+        return ""  # it says itself what to do
     if isinstance(error, ModuleNotFoundError):
         top = (error.name or "").partition(".")[0]
         return (

@@ -24,7 +24,7 @@ ROWS = """
   4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
-  1  launch  store  records  serialize  modules  mapping  cost  views
+  1  launch  store  records  serialize  modules  mapping  cost  views  nesting
   0  errors  runtime  spec  rate  bootstrap
 """
 
