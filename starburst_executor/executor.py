@@ -120,7 +120,8 @@ class StarburstExecutor(Executor):
             "local".
         cpu: vCPUs of a worker on ECS.
         memory: Memory of a worker on ECS, such as "2GB".
-        launch_type: "FARGATE" or "EC2".
+        launch_type: "FARGATE" or "EC2", on ECS; default "FARGATE". This option and the next three are refused for
+            workers on this machine.
         instance_type: With EC2, such as "c8a.xlarge".
         use_spot: Take Spot capacity.
         spot_fallback: Take on-demand capacity for what Spot has no room for.
@@ -174,7 +175,7 @@ class StarburstExecutor(Executor):
         launcher: str | None = None,
         cpu: float = 1,
         memory: str = "2GB",
-        launch_type: str = "FARGATE",
+        launch_type: str | None = None,
         instance_type: str | None = None,
         use_spot: bool = False,
         spot_fallback: bool = False,
@@ -205,13 +206,14 @@ class StarburstExecutor(Executor):
             launcher=arguments.launcher_name(launcher),
             cpu=cpu,
             memory=memory,
-            launch_type=cast(Any, launch_type),
+            launch_type=cast(Any, "FARGATE" if launch_type is None else launch_type),
             instance_type=instance_type,
             use_spot=use_spot,
             spot_fallback=spot_fallback,
             region=region,
             slots=slots,
         )
+        arguments.check_of_ecs(spec, launch_type)
         limits = Limits(
             task_timeout=None
             if task_timeout is None
