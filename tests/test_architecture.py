@@ -25,7 +25,7 @@ ROWS = """
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views  nesting
-  0  errors  runtime  spec  rate  bootstrap
+  0  errors  runtime  spec  rate  bootstrap  dropped  interrupts
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
