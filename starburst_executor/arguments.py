@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import math
 import numbers
 import operator
@@ -26,6 +27,7 @@ __all__ = [
     "check_intervals",
     "check_min_workers",
     "check_name",
+    "check_of_ecs",
     "check_session_id",
     "check_store_reachable",
     "cost_limits",
@@ -40,6 +42,8 @@ __all__ = [
     "with_region",
     "worker_count",
 ]
+
+log = logging.getLogger(__name__)
 
 _MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
 
@@ -187,6 +191,42 @@ def check_store_reachable(launcher: str, store: str | Path) -> None:
             f'launcher="ecs" with store={str(store)!r}: workers on ECS cannot reach a directory of this machine. Say '
             'store="s3://bucket/prefix", or launcher="local"'
         )
+
+
+def check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
+    """Refuse workers on this machine that were asked for elsewhere, and say which size is not theirs.
+
+    Args:
+        spec: What a worker shall be.
+        launch_type: As it was given.
+    """
+    if spec.launcher != "local":
+        return
+    given = _given(
+        launch_type=launch_type,
+        instance_type=spec.instance_type,
+        use_spot=spec.use_spot or None,
+        spot_fallback=spec.spot_fallback or None,
+    )
+    if given:
+        raise ValueError(
+            f'{", ".join(given)} {"needs" if len(given) == 1 else "need"} launcher="ecs": they are of workers on AWS, '
+            'and these would run on this machine. Say launcher="ecs", here or by STARBURST_LAUNCHER=ecs '
+            "(`starburst-executor setup` configures it), or leave them out"
+        )
+    sized = _given(
+        cpu=None if spec.cpu == WorkerSpec().cpu else spec.cpu,
+        memory=None if spec.memory == WorkerSpec().memory else spec.memory,
+    )
+    if sized:
+        log.warning(
+            '%s limit nothing on this machine, whose workers share all of it: they size workers of launcher="ecs"',
+            ", ".join(sized),
+        )
+
+
+def _given(**options: object) -> list[str]:
+    return [f"{name}={value!r}" for name, value in options.items() if value is not None]
 
 
 def new_session_id(runtime: Runtime) -> str:

@@ -45,6 +45,7 @@ from starburst_executor import origin, shipped
 from starburst_executor.code_source import show_sources
 from starburst_executor.mp_main import new_main
 from starburst_executor.namespace import Capture, Home
+from starburst_executor.nesting import importing_for_task
 from starburst_executor.output import Output
 from starburst_executor.process_state import ProcessState
 from starburst_executor.serialize import (
@@ -299,7 +300,7 @@ class Child:
             return None
         try:
             cargo = _read(self._initializer)
-            with self._home.receive(self._initializer.name):
+            with importing_for_task(), self._home.receive(self._initializer.name):
                 initializer, arguments = loads(cargo, self._fetch, "initializer")
             initializer(*arguments)
         except _OwnFault:
@@ -316,9 +317,10 @@ class Child:
         kind: Literal["raised", "unserializable"] = "unserializable"
         modules = len(sys.modules)
         try:
-            function = self._function(order)
-            with self._home.receive():
-                args, kwargs = unpack_call(order.call, self._fetch)
+            with importing_for_task():
+                function = self._function(order)
+                with self._home.receive():
+                    args, kwargs = unpack_call(order.call, self._fetch)
             if len(sys.modules) != modules:
                 self._state.accept_imports()
             kind = "raised"

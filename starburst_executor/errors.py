@@ -19,6 +19,7 @@
     ├── ConfigError                    (also ValueError) a setting, or the file of settings
     ├── AccountError                   an AWS service other than the store refused or did not answer
     │   └── AccountDenied              (also PermissionError) credentials or permissions
+    ├── NestingError                   (also RuntimeError) an executor inside too many others, or while importing
     ├── PackageError                   a package of this machine cannot be brought to the workers
     ├── TaskTimeout                    (also TimeoutError) over `task_timeout`
     ├── RemoteError                    a remote exception that could not be brought back as itself
@@ -44,6 +45,7 @@ __all__ = [
     "ExecutorBroken",
     "InitializerFailed",
     "LaunchFailed",
+    "NestingError",
     "NewerSchema",
     "ObjectNotFound",
     "PackageError",
@@ -144,6 +146,10 @@ class AccountError(StarburstError):
 
 class AccountDenied(AccountError, PermissionError):
     """AWS refused for want of credentials or of a permission; the message names it."""
+
+
+class NestingError(StarburstError, RuntimeError):
+    """An executor may not be made here: inside too many others, or while a worker imports for a task."""
 
 
 class PackageError(StarburstError):

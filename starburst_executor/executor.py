@@ -25,7 +25,16 @@ from concurrent.futures import Executor, Future, wait
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from msgspec.structs import replace
 
@@ -36,6 +45,7 @@ from starburst_executor.choice import (
     prepare_environment,
 )
 from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.dropped import Dropped, Link
 from starburst_executor.environment import ship
 from starburst_executor.errors import (
     ExecutorBroken,
@@ -46,9 +56,11 @@ from starburst_executor.errors import (
     StarburstError,
 )
 from starburst_executor.future import TaskFuture
+from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.modules import is_local
+from starburst_executor.nesting import check_nesting
 from starburst_executor.origin import Origin
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.pricing import rate_for
@@ -121,7 +133,8 @@ class StarburstExecutor(Executor):
             "local".
         cpu: vCPUs of a worker on ECS.
         memory: Memory of a worker on ECS, such as "2GB".
-        launch_type: "FARGATE" or "EC2".
+        launch_type: "FARGATE" or "EC2", on ECS; default "FARGATE". This option and the next three are refused for
+            workers on this machine.
         instance_type: With EC2, such as "c8a.xlarge".
         use_spot: Take Spot capacity.
         spot_fallback: Take on-demand capacity for what Spot has no room for.
@@ -157,6 +170,7 @@ class StarburstExecutor(Executor):
 
     Raises:
         ValueError, TypeError: an argument is wrong; nothing is left behind.
+        NestingError: this is a task inside too many others, or a worker that imports a module for one.
         StoreDenied, StoreMissing, StoreNotConditional: the store cannot be used.
         PackageError: a package of this machine cannot be brought to the workers; named.
 
@@ -175,7 +189,7 @@ class StarburstExecutor(Executor):
         launcher: str | None = None,
         cpu: float = 1,
         memory: str = "2GB",
-        launch_type: str = "FARGATE",
+        launch_type: str | None = None,
         instance_type: str | None = None,
         use_spot: bool = False,
         spot_fallback: bool = False,
@@ -202,17 +216,19 @@ class StarburstExecutor(Executor):
         cost_alert: float | None = None,
         intervals: Intervals | None = None,
     ) -> None:
+        depth = check_nesting()
         spec = WorkerSpec(
             launcher=arguments.launcher_name(launcher),
             cpu=cpu,
             memory=memory,
-            launch_type=cast(Any, launch_type),
+            launch_type=cast(Any, "FARGATE" if launch_type is None else launch_type),
             instance_type=instance_type,
             use_spot=use_spot,
             spot_fallback=spot_fallback,
             region=region,
             slots=slots,
         )
+        arguments.check_of_ecs(spec, launch_type)
         limits = Limits(
             task_timeout=None
             if task_timeout is None
@@ -247,6 +263,7 @@ class StarburstExecutor(Executor):
             packer = Packer(session, python_version(), modules)
             manifest = Manifest(
                 session_id=session.id,
+                depth=depth,
                 name=name,
                 owner=arguments.owner(),
                 python=python_version(),
@@ -361,39 +378,57 @@ class StarburstExecutor(Executor):
         self._end: Exception | None = None  # why nothing can be submitted any more
         self._ending: threading.Thread | None = None
         self._taken_down = False  # by `detach`, `shutdown`, `cleanup` or an interrupt
+        self._removed = False  # the session's objects, by `shutdown`
+        self._at_exit = False
+        self._link = Link(self)
+        self._stopping = Uninterrupted(
+            "starburst-stop", self._calls(StarburstExecutor._stop_workers)
+        )
         self._lane: int | None = None
         self._numbers: Iterator[int] = iter(())
         self._outcomes = Outcomes(session, packer.open_outcome)
         self._collector = Collector(session, packer)
         self._ledger = Ledger(session, client=True)
         self._alarm = Alarm(session)
-        self._staff = Staff(
-            session, launcher, manifest, self._break, lambda: self._watcher.hurry()
+        broken = self._calls(StarburstExecutor._break)
+        self._staff = staff = Staff(
+            session, launcher, manifest, broken, lambda: watcher.hurry()
         )
         queue = session.queue()
         queue.learn(manifest.lanes)
-        self._watcher = Watcher(
+        self._watcher = watcher = Watcher(
             session,
             manifest,
             queue,
             self._outcomes,
-            self._look_after,
-            lambda: self._staff.ended,
-            self._break,
+            self._calls(StarburstExecutor._look_after),
+            lambda: staff.ended,
+            broken,
         )
-        self._roster = Roster(session, self._outcomes, self._watcher, self._cancel_one)
+        cancel = self._link.call(StarburstExecutor._cancel_one)
+        self._roster = Roster(
+            session, self._outcomes, watcher, lambda future: bool(cancel(future))
+        )
         self._submitter = Submitter(
             session,
-            lambda: self._manifest.workers * manifest.spec.slots,
-            lambda: self._watcher.unfinished,
+            lambda: staff.manifest.workers * manifest.spec.slots,
+            lambda: watcher.unfinished,
             self._roster.stored,
-            self._break,
+            broken,
         )
         self._start_threads()
         if manifest.min_workers:
             self._staff.ask_need(0)
         self._ticker = Ticker(session, sys.stderr) if progress else None
         _open_executors.add(self)
+        _dropped.watch()
+        self._made = True
+
+    def _calls(
+        self, method: Callable[Concatenate[StarburstExecutor, P], None]
+    ) -> Callable[P, None]:
+        """What threads may keep of this object without keeping it from being collected."""
+        return self._link.call(method)
 
     def _start_threads(self) -> None:
         loops = (
@@ -401,9 +436,13 @@ class StarburstExecutor(Executor):
             ("watch", self._watcher.run),
             ("staff", self._staff.run),
         )
+        failed = self._calls(StarburstExecutor._break_after)
         self._threads = [
             threading.Thread(
-                target=self._run_loop, args=one, name=f"starburst-{one[0]}", daemon=True
+                target=_run_loop,
+                args=(*one, failed),
+                name=f"starburst-{one[0]}",
+                daemon=True,
             )
             for one in loops
         ]
@@ -415,18 +454,17 @@ class StarburstExecutor(Executor):
         self._staff.ask_need(unfinished)
         self._alarm.look(self._manifest)
 
-    def _run_loop(self, name: str, loop: Callable[[], None]) -> None:
-        """Run a thread's loop; if it ever fails, nobody shall wait for it for ever."""
-        try:
-            loop()
-        except BaseException as error:  # user code runs here too, in callbacks
-            log.exception("session %s: the %s thread failed", self.session_id, name)
-            broken = ExecutorBroken(
-                f"the {name} thread of session {self.session_id} failed ({error!r}). What is stored is "
-                f"safe: StarburstExecutor.attach({self.session_id!r}) goes on."
-            )
-            broken.__cause__ = error
-            self._break(broken)
+    def _break_after(self, name: str, error: BaseException) -> None:
+        """A thread has failed: nobody shall wait for it for ever."""
+        log.error(
+            "session %s: the %s thread failed", self.session_id, name, exc_info=error
+        )
+        broken = ExecutorBroken(
+            f"the {name} thread of session {self.session_id} failed ({error!r}). What is stored is "
+            f"safe: StarburstExecutor.attach({self.session_id!r}) goes on."
+        )
+        broken.__cause__ = error
+        self._break(broken)
 
     # --- submitting -----------------------------------------------------------------
 
@@ -645,6 +683,11 @@ class StarburstExecutor(Executor):
             )
 
     def _check_usable(self) -> None:
+        if self._at_exit:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        self._check_open()
+
+    def _check_open(self) -> None:
         if self._end is not None:
             # Without the traceback of the last time it was raised.
             raise self._end.with_traceback(None)
@@ -869,7 +912,7 @@ class StarburstExecutor(Executor):
     def _detach(self) -> None:
         # The lock is not held while threads are waited for: their callbacks may submit.
         with self._lock:
-            self._check_usable()
+            self._check_open()
             detached = self._end = SessionDetached(
                 f"session {self.session_id} was detached; "
                 f"StarburstExecutor.attach({self.session_id!r}) picks it up again"
@@ -896,7 +939,12 @@ class StarburstExecutor(Executor):
             return  # a forked child's copy must not end its parent's session
         self._begin_end(cancel_futures=cancel_futures, clean=True)
         if wait:
-            self._await_end()
+            try:
+                self._await_end()
+            except BaseException as interrupt:  # Ctrl-C
+                self._stop_at_once()
+                self._say_how_to_come_back(interrupt)
+                raise
 
     def cleanup(self, force: bool = False) -> None:
         """End the session: stop its workers and mark it terminated. Results stay readable.
@@ -933,10 +981,8 @@ class StarburstExecutor(Executor):
         if os.getpid() != self._pid or isinstance(self._end, SessionDetached):
             return
         try:
-            if exc is None:
-                self.shutdown(wait=True)
-            elif isinstance(exc, Exception):
-                self._begin_end(cancel_futures=False, clean=False)
+            if exc is None or isinstance(exc, Exception):
+                self._begin_end(cancel_futures=False, clean=exc is None)
                 self._await_end()
             else:
                 self._stop_at_once()
@@ -948,7 +994,7 @@ class StarburstExecutor(Executor):
             self._say_how_to_come_back(exc)
 
     def _say_how_to_come_back(self, exc: BaseException) -> None:
-        if isinstance(self._end, SessionTerminated):
+        if isinstance(self._end, SessionTerminated) or self._removed:
             return
         text = (
             f"session {self.session_id} is kept in {self._session.store.url}: "
@@ -1014,6 +1060,7 @@ class StarburstExecutor(Executor):
             others = self._others()
             if clean and not self._keep and not others:
                 catalog.delete(self._session, self._launcher)
+                self._removed = True
                 return
             if clean and not self._keep:
                 log.warning(
@@ -1046,10 +1093,23 @@ class StarburstExecutor(Executor):
         ]
 
     def _stop_at_once(self) -> None:
-        """Stop workers without waiting for their tasks, which go back to pending."""
+        """Stop workers without waiting for their tasks, which go back to pending; safe to interrupt."""
+        try:
+            self._stopping.run()
+        except BaseException:
+            log.warning(
+                "session %s: interrupted before its workers were known to have stopped; "
+                "`starburst-executor cleanup %s` stops those that are left",
+                self.session_id, self.session_id,
+            )  # fmt: skip
+            raise
+
+    def _stop_workers(self) -> None:
+        """What an interrupt sets off, on a thread that none reaches."""
         with self._lock:
             self._end = self._end or RuntimeError("this executor was interrupted")
         if not self._claim_end():
+            self._await_end()
             return
         error = SessionDetached(f"session {self.session_id} was left by an interrupt")
         self._submitter.abandon(error)
@@ -1088,6 +1148,7 @@ class StarburstExecutor(Executor):
 
     def _close(self) -> None:
         _open_executors.discard(self)
+        self._link.release()
         self._own_runtime.close()
         self._session.store.close()
 
@@ -1101,8 +1162,12 @@ class StarburstExecutor(Executor):
         """The interpreter ends: leave nothing behind if all is done, else leave it running."""
         if os.getpid() != self._pid:
             return
+        if self._stopping.begun:
+            self._stop_at_once()
+            return
         with self._lock:  # another thread may just be starting the one that ends it
             ending = self._ending
+            self._at_exit = self._end is None
         if ending is not None:
             ending.join()
             return
@@ -1124,6 +1189,41 @@ class StarburstExecutor(Executor):
             self._end = RuntimeError("the interpreter has ended")
             self._end_when_done(False, clean=True)
 
+    def __del__(self) -> None:
+        # It may not have been made; and see `dropped` on what may be done here.
+        if not self.__dict__.get("_made") or os.getpid() != self._pid:
+            return
+        if not self._taken_down and self._ending is None and not self._at_exit:
+            self._link.hold(self)
+            _dropped.put(self)
+
+    def _outlive(self) -> None:
+        """Go on without anybody who holds this object, and end as by `shutdown` once all is done."""
+        _open_executors.add(self)
+        unfinished = sum(not future.done() for future in self._roster.living())
+        if unfinished:
+            log.warning(
+                "session %s goes on: its executor was dropped with %d unfinished tasks, without `shutdown` or "
+                "`detach`. When they have ended, its workers and the session do",
+                self.session_id, unfinished,
+            )  # fmt: skip
+        threading.Thread(
+            target=self._end_when_idle, name="starburst-outlive", daemon=True
+        ).start()
+
+    def _end_when_idle(self) -> None:
+        self._submitter.wait_until_idle()
+        self._watcher.wait_until_idle()
+        if not self._at_exit:
+            self._begin_end(cancel_futures=False, clean=True)
+
+    def _say_left_running(self) -> None:
+        log.warning(
+            "session %s: interrupted while the interpreter left it, and so perhaps left running; "
+            "StarburstExecutor.attach(%r, store=%r) picks it up, `starburst-executor cleanup %s` stops its workers",
+            self.session_id, self.session_id, self._session.store.url, self.session_id,
+        )  # fmt: skip
+
     def _start_last_workers(self) -> None:
         """What was submitted last may have no worker yet; but Python 3.12 starts no process at exit."""
         try:
@@ -1134,9 +1234,31 @@ class StarburstExecutor(Executor):
         self._staff.close()
 
 
+_dropped: Dropped[StarburstExecutor] = Dropped(StarburstExecutor._outlive)  # noqa: SLF001  the same module
+
+
 def _leave_all_at_exit() -> None:
-    for executor in list(_open_executors):
-        executor._leave_at_exit()  # noqa: SLF001  the same module
+    interrupt: BaseException | None = None
+    for executor in {*_open_executors, *_dropped.take_out()}:
+        try:
+            executor._leave_at_exit()  # noqa: SLF001  the same module
+        except BaseException as error:  # the others are left all the same
+            executor._say_left_running()  # noqa: SLF001
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _run_loop(
+    name: str,
+    loop: Callable[[], None],
+    failed: Callable[[str, BaseException], None],
+) -> None:
+    """Run a thread's loop."""
+    try:
+        loop()
+    except BaseException as error:  # user code runs here too, in callbacks
+        failed(name, error)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from starburst_executor import memory
 from starburst_executor.errors import StarburstError, VersionMismatch
 from starburst_executor.launch import Launcher, LocalLauncher, hold_lock
 from starburst_executor.library import DiskLibrary
+from starburst_executor.nesting import hand_down_depth
 from starburst_executor.records import Heartbeat, Manifest
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
@@ -63,6 +64,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     session = Session(open_store(store_url), session_id, runtime)
     manifest = session.check_open()
     _check_python(manifest)
+    hand_down_depth(manifest.depth)
     launcher: Launcher | None = None
     if launched_here:
         launcher = LocalLauncher(origin=manifest.origin)

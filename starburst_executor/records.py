@@ -272,6 +272,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     schema: int = SCHEMA
     nonce: str = ""
     session_id: str
+    depth: int = 0  # how many sessions it is inside of
     name: str | None = None
     owner: str = ""
     python: str

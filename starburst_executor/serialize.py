@@ -32,6 +32,7 @@ from starburst_executor.errors import (
     RemoteError,
     RemoteTraceback,
     SerializationError,
+    StarburstError,
     TaskCrashed,
     TaskTimeout,
     WorkerLost,
@@ -297,6 +298,8 @@ def _unpickle(stream: Any, buffers: Iterable[Any], what: str) -> Any:
 
 
 def _hint(error: BaseException) -> str:
+    if isinstance(error, StarburstError):
+        return ""  # it says itself what to do
     if isinstance(error, ModuleNotFoundError):
         top = (error.name or "").partition(".")[0]
         return (

@@ -24,10 +24,10 @@ ROWS = """
   6  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
   5  session  slots  arguments  choice  pricing
   4  queue  child  future  config  environment
-  3  launch  store  records  serialize  mp_main  modules  mapping  cost  views  |  process_state
+  3  launch  store  records  serialize  mp_main  modules  mapping  cost  views  nesting  |  process_state
   2  scripts
   1  exception_state  shipped  origin  runtime  spec  rate  bootstrap  contents  namespace
-  0  errors  code_source  |  fate  memory  output
+  0  errors  code_source  dropped  interrupts  |  fate  memory  output
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.

@@ -62,6 +62,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"session_timeout": 0}, ValueError, "session_timeout.*not 0"),
     ({"absolute_timeout": float("nan")}, ValueError, "absolute_timeout.*not nan"),
     ({"max_attempts": 0}, ValueError, "max_attempts must be 1 or more, not 0"),
+    ({"use_spot": True}, ValueError, 'use_spot=True needs launcher="ecs": .*STARBURST_LAUNCHER=ecs'),
+    ({"launch_type": "FARGATE"}, ValueError, "launch_type='FARGATE' needs launcher=\"ecs\""),
+    ({"launcher": "local", "launch_type": "EC2", "instance_type": "c8a.xlarge"}, ValueError,
+     "launch_type='EC2', instance_type='c8a.xlarge' need launcher=\"ecs\""),
+    ({"use_spot": True, "spot_fallback": True}, ValueError, "use_spot=True, spot_fallback=True need launcher"),
     ({"initializer": 5}, TypeError, "initializer must be callable, not 5"),
     ({"initializer": print, "initargs": 5}, TypeError, r"initargs must be a tuple.*\(1,\), not 5"),
     ({"initializer": threading.Lock().acquire}, SerializationError, "cannot pickle.*lock"),
@@ -244,3 +249,13 @@ def test_a_store_that_ignores_conditions_is_refused(
     ):
         StarburstExecutor(store=directory_url)
     assert keys(directory_url) == []
+
+
+def test_a_size_for_ecs_is_said_to_limit_nothing_on_this_machine(
+    directory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with StarburstExecutor(1, store=directory_url, cpu=4, memory="8GB"):
+        assert "cpu=4, memory='8GB' limit nothing on this machine" in caplog.text
+    caplog.clear()
+    with StarburstExecutor(1, store=directory_url):
+        assert caplog.text == ""
