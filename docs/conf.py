@@ -88,10 +88,10 @@ def settings() -> Iterator[str]:
     """Each setting: its variable, what is built in, and what the docstring says of it."""
     meanings = _attributes(Settings)
     for field in msgspec.structs.fields(Settings):
-        shown = f"`{field.default!r}`" if field.default != "" else "unset"
+        shown = f"`{str(field.default).lower()}`" if field.default else "unset"
         yield f"### {field.name}\n"
         yield f"{meanings[field.name]}\n"
-        yield f"Variable `STARBURST_{field.name.upper()}`, default {shown}.\n"
+        yield f"Variable: `STARBURST_{field.name.upper()}`. Default: {shown}.\n"
 
 
 def error_tree() -> Iterator[str]:
