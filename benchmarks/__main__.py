@@ -1,4 +1,4 @@
-"""Measure what the README states, in one run, and print it as a table.
+"""Measure what docs/explanation/benchmarks.md states, in one run, and print it as a table.
 
     python -m benchmarks [--only WORD] [--list] [--json FILE]
 

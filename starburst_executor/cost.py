@@ -270,7 +270,7 @@ def check_hourly_cost(
         )
 
 
-# The requests that the protocol makes, as the README's table has them.
+# The requests that the protocol makes, as the table in docs/explanation/costs.md has them.
 _TASK_WRITES = 5.0  # of a task stored on its own: 4 PUT, 1 LIST
 _TASK_READS = 3.0
 _BUSIEST_WRITES = 1.0  # a second and worker, however many tasks end in it

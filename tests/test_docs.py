@@ -1,4 +1,4 @@
-"""What is written for users holds: README's blocks and the examples run, links lead somewhere, figures are the code's."""
+"""What is written for users holds: blocks and examples run, links lead somewhere, figures are the code's."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+DOCS = ROOT / "docs"
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md")),
+]
 
 
 # --- reading Markdown ------------------------------------------------------------
@@ -49,10 +57,8 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def programs() -> dict[str, str]:
-    """README's Python: the blocks below one heading are one program."""
-    code = {title: blocks(text, "python") for title, text in sections(README).items()}
-    return {title: "\n".join(parts) for title, parts in code.items() if parts}
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
 
 
 def rows(text: str) -> list[list[str]]:
@@ -234,33 +240,104 @@ def test_an_example_is_short_listed_and_run_here(name: str) -> None:
     assert f'run_example("{name}")' in Path(__file__).read_text()
 
 
-# --- README's Python -------------------------------------------------------------
+# --- the blocks ------------------------------------------------------------------
 
-SAYS = {
-    "starburst_executor": "1000 values, mean ",
-    "1. Map": "0\n1\n4\n9\n16\n25\n36\n49\n64\n81\n",
-    "2. Submit": " 12\n",
-    "3. Detach and attach": f"{sum(n * n for n in range(100))}\n",
-    "4. See what failed": "ZeroDivisionError",
-    "5. Watch it": "100% 1 0 ",
-    "Stores": "6\n",
+NOT_RUN = "# Not run by the tests"
+
+# Lets a program run its Bash blocks, which see its strings as variables.
+BASH = """\
+def bash(code):
+    import os, subprocess
+    known = {k: v for k, v in globals().items() if type(v) is str and k[0] != "_"}
+    subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True, env={**os.environ, **known})
+"""
+
+
+def parts(name: str) -> Iterator[tuple[str, str]]:
+    """A page's programs, named: one for each heading; a tutorial is one as a whole."""
+    text = (ROOT / name).read_text()
+    if "tutorial/" in name:
+        yield name, text
+        return
+    for title, part in sections(text).items():
+        if (name, title) != ("README.md", "Quick start"):  # has tests of its own
+            yield f"{name}: {title}", part
+
+
+def runnable(text: str) -> list[tuple[str, str]]:
+    fences = re.findall(
+        r"^```(python|bash)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
+    )
+    return [(kind, code) for kind, code in fences if not code.startswith(NOT_RUN)]
+
+
+PROGRAMS = {
+    title: text for name in PAGES for title, text in parts(name) if runnable(text)
 }
 
 
-@pytest.mark.parametrize("title", programs())
-def test_a_program_of_the_readme_runs(
-    title: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest
+def program(steps: list[tuple[str, str]]) -> str:
+    code = [BASH] if any(kind == "bash" for kind, _ in steps) else []
+    for kind, block in steps:
+        code.append(block if kind == "python" else f"bash({block!r})\n")
+    return "\n".join(code)
+
+
+@pytest.mark.parametrize("title", PROGRAMS)
+def test_a_program_of_a_page_runs_and_prints_what_the_page_says(
+    title: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    code = programs()[title]
+    code = program(runnable(PROGRAMS[title]))
     if "s3://my-bucket" in code:
         server: S3Server = request.getfixturevalue("ministack")
         request.getfixturevalue("s3_env")(server)
         client = server.client()
         client.create_bucket(Bucket="my-bucket")
         client.close()
+    commands = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # or Bash's output comes first
     script = tmp_path / "program.py"
     script.write_text(code)
-    assert SAYS[title] in output_of(script, tmp_path)
+    printed = output_of(script, tmp_path)
+    for expected in blocks(PROGRAMS[title], "output"):
+        pattern = ".*?".join(map(re.escape, expected.strip().split("...")))
+        found = re.search(pattern, printed, re.DOTALL)
+        assert found, f"{expected}\nis not in\n{printed}"
+        printed = printed[found.end() :]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_code_of_a_page_escapes_the_tests(name: str) -> None:
+    """By another name of its language, or indented; and what is not run says why."""
+    text = (ROOT / name).read_text()
+    known = {"python", "bash", "output", "text", "toml", "{toctree}", "{eval-rst}"}
+    fences = [line[3:] for line in text.splitlines() if line.startswith("```")]
+    assert {fence.split(" ")[0] for fence in fences[::2]} <= known | {"{include}"}
+    assert not set(fences[1::2]) - {""}
+    assert not re.search(r"\n\n    [a-zA-Z$]", re.sub(r"(?ms)^```.*?^```", "", text))
+    for kind in ("python", "bash"):
+        for code in blocks(text, kind):
+            if code.startswith(NOT_RUN):
+                assert re.match(rf"{NOT_RUN}[:,] .+\.\n", code)
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Every link between pages is checked by this, and that docstrings can be rendered."""
+    [command] = re.findall(r"sphinx-build (-EW .+) docs build/docs", README)
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", *command.split(), "docs", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "StarburstExecutor.attach" in (tmp_path / "reference/api.html").read_text()
 
 
 # --- Quick start and CI ----------------------------------------------------------
@@ -325,21 +402,33 @@ def test_ci_runs_the_second_block_of_the_readme_as_it_stands() -> None:
 # --- what is stated --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "examples/README.md"])
+@pytest.mark.parametrize("name", PAGES)
 def test_links_within_the_repository_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    text = page.read_text()
-    headings = {anchor(title) for title in sections(text)}
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if link.startswith("#"):
-            assert link[1:] in headings, f"{name} has no heading for {link}"
-        elif "://" not in link:
-            assert (page.parent / link).exists(), f"{name} links to {link}"
+    here = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", here.read_text()):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = here.parent / path if path else here
+        assert target.exists(), f"{name} links to {link}"
+        if heading:
+            headings = {anchor(title) for title in sections(target.read_text())}
+            assert heading in headings, f"{name} links to {link}"
 
 
-def test_the_cost_formula_of_the_readme_is_that_of_the_code() -> None:
-    """Its prices, its table of requests, and the example reckoned from both."""
-    text = sections(README)["What it costs"]
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = [
+        line for tree in blocks(page("index.md"), "{toctree}") for line in tree.split()
+    ]
+    pages = {
+        path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")
+    }
+    assert pages - {"index"} <= set(listed)
+
+
+def test_the_cost_formula_is_that_of_the_code() -> None:
+    """Its prices, its table of requests, and the example computed from both."""
+    text = page("explanation/costs.md")
     prices = cost.built_in("us-east-1")
     [formula] = re.findall(
         r"cost = ([\d.]+) x \(PUTs \+ LISTs\) \+ ([\d.]+) x GETs", text
@@ -373,7 +462,7 @@ def test_the_cost_formula_of_the_readme_is_that_of_the_code() -> None:
     assert f"{found.cost.requests:.2f}" == said[2]
 
 
-def test_limits_in_the_readme_are_those_of_the_code() -> None:
+def test_limits_in_the_reference_are_those_of_the_code() -> None:
     stated = {row[0].strip("`"): row[1] for row in limits() if ", " not in row[0]}
     defaults = {
         name: parameter.default
@@ -386,7 +475,7 @@ def test_limits_in_the_readme_are_those_of_the_code() -> None:
 
 
 def test_the_check_of_an_account_costs_what_the_price_table_says() -> None:
-    text = sections(README)["Checking a real account"]
+    text = page("how-to/check-an-account.md")
     prices = cost.built_in("us-east-1", use_spot=False)
     hour = cost.worker_hour(WorkerSpec(launcher="ecs"), prices)
     assert f"6 x 5/60 x ${hour:.5f} = ${6 * 5 / 60 * hour:.4f}" in text
@@ -395,7 +484,7 @@ def test_the_check_of_an_account_costs_what_the_price_table_says() -> None:
     assert f"${1000 * prices.write:.3f}" in text
 
 
-def test_pairs_of_intervals_in_the_readme_are_those_of_the_code() -> None:
+def test_pairs_of_intervals_in_the_reference_are_those_of_the_code() -> None:
     pairs = [row for row in limits() if ", " in row[0]]
     stated = {
         name.strip("`"): float(value)
@@ -409,7 +498,7 @@ def test_pairs_of_intervals_in_the_readme_are_those_of_the_code() -> None:
 
 
 def limits() -> list[list[str]]:
-    found = rows(sections(README)["Limits and intervals"])
+    found = rows(page("reference/limits.md"))
     assert found
     return found
 
@@ -429,16 +518,16 @@ def modules() -> dict[str, Path]:
 
 
 def test_the_map_of_the_code_has_every_module_once() -> None:
-    table = [row[0].strip("`") for row in rows(sections(README)["Map of the code"])]
-    drawing = re.findall(r"[a-z][a-z0-9._]+", blocks(code_map(), "")[0])
+    table = [row[0].strip("`") for row in rows(code_map())]
+    drawing = re.findall(r"[a-z][a-z0-9._]+", blocks(code_map(), "text")[0])
     for where, stated in (("table", table), ("drawing", drawing)):
         differing = set(stated) ^ set(modules())
-        assert not differing, f"README's {where} of modules differs in {differing}"
+        assert not differing, f"the {where} of modules differs in {differing}"
         assert len(stated) == len(set(stated))
 
 
 def test_imports_point_down_the_map_of_the_code() -> None:
-    lines = reversed(blocks(code_map(), "")[0].splitlines())
+    lines = reversed(blocks(code_map(), "text")[0].splitlines())
     row = {
         name: number
         for number, line in enumerate(lines)
@@ -466,17 +555,18 @@ def imports_of(path: Path) -> set[str]:
 
 
 def code_map() -> str:
-    return sections(README)["Map of the code"].replace("(THE PROTOCOL)", "")
+    text = page("explanation/architecture.md")
+    return sections(text)["Map of the code"].replace("(THE PROTOCOL)", "")
 
 
-def test_commands_in_the_readme_are_those_of_the_command_line() -> None:
-    stated = [
-        row[0].split()[1].strip("`") for row in rows(sections(README)["5. Watch it"])
-    ]
+def test_commands_in_the_guide_are_those_of_the_command_line() -> None:
+    table = rows(sections(page("how-to/watch.md"))["From a shell"])
+    stated = [row[0].split()[1].strip("`") for row in table]
     assert sorted(stated) == sorted(main.list_commands(click.Context(main)))
 
 
-def test_exceptions_named_in_the_readme_exist() -> None:
-    named = {row[0].strip("`") for row in rows(sections(README)["4. See what failed"])}
+def test_exceptions_named_in_the_guide_exist() -> None:
+    table = rows(sections(page("how-to/handle-failures.md"))["Tell the kinds apart"])
+    named = {row[0].strip("`") for row in table}
     assert len(named) == 5
     assert named <= set(starburst_executor.__all__)
