@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeAlias
 
-import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from starburst_executor.errors import (
@@ -37,6 +36,7 @@ from starburst_executor.errors import (
     TaskTimeout,
     WorkerLost,
 )
+from starburst_executor.pickler import Pickler
 
 __all__ = [
     "BUFFER_MIN",
@@ -199,7 +199,7 @@ def _pickle(obj: object) -> tuple[memoryview, list[memoryview]]:
         return False
 
     stream = io.BytesIO()
-    cloudpickle.Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
+    Pickler(stream, protocol=5, buffer_callback=goes_inline).dump(obj)
     return stream.getbuffer(), buffers
 
 
@@ -361,7 +361,7 @@ class _Search:
         if self._tries_left < 0:
             raise _Exhausted
         try:
-            pickler = cloudpickle.Pickler(self, 5, buffer_callback=lambda _: None)
+            pickler = Pickler(self, 5, buffer_callback=lambda _: None)
             pickler.dump(obj)
         except _Exhausted:
             raise
@@ -402,9 +402,15 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
         yield ".__func__", obj.__func__
         yield ".__self__", getattr(obj, "__self__", None)
     elif isinstance(obj, type):
-        yield from ((f".{name}", value) for name, value in list(vars(obj).items()))
+        yield from _class_parts(obj)
     if kind not in (dict, list, tuple, set, frozenset, types.FunctionType):
         yield from _reduced_parts(obj)
+
+
+def _class_parts(cls: type) -> Iterator[tuple[str, Any]]:
+    for name, value in list(vars(cls).items()):
+        if name != "__annotate_func__":  # is not pickled
+            yield f".{name}", value
 
 
 def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from starburst_executor import serialize
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -32,6 +33,7 @@ from starburst_executor.errors import (
     TaskTimeout,
     WorkerLost,
 )
+from starburst_executor.pickler import Pickler
 from starburst_executor.serialize import (
     BUFFER_MIN,
     Failure,
@@ -143,12 +145,12 @@ def test_plain_values_do_without_cloudpickle(
 ) -> None:
     made = []
 
-    class Counting(cloudpickle.Pickler):  # type: ignore[misc]
+    class Counting(Pickler):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(cloudpickle, "Pickler", Counting)
+    monkeypatch.setattr(serialize, "Pickler", Counting)
     for i in range(100):
         pack_call((i, "text", [1.0, None]), {"option": {"deep": (b"x", i)}}, blobs.keep)
     assert made == []
