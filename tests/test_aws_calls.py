@@ -228,10 +228,12 @@ def test_an_action_that_no_call_takes_is_found_out() -> None:
 # --- after all others ----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("after_all_others")
 def test_every_call_that_was_made_is_allowed_to_who_made_it() -> None:
     assert not forbidden(recorded())
 
 
+@pytest.mark.usefixtures("after_all_others")
 def test_workers_touch_only_what_is_below_sessions_and_environments() -> None:
     strayed = [
         call
@@ -243,6 +245,7 @@ def test_workers_touch_only_what_is_below_sessions_and_environments() -> None:
     assert not strayed
 
 
+@pytest.mark.usefixtures("after_all_others")
 def test_nothing_is_allowed_that_no_call_took(request: pytest.FixtureRequest) -> None:
     partial: str = request.config.stash[WHY_PARTIAL]
     if partial:
