@@ -34,6 +34,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from starburst_executor import namespace
+from starburst_executor.annotations import AnnotationPickler, annotations_of
 from starburst_executor.code_source import reduce_code
 from starburst_executor.contents import (
     class_content,
@@ -132,7 +133,7 @@ _OWN = frozenset(
 )
 
 
-class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class Pickler(AnnotationPickler):
     """Writes one pickle, for the worker or, inside of `Home.reply`, for the client.
 
     Args:
@@ -206,7 +207,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         attributes, slots = reduced[2]
         slots = dict(slots)
         values = self._globals(name, slots.pop("__globals__"))
-        values |= self._annotations(name, function.__annotations__)
+        values |= self._annotations(name, annotations_of(function))
         absent = [n for n in code_names(code) if n not in function.__globals__]
         key = self._function_key(function)
         space = self._space(name)
@@ -260,7 +261,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         space = self._space(script) if script and _is_script(script) else None
         values: dict[str, Value] = {}
         if script and space:
-            values = self._annotations(script, vars(cls).get("__annotations__", {}))
+            values = self._annotations(script, annotations_of(cls))
             values |= self._anchor(script, cls)
         content = content_of if self._origins is None else _no_content
         state = (

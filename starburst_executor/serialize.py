@@ -419,9 +419,15 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
         yield ".__func__", obj.__func__
         yield ".__self__", getattr(obj, "__self__", None)
     elif isinstance(obj, type):
-        yield from ((f".{name}", value) for name, value in list(vars(obj).items()))
+        yield from _class_parts(obj)
     if kind not in (dict, list, tuple, set, frozenset, types.FunctionType):
         yield from _reduced_parts(obj)
+
+
+def _class_parts(cls: type) -> Iterator[tuple[str, Any]]:
+    for name, value in list(vars(cls).items()):
+        if name != "__annotate_func__":  # is not pickled
+            yield f".{name}", value
 
 
 def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

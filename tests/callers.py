@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from starburst_executor.environment import indexes
 from starburst_executor.environment.tool import run_uv
+from tests.servers import unmeasured
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,10 +45,9 @@ class Caller:
         file = self.scripts / "script.py"
         file.write_text(textwrap.dedent(script))
         # One that measures this process's coverage would be imported there, and is not installed.
-        bare = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
         return subprocess.run(
             [self.venv / "bin" / "python", file, *arguments],
-            env={**bare, **environment},
+            env={**unmeasured(), **environment},
             capture_output=True,
             text=True,
             timeout=300,

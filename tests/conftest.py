@@ -10,12 +10,12 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import servers, together
 from tests.recorder import call_recorder
 from tests.servers import S3Server
 
@@ -25,22 +25,50 @@ WHY_PARTIAL = pytest.StashKey[str]()
 """Why this is not a run of the whole suite; "" if it is."""
 
 
+LAST = "test_aws_calls.py"  # looks at the calls that all others made
+
+LONGEST = (
+    "test_joblib.py",
+    "test_integrations.py",
+    "test_growth.py",
+    "test_worker_process.py",
+    "test_attach.py",
+)
+"""Begun first, so that no process is left with one of them when the others have ended."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Share the whole suite among all cores, and run a part of it in this process."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return None if whole else 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Have every process note which calls of AWS it makes."""
+    if _shares_a_run(config):
+        return
     os.environ[call_recorder.FOLDER] = tempfile.mkdtemp(prefix="calls-")
     plugin = f"calls={call_recorder.__name__}"
     os.environ["BOTOCORE_EXPERIMENTAL__PLUGINS"] = plugin
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if _shares_a_run(config):
+        return
     shutil.rmtree(os.environ.pop(call_recorder.FOLDER), ignore_errors=True)
+
+
+def _shares_a_run(config: pytest.Config) -> bool:
+    """Whether another process started this one to run some of its tests."""
+    return hasattr(config, "workerinput")
 
 
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Look at the calls after all other tests."""
-    items.sort(key=lambda item: item.path.name == "test_aws_calls.py")
+    """Run the longest files first, and look at the calls after all other tests."""
+    items.sort(key=_turn)
     files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
     lacking = files - {item.path.name for item in items}
     option = config.option
@@ -54,10 +82,28 @@ def pytest_collection_modifyitems(
     config.stash[WHY_PARTIAL] = why
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.session.testsfailed and not item.config.stash[WHY_PARTIAL]:
-        item.config.stash[WHY_PARTIAL] = "tests failed before"
+def _turn(item: pytest.Item) -> int:
+    name = item.path.name
+    if name == LAST:
+        return len(LONGEST) + 1
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        together.note_end(failed=item.session.testsfailed > 0)
+
+
+@pytest.fixture
+def after_all_others(request: pytest.FixtureRequest) -> None:
+    """Whatever process runs them, all tests of other files have ended."""
+    items = request.session.items
+    before = items.index(request.node)  # those of the same file too
+    if together.wait_for(before) and not request.config.stash[WHY_PARTIAL]:
+        request.config.stash[WHY_PARTIAL] = "tests failed before"
 
 
 @pytest.fixture(autouse=True)

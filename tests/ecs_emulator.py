@@ -45,7 +45,7 @@ Reply = tuple[Any, ...]
 REGION, ACCOUNT = "us-east-1", "000000000000"
 QUOTAS = {"L-3032A538": "FARGATE", "L-36FBB829": "FARGATE_SPOT"}
 PASSED = (
-    *("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_FILE"),
+    *("PATH", "HOME", "LANG", "TMPDIR"),
     *("CALL_RECORD_FOLDER", "PYTHONPATH", "BOTOCORE_EXPERIMENTAL__PLUGINS"),
 )
 NO_CAPACITY = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
@@ -466,6 +466,7 @@ def _command(request: Request, container: Request) -> list[str]:
 def _environment(task: Task) -> dict[str, str]:
     """What a container gets: nothing of the client's environment."""
     bare = {name: os.environ[name] for name in PASSED if name in os.environ}
+    theirs = {k: v for k, v in os.environ.items() if k.startswith("TASKS_")}
     overrides = task.said["overrides"].get("containerOverrides", [])
     said = {
         variable["name"]: variable["value"]
@@ -474,6 +475,7 @@ def _environment(task: Task) -> dict[str, str]:
     }
     return {
         **bare,
+        **{name.removeprefix("TASKS_"): value for name, value in theirs.items()},
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",

@@ -122,6 +122,9 @@ class EcsServer(S3Server):
         return reply
 
 
+MEASURE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE")
+
+
 @contextlib.contextmanager
 def ecs_server(folder: Path) -> Iterator[EcsServer]:
     [port] = _free_ports(1)
@@ -134,6 +137,8 @@ def ecs_server(folder: Path) -> Iterator[EcsServer]:
         # For tasks, to note what they call: the recorder and nothing else of the tests.
         "PYTHONPATH": str(Path(__file__).parent / "recorder"),
         "BOTOCORE_EXPERIMENTAL__PLUGINS": "calls=call_recorder",
+        # Its tasks are measured, and the emulator is not.
+        **{f"TASKS_{k}": v for k, v in os.environ.items() if k in MEASURE},
     }
     with _process(command, folder, environment) as running:
         plain = S3Server(

@@ -391,7 +391,7 @@ def test_a_client_that_has_not_submitted_yet_does_not_open_a_terminated_session_
 def test_past_the_deadline_results_are_readable_and_nothing_is_launched_until_it_is_extended(
     make: Make, attach: Make, directory_url: str, gate: Gate
 ) -> None:
-    first = make(directory_url, absolute_timeout=3)
+    first = make(directory_url, absolute_timeout=8)
     assert first.submit(double, 1).result() == 2
     held = first.submit(gate.hold, 5)
     gate.await_arrivals()

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from botocore.exceptions import ParamValidationError
 from starburst_executor.aws import make_client
 from starburst_executor.aws.deployment import policy
 from starburst_executor.aws.deployment.stack import template
+from tests import together
 from tests.conftest import WHY_PARTIAL
 from tests.recorder import call_recorder
 
@@ -235,13 +237,37 @@ def test_an_action_that_no_call_takes_is_found_out() -> None:
     assert "ecs:StopTask" in unused
 
 
+# --- waiting for other processes -----------------------------------------------------
+
+
+def test_tests_of_other_processes_are_waited_for(fresh_folder: Path) -> None:
+    together.note_end(failed=False)
+    other = fresh_folder / "another-process.ended"
+    late = threading.Timer(0.2, other.write_text, ["failed\n"])
+    late.start()
+    assert together.wait_for(1) is False
+    assert together.wait_for(2) is True  # one has failed
+    late.join()
+
+
+def test_a_process_that_dies_is_not_waited_for_without_end(
+    fresh_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "_PATIENCE", 0.2)
+    together.note_end(failed=False)
+    with pytest.raises(RuntimeError, match="1 of 2 tests have ended"):
+        together.wait_for(2)
+
+
 # --- after all others ----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("after_all_others")
 def test_every_call_that_was_made_is_allowed_to_who_made_it() -> None:
     assert not forbidden(recorded())
 
 
+@pytest.mark.usefixtures("after_all_others")
 def test_workers_touch_only_what_is_below_sessions_and_environments() -> None:
     strayed = [
         call
@@ -253,6 +279,7 @@ def test_workers_touch_only_what_is_below_sessions_and_environments() -> None:
     assert not strayed
 
 
+@pytest.mark.usefixtures("after_all_others")
 def test_nothing_is_allowed_that_no_call_took(request: pytest.FixtureRequest) -> None:
     partial: str = request.config.stash[WHY_PARTIAL]
     if partial:

@@ -1,0 +1,91 @@
+"""cloudpickle's pickler, with what it lacks for annotations on Python 3.14.
+
+There annotations are evaluated when somebody asks for them, which may fail: they may name what is imported for type
+checkers alone. Cloudpickle asks for those of functions, and forgets those of classes.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from functools import partial
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+__all__ = ["AnnotationPickler", "annotations_of"]
+
+
+class AnnotationPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles annotations with the values that they have here, or else as text."""
+
+    if sys.version_info >= (3, 14):
+
+        def reducer_override(self, obj: Any) -> Any:
+            """How an object is pickled, if not as usual."""
+            if type(obj) is annotationlib.ForwardRef:
+                return _reduced_reference(obj)
+            reduced = super().reducer_override(obj)
+            if isinstance(obj, type) and isinstance(reduced, tuple):
+                _annotate(reduced, obj)
+            return reduced
+
+        def _dynamic_function_reduce(self, function: types.FunctionType) -> Any:
+            try:
+                return super()._dynamic_function_reduce(function)
+            except Exception:  # whatever evaluating an annotation raises
+                return super()._dynamic_function_reduce(_with_text(function))
+
+
+if sys.version_info >= (3, 14):
+
+    def _with_text(function: types.FunctionType) -> types.FunctionType:
+        """A copy as `from __future__ import annotations` would have made the function."""
+        copy = types.FunctionType(
+            function.__code__,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        for name in ("__qualname__", "__module__", "__doc__", "__kwdefaults__"):
+            setattr(copy, name, getattr(function, name))
+        copy.__dict__.update(function.__dict__)
+        copy.__annotations__ = annotations_of(function)
+        return copy
+
+    def _annotate(reduced: tuple[Any, ...], cls: type) -> None:
+        """Complete what cloudpickle will set on the class that it makes anew."""
+        if len(reduced) == 6:  # else it is a builtin one's name
+            state = reduced[2][0]
+            state.pop("__annotations_cache__", None)  # there once somebody has asked
+            if annotations := annotations_of(cls):
+                state["__annotations__"] = annotations
+
+    def _reduced_reference(reference: annotationlib.ForwardRef) -> Any:
+        """Without the namespaces in which it would be looked up here, which hold everything."""
+        make = partial(
+            annotationlib.ForwardRef,
+            module=reference.__forward_module__,
+            is_class=reference.__forward_is_class__,
+        )
+        return make, (reference.__forward_arg__,)
+
+
+def annotations_of(obj: Any) -> dict[str, Any]:
+    """The annotations of a function or class, as text where they cannot be evaluated here."""
+    if sys.version_info >= (3, 14):
+        try:
+            return annotationlib.get_annotations(obj)
+        except Exception:  # whatever evaluating an annotation raises
+            return annotationlib.get_annotations(
+                obj, format=annotationlib.Format.STRING
+            )
+    return dict(
+        vars(obj).get("__annotations__", {})
+        if isinstance(obj, type)
+        else obj.__annotations__
+    )
