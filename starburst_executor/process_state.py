@@ -182,8 +182,9 @@ class ProcessState:
 
     def _check_threads(self) -> None:
         # Those of thread pools wait for work by design, and end when they are told to.
-        pools = sys.modules.get("concurrent.futures.thread")
-        known = self._threads.union(pools._threads_queues if pools else ())  # noqa: SLF001
+        known = self._threads.union(
+            *(getattr(sys.modules.get(module), name, ()) for module, name in _POOLED)
+        )
         left = [thread for thread in threading.enumerate() if thread not in known]
         stubborn = [t.name for t in left if not t.daemon]
         if stubborn:
@@ -206,6 +207,12 @@ class ProcessState:
         if (used := memory.resident()) > self._memory_max:
             raise _Unfit(f"its memory has grown to {used / 2**20:.0f} MiB")
 
+
+# Where the threads of pools are registered, so that the interpreter ends them at exit.
+_POOLED = (
+    ("concurrent.futures.thread", "_threads_queues"),
+    ("concurrent.futures.process", "_threads_wakeups"),
+)
 
 # What is read by one call and set by another, and seldom changed.
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [

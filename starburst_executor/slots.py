@@ -156,7 +156,8 @@ class Slots(Protocol):
 
 # --- one child --------------------------------------------------------------------
 
-_Verdict: TypeAlias = Literal["crashed", "timeout", "killed", "replaced"]
+# "gone": it closed its end of `life`, most likely by ending.
+_Verdict: TypeAlias = Literal["gone", "crashed", "timeout", "killed", "replaced"]
 
 
 class _Entry:
@@ -546,7 +547,7 @@ class ProcessSlots:
                 self._children.append(child)
             heed, kinds = self._selector.register, selectors.EVENT_READ
             heed(child.channel, kinds, partial(self._collect, child))
-            heed(child.life, kinds, partial(self._condemn, child, "crashed"))
+            heed(child.life, kinds, partial(self._condemn, child, "gone"))
 
     def _lacking(self) -> bool:
         return sum(not child.leaving for child in self._children) < self.size
@@ -756,13 +757,13 @@ class ProcessSlots:
     def _condemn(self, child: _Child, verdict: _Verdict) -> None:
         if child.verdict is None:
             child.verdict = verdict
-            if verdict != "crashed":
+            if verdict != "gone":
                 child.kill()  # else it is seen first how it ended
             self._wake()
 
     def _bury(self, child: _Child) -> None:
         """Settle the jobs of a child that is dead or was killed, and forget it."""
-        fate = child.fate() if child.verdict == "crashed" else ""
+        fate = child.fate() if child.verdict == "gone" else ""
         child.kill()
         code = child.reap()
         with self._lock:
@@ -775,7 +776,7 @@ class ProcessSlots:
             self._children.remove(child)
             stderr = child.output()[1]
             child.close()
-        if not child.ready and child.verdict == "crashed":
+        if not child.ready and child.verdict in ("gone", "crashed"):
             self._count_stillborn(f"code {code}: {_last_lines(stderr)}")
 
     def _blame(self, child: _Child, entry: _Entry, code: int, fate: str) -> None:

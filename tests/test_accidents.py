@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,8 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, records
+from starburst_executor import (
+    ExecutorBroken,
+    StarburstExecutor,
+    TaskFuture,
+    executor,
+    records,
+)
 from starburst_executor import worker as worker_module
+from starburst_executor.launch import LocalLauncher
 from starburst_executor.library import DiskLibrary
 from starburst_executor.records import Heartbeat
 from starburst_executor.runtime import SystemRuntime
@@ -32,9 +40,9 @@ PATIENCE = 30.0
 def lone(directory_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An executor that starts no workers."""
     monkeypatch.setattr("starburst_executor.staff.Staff.need", lambda *_: None)
-    executor = StarburstExecutor(1, store=directory_url, intervals=QUICK)
-    yield executor
-    executor.cleanup(force=True)
+    one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
+    yield one
+    one.cleanup(force=True)
 
 
 # --- the client -------------------------------------------------------------------
@@ -107,10 +115,10 @@ def exit_in_a_callback(_: object) -> None:
 def test_a_callback_that_exits_keeps_no_other_future_from_ending(
     directory_url: str,
 ) -> None:
-    with StarburstExecutor(1, store=directory_url, intervals=QUICK) as executor:
-        first = executor.submit(double, 1)
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK) as one:
+        first = one.submit(double, 1)
         first.add_done_callback(exit_in_a_callback)
-        others = [executor.submit(double, i) for i in range(20)]
+        others = [one.submit(double, i) for i in range(20)]
         assert [other.result(PATIENCE) for other in others] == [*range(0, 40, 2)]
 
 
@@ -120,11 +128,9 @@ def test_a_callback_that_exits_keeps_no_other_future_from_ending(
 class Shop:
     """A worker in this process, with all that it takes."""
 
-    def __init__(self, executor: StarburstExecutor, folder: Path) -> None:
+    def __init__(self, lone: StarburstExecutor, folder: Path) -> None:
         self.runtime = SystemRuntime(width=4)
-        self.session = Session(
-            executor._session.store, executor.session_id, self.runtime
-        )
+        self.session = Session(lone._session.store, lone.session_id, self.runtime)
         manifest = self.session.load()
         self.library = DiskLibrary(self.session, folder / "library")
         self.slots = ProcessSlots(
@@ -186,9 +192,9 @@ def shop(
     shop.close()
 
 
-def pending(executor: StarburstExecutor, future: TaskFuture[Any]) -> records.Task:
+def task_of(lone: StarburstExecutor, future: TaskFuture[Any]) -> records.Task:
     assert future.batch is not None
-    known = executor._outcomes.record(future.batch)
+    known = lone._outcomes.record(future.batch)
     return known.tasks[future.number - future.batch.number]
 
 
@@ -237,7 +243,7 @@ def test_a_worker_whose_disk_is_full_hands_back_and_leaves(
     beat = shop.left()
     assert beat.state == records.BROKEN
     assert "No space left" in beat.reason
-    task = pending(lone, future)
+    task = task_of(lone, future)
     assert (task.state, task.losses, task.past[-1].how) == (
         records.State.PENDING,
         0,
@@ -272,7 +278,7 @@ def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
         records.BROKEN,
         "no tasks can be run here any more: no process can be started",
     )
-    assert pending(lone, running).past[-1].how == "handed back"
+    assert task_of(lone, running).past[-1].how == "handed back"
 
 
 def test_a_worker_hands_back_before_it_ends_by_an_accident(
@@ -286,7 +292,7 @@ def test_a_worker_hands_back_before_it_ends_by_an_accident(
     shop.worker._signal.set()
     assert shop.left().state == records.BROKEN
     assert shop.reason == "raised odd"
-    assert pending(lone, running).past[-1].how == "handed back"
+    assert task_of(lone, running).past[-1].how == "handed back"
 
 
 def test_a_heart_beats_on_after_an_accident(
@@ -314,3 +320,28 @@ def test_a_heart_beats_on_after_an_accident(
     gate.open()
     assert held.result(PATIENCE) == 1
     wait([held])
+
+
+_CHILDLESS = """
+import sys
+sys.executable = "/bin/false"
+sys.argv[1:1] = ["worker"]
+from starburst_executor.cli import main
+main()
+"""
+
+
+def test_workers_that_cannot_run_anything_are_not_started_for_ever(
+    directory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_childless(*_: object) -> LocalLauncher:
+        return LocalLauncher(command=[sys.executable, "-P", "-c", _CHILDLESS])
+
+    monkeypatch.setattr(executor, "open_launcher", open_childless)
+    lone = StarburstExecutor(1, store=directory_url, intervals=QUICK)
+    future = lone.submit(double, 1)
+    with pytest.raises(
+        ExecutorBroken, match=r"3 workers of .* child processes in a row"
+    ):
+        future.result(PATIENCE)
+    lone.cleanup(force=True)
