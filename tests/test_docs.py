@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -243,6 +244,7 @@ def test_an_example_is_short_listed_and_run_here(name: str) -> None:
 # --- the blocks ------------------------------------------------------------------
 
 NOT_RUN = "# Not run by the tests"
+END_OF_BLOCK = "<end of block>"
 
 # Lets a program run its Bash blocks, which see its strings as variables.
 BASH = """\
@@ -264,11 +266,22 @@ def parts(name: str) -> Iterator[tuple[str, str]]:
             yield f"{name}: {title}", part
 
 
-def runnable(text: str) -> list[tuple[str, str]]:
-    fences = re.findall(
-        r"^```(python|bash)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
-    )
-    return [(kind, code) for kind, code in fences if not code.startswith(NOT_RUN)]
+class Block(NamedTuple):
+    kind: str
+    code: str
+    output: str = "..."
+
+
+def runnable(text: str) -> list[Block]:
+    """What is run, each with the output that the page shows after it."""
+    found: list[Block] = []
+    fence = r"^```(python|bash|output)\n(.*?)^```$"
+    for kind, code in re.findall(fence, text, re.DOTALL | re.MULTILINE):
+        if kind == "output":
+            found[-1] = found[-1]._replace(output=code)
+        elif not code.startswith(NOT_RUN):
+            found.append(Block(kind, code))
+    return found
 
 
 PROGRAMS = {
@@ -276,11 +289,17 @@ PROGRAMS = {
 }
 
 
-def program(steps: list[tuple[str, str]]) -> str:
-    code = [BASH] if any(kind == "bash" for kind, _ in steps) else []
-    for kind, block in steps:
-        code.append(block if kind == "python" else f"bash({block!r})\n")
+def program(steps: list[Block]) -> str:
+    code = [BASH] if any(step.kind == "bash" for step in steps) else []
+    for step in steps:
+        run = step.code if step.kind == "python" else f"bash({step.code!r})\n"
+        code.append(f"{run}print({END_OF_BLOCK!r})\n")
     return "\n".join(code)
+
+
+def matches(printed: str, shown: str) -> bool:
+    pattern = ".*".join(map(re.escape, shown.strip().split("...")))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
 @pytest.mark.parametrize("title", PROGRAMS)
@@ -291,7 +310,8 @@ def test_a_program_of_a_page_runs_and_prints_what_the_page_says(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    code = program(runnable(PROGRAMS[title]))
+    steps = runnable(PROGRAMS[title])
+    code = program(steps)
     if "s3://my-bucket" in code:
         server: S3Server = request.getfixturevalue("ministack")
         request.getfixturevalue("s3_env")(server)
@@ -303,12 +323,9 @@ def test_a_program_of_a_page_runs_and_prints_what_the_page_says(
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # or Bash's output comes first
     script = tmp_path / "program.py"
     script.write_text(code)
-    printed = output_of(script, tmp_path)
-    for expected in blocks(PROGRAMS[title], "output"):
-        pattern = ".*?".join(map(re.escape, expected.strip().split("...")))
-        found = re.search(pattern, printed, re.DOTALL)
-        assert found, f"{expected}\nis not in\n{printed}"
-        printed = printed[found.end() :]
+    printed = output_of(script, tmp_path).split(f"{END_OF_BLOCK}\n")
+    for step, text in zip(steps, printed, strict=False):
+        assert matches(text, step.output), f"{text}\nis not\n{step.output}"
 
 
 @pytest.mark.parametrize("name", PAGES)
