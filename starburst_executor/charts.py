@@ -203,7 +203,7 @@ def _where_time_went(review: Review) -> Chart:
             {"mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 12}, "encoding": {"text": {"field": "share", "format": ".1%"}}},
         ],
     )  # fmt: skip
-    caption = f"All the time that workers were there: {duration(work.paid)} of slots."
+    caption = f"Between the first task and the last, workers were there for {duration(work.paid)} of slots."
     return Chart(
         name="time", title="Where the time of workers went", caption=caption, spec=spec
     )

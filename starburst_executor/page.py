@@ -446,7 +446,7 @@ def _foot(review: Review) -> str:
     observed = review.observed
     return (
         f'<p class="soft"><small>Seen {_time(observed.now)} UTC. Efficiency is the time in which slots ran '
-        "attempts that counted, by all the time that slots were there. When a task was stored is known "
+        "attempts that counted, by all the time that slots were there between the first task and the last. When a task was stored is known "
         "from the store, on S3 to the second; the rest by the clocks of workers.</small></p>"
     )
 
