@@ -85,6 +85,7 @@ class Trace(NamedTuple):
         stored: When it was stored.
         over: When it was finished, or now.
         runs: Its attempts, the last one last.
+        name: What it is called.
     """
 
     place: int
@@ -93,6 +94,12 @@ class Trace(NamedTuple):
     stored: float
     over: float
     runs: tuple[Run, ...]
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """Its id, and its name if it is known."""
+        return f"{self.task_id} {self.name}".rstrip()
 
     @property
     def waited(self) -> float:
@@ -183,7 +190,7 @@ def observe(session: Session) -> Observed:
     traces: list[Trace] = []
     failed: list[Found] = []
     batches = set()
-    for found in find(session):
+    for found in find(session, named=True):
         traces.append(_trace(found, last_beats, manifest.intervals.heartbeat))
         batches.add(found.batch)
         if found.task.state is State.FAILED and len(failed) < _MOST_ERRORS:
@@ -268,6 +275,7 @@ def _trace(found: Found, last_beats: dict[str, float], between: float) -> Trace:
         found.stored,
         max(over, found.stored),
         tuple(_runs(task, found, last_beats, between)),
+        str(found.name),
     )
 
 

@@ -19,13 +19,13 @@ ROWS = """
   9  aws       joblib_backend  doctor
   8  executor                        |  poller
   7  page
-  6  roster    charts    progress    |  worker
-  5  watch  collect  catalog  staff  retry  report  |  workload
+  6  roster    charts    progress  retry  |  worker
+  5  watch  collect  catalog  staff  report  |  workload
   4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
-  3  session  slots  arguments  choice  pricing
+  3  session  slots  arguments  choice  options  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views
-  0  errors  runtime  spec  rate  bootstrap
+  0  errors  runtime  spec  rate  bootstrap  names  tables
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.
