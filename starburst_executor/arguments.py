@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from starburst_executor import config
+from starburst_executor.names import label_of
 from starburst_executor.records import Intervals
 from starburst_executor.runtime import Runtime
 from starburst_executor.spec import WorkerSpec
@@ -33,6 +34,7 @@ __all__ = [
     "cost_limits",
     "default_intervals",
     "deployment",
+    "label",
     "launcher_name",
     "new_session_id",
     "owner",
@@ -146,6 +148,15 @@ def check_name(name: object) -> None:
     """Refuse a name that is no text."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a text or None, not {name!r}")
+
+
+def label(value: object) -> str:
+    """A label as it is stored."""
+    if not isinstance(value, str):
+        raise TypeError(f"label must be a text, not {value!r}")
+    if not value.strip():
+        raise ValueError(f"label={value!r} is empty; leave it out for function and arguments")  # fmt: skip
+    return label_of(value)
 
 
 def check_session_id(session_id: object) -> None:

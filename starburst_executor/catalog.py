@@ -8,11 +8,14 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -22,6 +25,7 @@ from starburst_executor.errors import (
 )
 from starburst_executor.launch import Launcher
 from starburst_executor.ledger import Bill, Ledger, check_workers, warning
+from starburst_executor.names import one_line
 from starburst_executor.queue import Queue, Sight, Totals
 from starburst_executor.records import (
     MAX_BATCH_TASKS,
@@ -39,15 +43,19 @@ from starburst_executor.records import (
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Beats, Known, Session
 from starburst_executor.store import Store
+from starburst_executor.tables import Column, age, fitted
 
 __all__ = [
     "SessionList",
+    "SessionStateName",
     "SessionStatus",
     "SessionSummary",
     "all_logs",
     "delete",
     "extend",
     "find_task",
+    "ids_like",
+    "resolve",
     "scale",
     "session_ids",
     "status",
@@ -59,17 +67,24 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
+SessionStateName = Literal["open", "closed", "terminated"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStatus:
     """How far a session is; counts of tasks, and of workers with a fresh heartbeat.
 
+    Each task is counted once. `running` are those that a worker is known to have begun, `claimed` those that it
+    has taken and not begun as far as is known: the start of a task of a second or two is written with its end.
+    Everything else that counts tasks (lists, the live line, the report) means the same by these words.
+    `last_activity` is when anything was last written, a heartbeat too, and never goes back.
     The parts may be some seconds apart, so that the counts of a session at work need not add up to
     a single moment.
     """
 
     session_id: str
     name: str | None
-    state: str  # open, closed, terminated
+    state: SessionStateName
     total: int
     pending: int
     claimed: int
@@ -127,22 +142,69 @@ class SessionStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSummary:
-    """One line of a list of sessions."""
+    """One line of a list of sessions; the counts are those of `SessionStatus`."""
 
     session_id: str
+    name: str | None
     created_at: datetime
     last_activity: datetime
     total: int
     pending: int
+    claimed: int
     running: int
     completed: int
     failed: int
-    state: str
+    cancelled: int
+    workers: int
+    state: SessionStateName
+    idle: float  # seconds since `last_activity`, by the store's clock
     alert: str | None = None  # that it has cost more than its `cost_alert`
+
+    @property
+    def progress(self) -> float:
+        """Share of the tasks that are finished, 0 to 1; 1 where there are none."""
+        finished = self.completed + self.failed + self.cancelled
+        return finished / self.total if self.total else 1.0
+
+
+_LIST = (
+    Column("session_id"),
+    Column("name", least=4),
+    Column("state", least=6),
+    Column("done", right=True),
+    Column("tasks", right=True),
+    Column("run", right=True),
+    Column("fail", right=True),
+    Column("cancel", right=True),
+    Column("workers", right=True),
+    Column("idle", right=True),
+)
 
 
 class SessionList(list[SessionSummary]):
-    """Summaries of sessions; a notebook shows them as a table."""
+    """Summaries of sessions, which print as a table; a notebook shows them as one too."""
+
+    def lines(self, width: int | None = None) -> list[list[str]]:
+        """The cells of the table, padded, its headings first; see `tables.fitted`."""
+        rows = (
+            (
+                one.session_id,
+                one_line(one.name or "-"),
+                one.state,
+                f"{math.floor(100 * one.progress)}%",
+                *(str(n) for n in (one.total, one.running, one.failed, one.cancelled)),
+                str(one.workers),
+                age(one.idle),
+            )
+            for one in self
+        )
+        return fitted(_LIST, rows, width)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no sessions"
+        width = shutil.get_terminal_size().columns
+        return "\n".join("".join(cells).rstrip() for cells in self.lines(width))
 
     def _repr_html_(self) -> str:
         from starburst_executor.views import sessions_html
@@ -184,12 +246,14 @@ def status(
     ]
     # What the manifest says is finished is not listed; but then it was written after that.
     written = session.store.list(session.key("session.json"), limit=1).entries
-    moments = [e.modified for e in (*written, *beats.entries.values())]
+    # And workers that left took their heartbeats with them, but for the last.
+    ended, _ = session.list_all(session.key("ended/"))
+    moments = [e.modified for e in (*written, *ended, *beats.entries.values())]
     moments += [sight.modified for sight in sights]
     return SessionStatus(
         session_id=session.id,
         name=manifest.name,
-        state=str(manifest.state),
+        state=manifest.state.value,
         total=sum(counts.values()),
         **{str(state): counts[state] for state in State},
         workers=len(live),
@@ -250,6 +314,39 @@ def session_ids(store: Store, beginning: str = "") -> Iterator[str]:
         after = page.prefixes[-1] + "\U0010ffff"
 
 
+def resolve(store: Store, text: str) -> str:
+    """The one session id that `text` is, begins, or begins the last part of.
+
+    Raises:
+        SessionNotFound: there is none.
+        ValueError: there are several.
+    """
+    if _WHOLE_ID.fullmatch(text) or store.list(f"sessions/{text}/", limit=1).entries:
+        return text
+    found = ids_like(store, text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise ValueError(
+            f"{text!r} is the beginning of {len(found)} session ids: {some}"
+        )
+    raise SessionNotFound(
+        f"no session id in {store.url} is or begins with {text!r}. It may have been cleaned up, or be in "
+        "another store or region: `starburst-executor list --store URL` shows what a store has."
+    )
+
+
+_WHOLE_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9]{6}")
+
+
+def ids_like(store: Store, text: str) -> list[str]:
+    """The session ids that begin so; if there are none, those whose last part does."""
+    return list(session_ids(store, text)) or [
+        one for one in session_ids(store) if one.rpartition("-")[2].startswith(text)
+    ]
+
+
 def summaries(store: Store) -> SessionList:
     """A summary of each session in a store, oldest first."""
     # Two pools: a status that waited for a thread of the pool it runs on would wait for ever.
@@ -267,7 +364,9 @@ def _summary(session: Session) -> SessionSummary | None:
         return Ledger(session).look(manifest, beats)
 
     try:
-        now = status(session, reckon=reckon)
+        queue = session.queue()
+        queue.learn(session.load().lanes)
+        now = status(session, queue, reckon=reckon)
     except SessionNotFound:
         return None  # being deleted, or debris of one that was
     except DamagedObject as error:
@@ -275,14 +374,19 @@ def _summary(session: Session) -> SessionSummary | None:
         return None
     return SessionSummary(
         session_id=now.session_id,
+        name=now.name,
         created_at=now.created_at,
         last_activity=now.last_activity,
         total=now.total,
         pending=now.pending,
-        running=now.claimed + now.running,
+        claimed=now.claimed,
+        running=now.running,
         completed=now.completed,
         failed=now.failed,
+        cancelled=now.cancelled,
+        workers=now.workers,
         state=now.state,
+        idle=max(0.0, queue.now - now.last_activity.timestamp()),
         alert=warning(session.id, now.cost) if now.cost and now.cost.alert else None,
     )
 

@@ -203,7 +203,7 @@ def _where_time_went(review: Review) -> Chart:
             {"mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 12}, "encoding": {"text": {"field": "share", "format": ".1%"}}},
         ],
     )  # fmt: skip
-    caption = f"All the time that workers were there: {duration(work.paid)} of slots."
+    caption = f"Between the first task and the last, workers were there for {duration(work.paid)} of slots."
     return Chart(
         name="time", title="Where the time of workers went", caption=caption, spec=spec
     )
@@ -297,7 +297,7 @@ def _attempt(trace: Trace, run: Run, axis: _TimeAxis) -> Spec:
     return {
         "a": axis.at(run.started),
         "b": axis.at(run.ended),
-        "task": trace.task_id,
+        "task": trace.called,
         "attempt": f"{run.number} of {trace.runs[-1].number}",
         "how": run.how,
         "waited": duration(max(0.0, run.started - run.since)),
@@ -415,7 +415,7 @@ def _add_run(
         left = begin + column * step
         cell.busy += max(0.0, min(run.ended, left + step) - max(run.started, left))
         if run.seconds >= cell.longest:
-            cell.longest, cell.task = run.seconds, trace.task_id
+            cell.longest, cell.task = run.seconds, trace.called
     cells[row, first].begun += 1
     cells[row, last].failed += run.how == "failed"
     cells[row, last].lost += run.how == "lost"
@@ -484,7 +484,7 @@ def _tasks(review: Review, axis: _TimeAxis) -> Chart:
 
 def _parts(trace: Trace, axis: _TimeAxis) -> Iterator[Spec]:
     """Waits and attempts of a task, one after the other."""
-    common = {"row": trace.task_id, "task": trace.task_id}
+    common = {"row": trace.task_id, "task": trace.called}
     for run in trace.runs:
         shared = {**_attempt(trace, run, axis), **common}
         began = run.started or run.ended

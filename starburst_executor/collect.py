@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from starburst_executor.errors import StoreError
 from starburst_executor.packing import Packer
@@ -11,7 +11,10 @@ from starburst_executor.records import Batch, Record, State, Task, task_id
 from starburst_executor.serialize import Failure, decode_outcome
 from starburst_executor.session import Known, Session
 
-__all__ = ["Collector", "TaskOutcome"]
+__all__ = ["Collector", "FinalStateName", "TaskOutcome"]
+
+
+FinalStateName = Literal["completed", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +33,12 @@ class TaskOutcome:
         worker: Who ran it.
         attempt: Which attempt this was, from 1.
         seconds: How long it ran.
+        retried_as: Id of the task that retried it last, whose outcome this is; "" if it was not retried.
     """
 
     index: int
     task_id: str
-    state: str
+    state: FinalStateName
     value: Any = None
     error: BaseException | None = None
     type: str = ""
@@ -43,6 +47,7 @@ class TaskOutcome:
     worker: str = ""
     attempt: int = 0
     seconds: float = 0.0
+    retried_as: str = ""
 
     def _repr_html_(self) -> str:
         from starburst_executor.views import outcome_html
@@ -52,7 +57,7 @@ class TaskOutcome:
     @property
     def ok(self) -> bool:
         """Whether there is a value."""
-        return self.state == State.COMPLETED
+        return self.state == "completed"
 
 
 class Collector:
@@ -114,7 +119,10 @@ class Collector:
         return TaskOutcome(
             index=index,
             task_id=task_id(batch.lane, batch.number + position),
-            state=str(State.FAILED if error is not None else task.state),
+            state=cast(
+                FinalStateName,
+                (State.FAILED if error is not None else task.state).value,
+            ),
             value=value,
             error=error,
             type=failure.type if failure else "",

@@ -161,7 +161,7 @@ def built_in(
     vcpu, gb = _FARGATE[architecture, use_spot]
     source = "the built-in table"
     if region != _TABLE_REGION:
-        source += f", which lacks {region}" if region else ", which has no other region"
+        source += f", for want of those of {region or 'your region'}"
     return Prices(
         region=_TABLE_REGION,
         use_spot=use_spot,

@@ -32,7 +32,6 @@ from typing import (
     ParamSpec,
     Self,
     TypeVar,
-    cast,
     overload,
 )
 
@@ -60,7 +59,9 @@ from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.modules import is_local
+from starburst_executor.names import Name, function_name, name_of
 from starburst_executor.nesting import check_nesting
+from starburst_executor.options import Options
 from starburst_executor.origin import Origin
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.pricing import rate_for
@@ -72,7 +73,10 @@ from starburst_executor.records import (
     Limits,
     Manifest,
     SessionState,
+    State,
 )
+from starburst_executor.retry import healed, named, retried, unhealed
+from starburst_executor.retry import retry as submit_again
 from starburst_executor.roster import Roster
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialize import refuse
@@ -111,8 +115,8 @@ def list_sessions(store: str | Path | None = None) -> catalog.SessionList:
         store: URL or directory; default `default_store()`.
 
     Returns:
-        For each: session_id, created_at, last_activity, total, pending, running (with claimed),
-        completed, failed, state.
+        For each: session_id, name, created_at, last_activity, total, pending, claimed, running, completed, failed,
+        cancelled, workers, state. The list prints as a table.
     """
     opened = open_store(store or default_store())
     try:
@@ -186,15 +190,15 @@ class StarburstExecutor(Executor):
         *,
         min_workers: int = 0,
         store: str | Path | None = None,
-        launcher: str | None = None,
+        launcher: Literal["local", "ecs"] | None = None,
         cpu: float = 1,
         memory: str = "2GB",
-        launch_type: str | None = None,
+        launch_type: Literal["FARGATE", "EC2"] | None = None,
         instance_type: str | None = None,
         use_spot: bool = False,
         spot_fallback: bool = False,
         region: str | None = None,
-        environment: str | None = None,
+        environment: Literal["none", "sync", "image"] | None = None,
         image: str | None = None,
         requirements: str | Path | Iterable[str] | None = None,
         packages: Iterable[str] = (),
@@ -221,7 +225,7 @@ class StarburstExecutor(Executor):
             launcher=arguments.launcher_name(launcher),
             cpu=cpu,
             memory=memory,
-            launch_type=cast(Any, "FARGATE" if launch_type is None else launch_type),
+            launch_type="FARGATE" if launch_type is None else launch_type,
             instance_type=instance_type,
             use_spot=use_spot,
             spot_fallback=spot_fallback,
@@ -299,7 +303,7 @@ class StarburstExecutor(Executor):
         session_id: str,
         *,
         store: str | Path | None = None,
-        launcher: str | None = None,
+        launcher: Literal["local", "ecs"] | None = None,
         max_workers: int | None = None,
         progress: bool = False,
         modules: Iterable[str | Path | ModuleType] = (),
@@ -312,7 +316,8 @@ class StarburstExecutor(Executor):
         limit has passed. Works whether or not the session was detached, and beside other clients.
 
         Args:
-            session_id: What `detach` returned, or a list of sessions shows.
+            session_id: What `detach` returned, or a list of sessions shows. It may be shortened to its
+                beginning, or to that of its last part, if no other session's is like it.
             store: Where the session is; default `default_store()`.
             launcher: What starts workers; default the session's own.
             max_workers: Most workers at once from now on; default as the session has it.
@@ -323,7 +328,7 @@ class StarburstExecutor(Executor):
 
         Raises:
             SessionNotFound: no such session in that store.
-            ValueError, TypeError: an argument is wrong.
+            ValueError, TypeError: an argument is wrong, or the short id fits several sessions.
             NewerSchema: a newer version of this package made it.
         """
         arguments.check_session_id(session_id)
@@ -332,7 +337,8 @@ class StarburstExecutor(Executor):
         _register_at_exit()
         opened = open_store(store or default_store())
         with _closed_on_error(opened):
-            session = Session(opened, session_id, SystemRuntime())
+            whole = catalog.resolve(opened, session_id)
+            session = Session(opened, whole, SystemRuntime())
             manifest = session.load()
             spec = manifest.spec
             if launcher is not None:
@@ -481,14 +487,39 @@ class StarburstExecutor(Executor):
             RuntimeError, SessionDetached, BrokenExecutor: nothing can be submitted any more.
             StoreError: a large buffer could not be stored.
         """
+        return self.submit_call(fn, args, kwargs)
+
+    def submit_call(
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str = "",
+    ) -> TaskFuture[T]:
+        """What `submit` does, with a label; for `options`."""
         self._check_process()
+        name = name_of(function_name(fn), args, kwargs, label)
         with self._lock:
             self._check_usable()
             try:
                 digest = self._pickle_function(fn)
             except SerializationError as error:
-                return self._refuse(error)
-            return self._submit(digest, args, kwargs)
+                return self._refuse(error, name)
+            return self._submit(digest, args, kwargs, name)
+
+    def options(self, *, label: str) -> Options:
+        """What submits to this executor with options; the executor itself stays as it is.
+
+        `executor.options(label="warm-up").submit(fn, x)` passes `fn` and its arguments on untouched.
+
+        Args:
+            label: What tasks are called in lists, errors and reports, instead of function and arguments; at
+                most 80 characters of it are kept.
+
+        Raises:
+            TypeError, ValueError: `label` is no text, or empty.
+        """
+        return Options(self, self._session.runtime, arguments.label(label))
 
     # Narrower than the base class, which lets any callable have any arguments.
     @overload  # type: ignore[override]
@@ -623,35 +654,47 @@ class StarburstExecutor(Executor):
         digest: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        name: Name,
         *,
         announced: bool = False,
     ) -> TaskFuture[Any]:
         try:
             call, light = self._packer.call(args, kwargs)
         except SerializationError as error:
-            return self._refuse(error, announced=announced)
+            return self._refuse(error, name, announced=announced)
         modules = self._packer.modules()
         if self._lane is None:
             self._take_free_lane()
         assert self._lane is not None
-        future = self._roster.new(self._lane, next(self._numbers))
-        item = Item(future, digest, call, light, modules)
+        future = self._roster.new(self._lane, next(self._numbers), name)
+        item = Item(future, digest, call, light, modules, name)
         self._submitter.add(item, announced=announced)
         return future
 
     def _refuse(
-        self, error: SerializationError, *, announced: bool = False
+        self, error: SerializationError, name: Name, *, announced: bool = False
     ) -> TaskFuture[Any]:
         """A task that fails with this error, here at once and for whoever attaches later."""
         digest = self._pickle_function(refuse)
-        future = self._submit(digest, (error,), {}, announced=announced)
+        future = self._submit(digest, (error,), {}, name, announced=announced)
         future.settle((False, error))
         return future
 
     def submit_all(
-        self, fn: Callable[..., Any], calls: list[tuple[Any, ...]]
+        self,
+        fn: Callable[..., Any],
+        calls: list[tuple[Any, ...]],
+        function: str,
+        label: str = "",
     ) -> list[TaskFuture[Any]]:
-        """Submit many calls of one callable; the size of batches follows their number."""
+        """Submit many calls of one callable; the size of batches follows their number.
+
+        Args:
+            fn: The callable.
+            calls: Arguments of each call.
+            function: What people are told that it is called.
+            label: What the tasks are called instead.
+        """
         self._check_process()
         with self._lock:
             self._check_usable()
@@ -660,7 +703,8 @@ class StarburstExecutor(Executor):
             futures: list[TaskFuture[Any]] = []
             try:
                 for args in calls:
-                    futures.append(self._submit(digest, args, {}, announced=True))  # noqa: PERF401
+                    name = name_of(function, args, {}, label)
+                    futures.append(self._submit(digest, args, {}, name, announced=True))
             finally:
                 self._submitter.announce(len(futures) - len(calls))
             return futures
@@ -764,6 +808,27 @@ class StarburstExecutor(Executor):
         with self._reading():
             page.write(self._session, path)
 
+    def __repr__(self) -> str:
+        if "_pid" not in vars(self):  # the constructor has raised
+            return object.__repr__(self)
+        name = f" {self._manifest.name!r}" if self._manifest.name else ""
+        return (
+            f"<{type(self).__name__} session {self.session_id}{name} in {self.store}, "
+            f"{self._how()}>"
+        )
+
+    def _how(self) -> str:
+        match self._end:
+            case None:
+                return "open"
+            case SessionDetached():
+                return "detached"
+            case SessionTerminated():
+                return "terminated"
+            case ExecutorBroken():
+                return "broken"
+        return "shut down"
+
     def _repr_html_(self) -> str:
         from starburst_executor.views import executor_html
 
@@ -774,7 +839,8 @@ class StarburstExecutor(Executor):
     ) -> list[TaskOutcome]:
         """One outcome for each finished task, in submission order; failures included, not raised.
 
-        Each outcome is downloaded once, however often this is called.
+        Each outcome is downloaded once, however often this is called. A task that was retried has that of its
+        last try which has ended; the tries themselves have none of their own.
 
         Args:
             wait: Wait until all tasks are finished.
@@ -792,7 +858,7 @@ class StarburstExecutor(Executor):
             for batch in self._roster.batches():
                 first = self._roster.first_index(batch)
                 outcomes += self._collector.collect(batch, first)
-            return outcomes
+            return healed(outcomes, retried(self._session))
 
     def logs(self, task: TaskFuture[Any] | str | None = None) -> str:
         """What tasks have printed, stdout and stderr.
@@ -863,6 +929,40 @@ class StarburstExecutor(Executor):
         if self._end is not None:
             return False
         return self.cancel(future, running=False)
+
+    def retry(
+        self,
+        tasks: TaskFuture[Any] | Iterable[TaskFuture[Any] | str] | None = None,
+        *,
+        cancelled: bool = False,
+    ) -> list[TaskFuture[Any]]:
+        """Submit the calls of finished tasks again, as new tasks; returns the futures of these.
+
+        The old tasks stay as they ended, their futures too. `collect` gives the outcome of the last try.
+
+        Args:
+            tasks: A future, or futures or task ids; default all that failed and were not retried yet.
+            cancelled: By default those that were cancelled too.
+
+        Raises:
+            TypeError, ValueError: one is no future of this session, or has not finished.
+            LookupError: the session has no such task.
+            RuntimeError, SessionDetached, BrokenExecutor: nothing can be submitted any more.
+        """
+        self._check_process()
+        self._check_usable()
+        self.flush()
+        if tasks is None:
+            states = [State.FAILED, *([State.CANCELLED] if cancelled else [])]
+            chosen = unhealed(self._session, states)
+        else:
+            given = [tasks] if isinstance(tasks, TaskFuture) else tasks
+            names = [t if isinstance(t, str) else self._own(t).task_id for t in given]
+            chosen = named(self._session, names)
+        made = submit_again(self._session, chosen)
+        futures = self._roster.of(made.values())
+        self._staff.ask_need(self._watcher.unfinished)
+        return futures
 
     def extend(self, seconds: float) -> None:
         """Move the session's time limits `seconds` on; they are never shortened.

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from starburst_executor.exception_state import is_interrupt
+from starburst_executor.names import NO_NAME, Name
 from starburst_executor.records import Batch, task_id
 
 __all__ = ["Settled", "TaskFuture"]
@@ -38,6 +39,7 @@ class TaskFuture(Future[T]):
         session_id: The session.
         task_id: Id of the task within the session, such as "0-17".
         index: Its place in submission order, fixed when this client first saw it.
+        name: What the task is called: its label, else the call in short; "" if this client did not submit it.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TaskFuture(Future[T]):
         number: int,
         index: int,
         canceller: Callable[[TaskFuture[Any]], bool],
+        name: Name = NO_NAME,
     ) -> None:
         super().__init__()
         self.session_id = session_id
@@ -54,6 +57,7 @@ class TaskFuture(Future[T]):
         self.number = number
         self.index = index
         self.batch: Batch | None = None  # once it is stored
+        self._name = name
         self._canceller = canceller
         self._fetch: Callable[[], Settled] | None = None
         self._ending = False  # whoever set this ends the future, and nobody else
@@ -62,6 +66,28 @@ class TaskFuture(Future[T]):
     def task_id(self) -> str:
         """Id of the task within the session."""
         return task_id(self.lane, self.number)
+
+    @property
+    def name(self) -> str:
+        """What the task is called."""
+        return str(self._name)
+
+    def __repr__(self) -> str:
+        called = f" {self._name}" if any(self._name) else ""
+        return (
+            f"<{type(self).__name__} {self.task_id}{called} of session {self.session_id}, "
+            f"{self._how()}>"
+        )
+
+    def _how(self) -> str:
+        with self._condition:
+            if self.cancelled():
+                return "cancelled"
+            if self._state != _FINISHED or self._fetch is not None:
+                return self._state.lower()
+            if self._exception is not None:
+                return f"raised {type(self._exception).__name__}"
+            return f"returned {type(self._result).__name__}"
 
     def cancel(self) -> bool:
         """Cancel the task unless a worker has it; blocks for the store's answer, without which it cannot tell.

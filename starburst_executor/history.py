@@ -6,13 +6,16 @@ Python may look at the tasks of any other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from typing import Literal
 
-from starburst_executor.errors import StoreError
+from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
+from starburst_executor.names import NO_NAME, Name
 from starburst_executor.queue import Sight
 from starburst_executor.records import (
     Batch,
@@ -33,6 +36,7 @@ __all__ = [
     "TaskError",
     "TaskGroup",
     "TaskHistory",
+    "TaskStateName",
     "TaskView",
     "attempts",
     "find",
@@ -46,8 +50,13 @@ __all__ = [
     "views",
 ]
 
+log = logging.getLogger(__name__)
+
 _SIDE_BY_SIDE = 64  # records in memory at once; one may hold 64 KiB of outcomes
 _SAMPLES = 5  # task ids shown for a group of failures
+
+
+TaskStateName = Literal["pending", "claimed", "running", "completed", "failed", "cancelled"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,7 @@ class Found:
         stored: When it was stored, in UTC seconds by the store's clock.
         now: When the queue was listed, by the same clock.
         task: Its state.
+        name: What it is called; empty unless that was asked for.
     """
 
     batch: Batch
@@ -69,6 +79,7 @@ class Found:
     stored: float
     now: float
     task: Task
+    name: Name = NO_NAME
 
     @property
     def task_id(self) -> str:
@@ -120,16 +131,25 @@ class TaskView:
         queued: Seconds from being stored until its last attempt began, or until now.
         ran: Seconds that its last attempt has run, or ran.
         error: Why it failed; None unless it did.
+        call: Its function and, in short, its arguments; "" where that is not stored.
+        label: What its submitter called it; "" for nothing.
     """
 
     index: int
     task_id: str
-    state: str
+    state: TaskStateName
     worker: str
     attempt: int
     queued: float
     ran: float
     error: TaskError | None
+    call: str = ""
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called: its label, else the call."""
+        return self.label or self.call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,11 +210,13 @@ class TaskGroup:
         count: How many.
         task_ids: Some of them.
         error: That of the first.
+        names: Ids of the same ones, each with what the task is called.
     """
 
     count: int
     task_ids: list[str]
     error: TaskError
+    names: list[str]
 
 
 # --- finding -----------------------------------------------------------------------
@@ -204,10 +226,13 @@ def find(
     session: Session,
     states: Collection[State] | None = None,
     without: Collection[Batch] = (),
+    *,
+    named: bool = False,
 ) -> Iterator[Found]:
     """The tasks of a session in submission order, without those that are in no state of `states`.
 
-    A batch whose markers say that it holds none of them is not read, nor one of `without`.
+    A batch whose markers say that it holds none of them is not read, nor one of `without`. With `named` the
+    names of tasks are read too, which takes another request for each batch that holds any.
     """
     seats, now = _seats(session)
     wanted = (
@@ -218,10 +243,32 @@ def find(
     )
     while some := list(islice(wanted, _SIDE_BY_SIDE)):
         records = session.runtime.gather([partial(_read, session, s) for s in some])
-        for seat, record in zip(some, records, strict=True):
-            for found in _tasks(seat, record, now):
-                if states is None or found.task.state in states:
-                    yield found
+        chosen = [
+            [
+                f
+                for f in _tasks(seat, record, now)
+                if states is None or f.task.state in states
+            ]
+            for seat, record in zip(some, records, strict=True)
+        ]
+        if named:
+            filled = [found for found in chosen if found]
+            chosen = session.runtime.gather(
+                [partial(_named, session, f) for f in filled]
+            )
+        for found in chosen:
+            yield from found
+
+
+def _named(session: Session, tasks: list[Found]) -> list[Found]:
+    """Tasks of one batch with their names, as far as these can be read."""
+    batch = tasks[0].batch
+    try:
+        names = session.names(batch)
+    except (DamagedObject, ObjectNotFound) as error:
+        log.warning("session %s: %s", session.id, error)
+        return tasks
+    return [replace(found, name=names[found.position]) for found in tasks]
 
 
 def find_one(session: Session, name: str) -> Found:
@@ -236,7 +283,8 @@ def find_one(session: Session, name: str) -> Found:
     for seat in seats:
         batch = seat.sight.batch
         if batch.lane == lane and batch.number <= number < batch.end:
-            return list(_tasks(seat, _read(session, seat), now))[number - batch.number]
+            tasks = list(_tasks(seat, _read(session, seat), now))
+            return _named(session, [tasks[number - batch.number]])[0]
     raise LookupError(f"session {session.id} has no task {name}")
 
 
@@ -251,6 +299,7 @@ def read_again(session: Session, found: Found) -> Found:
         stored=found.stored,
         now=found.now,
         task=task,
+        name=found.name,
     )
 
 
@@ -318,7 +367,7 @@ def views(
     session: Session, states: Collection[State] | None = None
 ) -> Iterator[TaskView]:
     """A line for each task, in submission order; see `find`."""
-    found = find(session, states)
+    found = find(session, states, named=True)
     while some := list(islice(found, 4 * _SIDE_BY_SIDE)):
         yield from session.runtime.gather([partial(view, session, f) for f in some])
 
@@ -331,12 +380,14 @@ def view(session: Session, found: Found) -> TaskView:
     return TaskView(
         index=found.index,
         task_id=found.task_id,
-        state=str(task.state),
+        state=task.state.value,
         worker=task.worker,
         attempt=task.attempt,
         queued=max(0.0, begun - found.stored),
         ran=max(0.0, over - task.started) if task.started else 0.0,
         error=_error(session, found),
+        call=found.name.call,
+        label=found.name.label,
     )
 
 
@@ -432,6 +483,7 @@ def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:
             count=len(group),
             task_ids=[task.task_id for task in group[:_SAMPLES]],
             error=error,
+            names=[f"{task.task_id} {task.name}".rstrip() for task in group[:_SAMPLES]],
         )
         for group in groups.values()
         if (error := group[0].error) is not None

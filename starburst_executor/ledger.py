@@ -27,6 +27,7 @@ from starburst_executor.errors import DamagedObject, SessionError, StoreError
 from starburst_executor.records import Heartbeat, Lane, Manifest
 from starburst_executor.session import Beats, Session
 from starburst_executor.store import Entry
+from starburst_executor.tables import counted
 from starburst_executor.views import dollars, duration
 
 __all__ = [
@@ -108,7 +109,9 @@ class Bill:
             f"requests {dollars(self.requests)} ({self.writes} writes, {self.reads} reads)"
         ]
         if self.vcpu_seconds:
-            size = f"{duration(self.worker_seconds)} of {self.workers} workers"
+            size = (
+                f"{duration(self.worker_seconds)} of {counted(self.workers, 'worker')}"
+            )
             parts.insert(0, f"workers {dollars(self.compute)} ({size})")
         lines = [("Cost", f"{self} so far: {', '.join(parts)}")]
         if self.hourly:

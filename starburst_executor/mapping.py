@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from starburst_executor.names import function_name
 from starburst_executor.runtime import Runtime
 
 __all__ = ["Submits", "call_each", "map_on"]
@@ -20,9 +21,9 @@ class Submits(Protocol):
     """What `map_on` asks of an executor."""
 
     def submit_all(
-        self, fn: Callable[..., Any], calls: list[tuple[Any, ...]]
+        self, fn: Callable[..., Any], calls: list[tuple[Any, ...]], function: str
     ) -> Sequence[Future[Any]]:
-        """Submit calls of one callable."""
+        """Submit calls of one callable, which people are told is called `function`."""
 
     def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
         """Cancel those that have not begun."""
@@ -44,15 +45,16 @@ def map_on(
         _check("buffersize", buffersize)
     end = None if timeout is None else runtime.monotonic() + timeout
     calls: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+    name = function_name(fn)
     if chunksize > 1:
         chunks = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         # The callable is pickled once with `call_each`, not with each chunk.
         each = partial(call_each, fn)
-        parts = _Results(
-            executor, runtime, each, ((chunk,) for chunk in chunks), end, buffersize
-        )
+        tasks = ((chunk,) for chunk in chunks)
+        name = f"map {name}"
+        parts = _Results(executor, runtime, each, name, tasks, end, buffersize)
         return _flattened(parts.run())
-    return _Results(executor, runtime, fn, calls, end, buffersize).run()
+    return _Results(executor, runtime, fn, name, calls, end, buffersize).run()
 
 
 def call_each(fn: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
@@ -86,6 +88,7 @@ class _Results:
         executor: Submits,
         runtime: Runtime,
         fn: Callable[..., Any],
+        name: str,
         calls: Iterator[tuple[Any, ...]],
         end: float | None,
         buffersize: int | None,
@@ -93,11 +96,12 @@ class _Results:
         self._executor = executor
         self._runtime = runtime
         self._fn = fn
+        self._name = name
         self._calls = calls
         self._end = end
         self._buffered = buffersize is not None
         first = list(itertools.islice(calls, buffersize))
-        self._futures = deque(executor.submit_all(fn, first) if first else ())
+        self._futures = deque(executor.submit_all(fn, first, name) if first else ())
 
     def run(self) -> Generator[Any, None, None]:
         """Yield the results."""
@@ -122,4 +126,6 @@ class _Results:
         if self._buffered:
             following = list(itertools.islice(self._calls, 1))
             if following:
-                self._futures.extend(self._executor.submit_all(self._fn, following))
+                self._futures.extend(
+                    self._executor.submit_all(self._fn, following, self._name)
+                )

@@ -298,7 +298,7 @@ def _failure(group: TaskGroup) -> tuple[str, str, str]:
     if details:
         text = f"<details><summary>{text}</summary><pre>{escape(details[-_LONGEST_TEXT:])}</pre></details>"
     more = ", ..." if group.count > len(group.task_ids) else ""
-    return f"{group.count:,}", text, escape(", ".join(group.task_ids)) + more
+    return f"{group.count:,}", text, "<br>".join(map(escape, group.names)) + more
 
 
 def _slowest(review: Review) -> str:
@@ -306,10 +306,11 @@ def _slowest(review: Review) -> str:
     if not ran:
         return ""
     slowest = sorted(ran, key=lambda trace: -trace.seconds)[:_SLOWEST]
-    columns = [("task", "name"), ("ran", "number"), ("waited", "number"), ("attempts", "number"), ("state", "name"), ("worker", "name")]  # fmt: skip
+    columns = [("task", "name"), ("name", "text"), ("ran", "number"), ("waited", "number"), ("attempts", "number"), ("state", "name"), ("worker", "name")]  # fmt: skip
     rows = [
         (
             escape(trace.task_id),
+            escape(trace.name or "-"),
             duration(trace.seconds),
             duration(trace.waited),
             str(trace.runs[-1].number),
@@ -446,7 +447,7 @@ def _foot(review: Review) -> str:
     observed = review.observed
     return (
         f'<p class="soft"><small>Seen {_time(observed.now)} UTC. Efficiency is the time in which slots ran '
-        "attempts that counted, by all the time that slots were there. When a task was stored is known "
+        "attempts that counted, by all the time that slots were there between the first task and the last. When a task was stored is known "
         "from the store, on S3 to the second; the rest by the clocks of workers.</small></p>"
     )
 

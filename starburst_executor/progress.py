@@ -16,19 +16,23 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from starburst_executor import catalog
 from starburst_executor.catalog import SessionStatus
 from starburst_executor.errors import SessionError, StoreError
 from starburst_executor.ledger import Ledger
+from starburst_executor.names import one_line
 from starburst_executor.records import Batch
 from starburst_executor.runtime import Runtime
 from starburst_executor.session import Known, Session
+from starburst_executor.tables import counted
 from starburst_executor.views import duration, open_notebook_display
 
 if TYPE_CHECKING:
@@ -54,6 +58,9 @@ _ROWS = 2  # of the live display
 _LEAST_ROWS = 6  # a lower terminal has no lines to spare
 _LOOK_LEAST = 1.0  # seconds between looks of a Ticker; people do not read faster
 
+# What a line does without first where it has no room.
+_LEAST_WANTED = ("rate", "cost", "claimed", "pending", "cancelled", "workers", "running", "left")  # fmt: skip
+
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
 _INDEX, _UP = "\x1bD", "\x1b[{}A"  # down a line in the same column, scrolling; up
 _REGION, _NO_REGION = "\x1b[1;{}r", "\x1b[r"
@@ -77,17 +84,28 @@ class Progress:
     rate: float | None
     left: float | None
 
-    @property
-    def running(self) -> int:
-        """Tasks that a worker has."""
-        return self.status.running + self.status.claimed
+    def counts(
+        self, width: int | None = None, between: str = ", "
+    ) -> list[tuple[str, str]]:
+        """What there is to say, part by part: a name that does not change, and the words.
 
-    def counts(self) -> list[tuple[str, str]]:
-        """What there is to say, part by part: a name that does not change, and the words."""
+        Args:
+            width: Leave out what is least wanted until the words fit into so many characters.
+            between: What will stand between the parts.
+        """
+        parts = self._parts()
+        for unwanted in _LEAST_WANTED:
+            if width is None or len(between.join(text for _, text in parts)) <= width:
+                break
+            parts = [part for part in parts if part[0] != unwanted]
+        return parts
+
+    def _parts(self) -> list[tuple[str, str]]:
         status = self.status
         parts = [
             ("done", f"{status.finished} of {status.total} done"),
-            ("running", f"{self.running} running"),
+            ("running", f"{status.running} running"),
+            *([("claimed", f"{status.claimed} claimed")] if status.claimed else []),
             ("pending", f"{status.pending} pending"),
             ("failed", f"{status.failed} failed"),
         ]
@@ -100,13 +118,24 @@ class Progress:
             words = f"{status.cost} spent" + (", over its alert" if alert else "")
             parts.append(("alert" if alert else "cost", words))
         if self.rate is not None:
-            parts.append(("rate", f"{self.rate:.3g} tasks/s"))
-        wanted = f"{status.workers} of {status.workers_wanted} workers"
+            rate = f"{self.rate:.3g}" if self.rate < 100 else f"{self.rate:.0f}"
+            parts.append(("rate", f"{rate} tasks/s"))
+        wanted = f"{status.workers} of {counted(status.workers_wanted, 'worker')}"
         return [*parts, ("workers", wanted)]
 
+    def line(self, width: int | None = None) -> str:
+        """All of it on one line, of at most so many characters if that can be."""
+        head = f"{self.status.session_id}: {self.percent}, "
+        room = None if width is None else width - len(head)
+        return head + ", ".join(text for _, text in self.counts(room))
+
+    @property
+    def percent(self) -> str:
+        """How much is finished; 100% only when all is."""
+        return f"{math.floor(100 * self.status.progress)}%"
+
     def __str__(self) -> str:
-        words = ", ".join(text for _, text in self.counts())
-        return f"{self.status.session_id}: {self.status.progress:.0%}, {words}"
+        return self.line()
 
 
 class Gauge:
@@ -126,10 +155,16 @@ class Gauge:
         self._queue = session.queue()
         self._queue.learn(session.load().lanes)
         self._known: dict[Batch, Known] = {}
+        self._active: datetime | None = None
 
     def look(self) -> SessionStatus:
         """The status now."""
-        return catalog.status(self.session, self._queue, self._known, self._ledger.look)
+        status = catalog.status(
+            self.session, self._queue, self._known, self._ledger.look
+        )
+        # What has finished is looked at no more, though it was written last.
+        self._active = max(self._active or status.last_activity, status.last_activity)
+        return replace(status, last_activity=self._active)
 
     @property
     def now(self) -> float:
@@ -177,6 +212,13 @@ def open_display(stream: TextIO, runtime: Runtime) -> Display:
     return PlainDisplay(stream, runtime)
 
 
+def _width(stream: TextIO) -> int | None:
+    """Characters of a line of a terminal; None of a file."""
+    if not stream.isatty():
+        return None
+    return os.get_terminal_size(stream.fileno()).columns or None
+
+
 def _can_be_live(stream: TextIO) -> bool:
     if not stream.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
         return False
@@ -203,14 +245,15 @@ class PlainDisplay:
         self._last = progress
         if self._runtime.monotonic() >= self._next:
             self._next = self._runtime.monotonic() + _PLAIN_EVERY
-            self._write(str(progress))
+            self._write(progress)
 
     def close(self) -> None:
         """Write the last line, unless it stands there already."""
         if self._last is not None:
-            self._write(str(self._last))
+            self._write(self._last)
 
-    def _write(self, line: str) -> None:
+    def _write(self, progress: Progress) -> None:
+        line = progress.line(_width(self._stream))
         if line != self._said:
             self._said = line
             self._stream.write(f"{line}\n")
@@ -256,7 +299,7 @@ class LiveDisplay:
         if self._size.lines and _in_foreground(self._fd):
             self._write(_SAVE + _NO_REGION + self._lines(["", ""]) + _RESTORE)
         if self._last is not None:
-            self._write(f"{self._last}\n")
+            self._write(f"{self._last.line(_width(self._stream))}\n")
         _terminal.release()
 
     def _draw(self, progress: Progress) -> None:
@@ -291,6 +334,7 @@ class LiveDisplay:
         os.write(self._fd, text.encode(self._stream.encoding or "utf-8", "replace"))
 
 
+_DOT = " · "
 _STYLES = {
     "done": "green",
     "running": "cyan",
@@ -315,9 +359,12 @@ def _drawing(progress: Progress, width: int) -> RenderableType:
     head.add_column(ratio=1)
     head.add_column(no_wrap=True, justify="right")
     bar = ProgressBar(total=max(1, status.total), completed=status.finished)
-    head.add_row(status.name or status.session_id, bar, f"{status.progress:.0%}")
-    counts = Text(" · ", no_wrap=True, overflow="ellipsis").join(
-        Text(words, style=_style(name, progress)) for name, words in progress.counts()
+    name = Text(one_line(status.name or status.session_id))
+    name.truncate(max(1, width // 2), overflow="ellipsis")
+    head.add_row(name, bar, progress.percent)
+    counts = Text(_DOT, no_wrap=True, overflow="ellipsis").join(
+        Text(words, style=_style(name, progress))
+        for name, words in progress.counts(width - 1, _DOT)
     )
     counts.truncate(width - 1, overflow="ellipsis")
     return Group(head, counts)

@@ -27,6 +27,7 @@ import msgspec
 from msgspec.structs import replace
 
 from starburst_executor.errors import DamagedObject, NewerSchema
+from starburst_executor.names import NO_NAME, Name, encode_names
 from starburst_executor.origin import Origin
 from starburst_executor.rate import Rate
 from starburst_executor.spec import WorkerSpec
@@ -476,6 +477,11 @@ class Header(_Stored, frozen=True, kw_only=True):
         """Positions that were cancelled before they were stored."""
         return frozenset(i for i, call in enumerate(self.calls) if call.size < 0)
 
+    @property
+    def arguments_size(self) -> int:
+        """Bytes of all arguments together; the names of the tasks stand behind them."""
+        return sum(call.size for call in self.calls if call.size > 0)
+
     def fresh_record(self) -> Record:
         """The record of this batch before anyone touched it."""
         return Record.fresh(len(self.calls), self.withdrawn)
@@ -486,17 +492,18 @@ class Queued(NamedTuple):
 
     function: str
     arguments: bytes | None  # None: withdrawn
+    name: Name = NO_NAME
 
 
 def encode_tasks(
     calls: Sequence[Queued], modules: Mapping[str, str], *, light: bool = True
 ) -> bytes:
-    """The tasks object of a batch: magic, length of the header, header, arguments."""
+    """The tasks object of a batch: magic, length of the header, header, arguments, names."""
     functions: dict[str, int] = {}
     places: list[Call] = []
     body: list[bytes] = []
     offset = 0
-    for function, arguments in calls:
+    for function, arguments, _ in calls:
         index = functions.setdefault(function, len(functions))
         if arguments is None:
             places.append(Call(index, offset, -1))
@@ -511,7 +518,8 @@ def encode_tasks(
         light=light,
     )
     head = encode(header)
-    return b"".join([_MAGIC, struct.pack("<I", len(head)), head, *body])
+    names = encode_names(call.name for call in calls)
+    return b"".join([_MAGIC, struct.pack("<I", len(head)), head, *body, names])
 
 
 def read_header(data: bytes, key: str) -> tuple[Header, int] | int:

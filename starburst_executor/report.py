@@ -92,6 +92,7 @@ class Trace(NamedTuple):
         stored: When it was stored.
         over: When it was finished, or now.
         runs: Its attempts, the last one last.
+        name: What it is called.
     """
 
     place: int
@@ -100,6 +101,12 @@ class Trace(NamedTuple):
     stored: float
     over: float
     runs: tuple[Run, ...]
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """Its id, and its name if it is known."""
+        return f"{self.task_id} {self.name}".rstrip()
 
     @property
     def waited(self) -> float:
@@ -190,7 +197,7 @@ def observe(session: Session) -> Observed:
     traces: list[Trace] = []
     failed: list[Found] = []
     batches = set()
-    for found in find(session):
+    for found in find(session, named=True):
         traces.append(_trace(found, last_beats, manifest.intervals.heartbeat))
         batches.add(found.batch)
         if found.task.state is State.FAILED and len(failed) < _MOST_ERRORS:
@@ -275,6 +282,7 @@ def _trace(found: Found, last_beats: dict[str, float], between: float) -> Trace:
         found.stored,
         max(over, found.stored),
         tuple(_runs(task, found, last_beats, between)),
+        str(found.name),
     )
 
 
@@ -344,7 +352,7 @@ class Work:
         starting: From a worker's start until its first task began.
         handover: A slot was free while a task waited.
         tail: A slot was free, nothing waited, and other tasks still ran.
-        idle: Nothing was to be done.
+        idle: Nothing was to be done, between the first task and the last.
         missing: A task waited for a worker that was wanted and not there; no slot's time.
     """
 
@@ -358,7 +366,7 @@ class Work:
 
     @property
     def paid(self) -> float:
-        """All the time that slots were there."""
+        """All the time that slots were there, between the first task and the last."""
         return (
             self.useful
             + self.repeated
@@ -429,7 +437,7 @@ class Review:
 
     Attributes:
         observed: What it was made from.
-        begin: When the first task was stored, or the first worker came.
+        begin: When the first task was stored.
         end: When the last task was finished, or now.
         counts: Tasks by state.
         retried: Tasks that took more than one attempt.
@@ -478,8 +486,10 @@ class Review:
 def review(observed: Observed) -> Review:
     """Sum up a session."""
     traces = observed.traces
+    # What workers do before there is work, or once all is done, says nothing of how well they worked.
+    starts = (run.started for trace in traces for run in trace.runs if run.started)
     begin = min(
-        [trace.stored for trace in traces] + [stay.started for stay in observed.stays],
+        (*(trace.stored for trace in traces), *starts),  # by clocks that differ
         default=observed.manifest.created,
     )
     end = max((trace.over for trace in traces), default=begin)
@@ -522,7 +532,7 @@ _ADVICE = {
     ),
     "idle": (
         "workers with nothing to do",
-        "Work came too slowly or ended before they left: a shorter `idle_timeout`, or submit sooner.",
+        "Work came too slowly: fewer workers, a shorter `idle_timeout`, or submit more at a time.",
     ),
     "missing": (
         "tasks waiting for workers that were not there",
@@ -560,18 +570,20 @@ class _Changes:
     """What is higher by how much between which moments.
 
     Args:
-        begin: Nothing is earlier: clocks differ.
+        begin: What was before does not count.
+        end: What came later does not count.
     """
 
-    def __init__(self, begin: float) -> None:
+    def __init__(self, begin: float, end: float) -> None:
         self._begin = begin
+        self._end = end
         self._at: dict[float, list[int]] = defaultdict(lambda: [0] * 6)
 
     def add(
         self, start: float, stop: float, fields: Iterable[int], by: int = 1
     ) -> None:
         """Those fields are higher by `by` from `start` to `stop`."""
-        start = max(start, self._begin)
+        start, stop = max(start, self._begin), min(stop, self._end)
         if stop > start:
             first, last = self._at[start], self._at[stop]
             for i in fields:
@@ -593,15 +605,15 @@ def _account(
     wanted = observed.manifest.workers * observed.manifest.spec.slots
     work = Work()
     stretches = _empty_stretches(begin, end)
-    for start, stop, state in _changes(observed, begin).states():
+    for start, stop, state in _changes(observed, begin, end).states():
         _add(work, state, stop - start, wanted)
         _spread(stretches, state, start, stop)
     _count_ends(stretches, observed.traces)
     return work, stretches
 
 
-def _changes(observed: Observed, begin: float) -> _Changes:
-    changes = _Changes(begin)
+def _changes(observed: Observed, begin: float, end: float) -> _Changes:
+    changes = _Changes(begin, end)
     first: dict[str, float] = {}  # worker -> when its first task began
     for trace in observed.traces:
         changes.add(trace.stored, trace.over, [_UNFINISHED])

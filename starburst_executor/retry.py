@@ -2,29 +2,35 @@
 
 Nothing final ever changes, so a retried task stays as it ended. Its callable, arguments and modules are
 stored bytes, which are copied as they are: any version of Python may retry tasks of any other.
-What was retried is noted under `retries/`, so that nobody retries it twice by mistake.
+What was retried is noted under `retries/`, so that nobody retries it twice by mistake, and so that how the
+last try ended can stand for the task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from starburst_executor import lanes, records
-from starburst_executor.history import Found
+from starburst_executor.collect import TaskOutcome
+from starburst_executor.history import Found, find
+from starburst_executor.names import Name
 from starburst_executor.records import (
     MAX_BATCH_BYTES,
     MAX_BATCH_TASKS,
     Batch,
     Queued,
+    State,
     encode_tasks,
+    parse_task_id,
     task_id,
 )
 from starburst_executor.session import Session, Tasks
 
-__all__ = ["retried", "retry"]
+__all__ = ["Retries", "healed", "named", "retried", "retry", "unhealed"]
 
 
 @records.decodable
@@ -44,14 +50,88 @@ class _Copy(NamedTuple):
     light: bool
 
 
-def retried(session: Session) -> dict[str, str]:
-    """Task id -> id of the task that retries it, for all tasks of a session that were retried."""
-    found: dict[str, str] = {}
+class Retries(NamedTuple):
+    """What was retried in a session.
+
+    Attributes:
+        after: Task id -> id of the task that retries it; of several, the last.
+        made: Ids of all tasks that retry others.
+    """
+
+    after: dict[str, str]
+    made: frozenset[str]
+
+    def chain(self, name: str) -> list[str]:
+        """A task and what retried it, and what retried that, the last one last."""
+        names = [name]
+        while names[-1] in self.after:
+            names.append(self.after[names[-1]])
+        return names
+
+
+def retried(session: Session) -> Retries:
+    """What was retried."""
+    after: dict[str, str] = {}
+    made: set[str] = set()
     entries, _ = session.list_all(session.key("retries/"))
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.modified):
         got = session.store.get(entry.key)
         assert got is not None
-        found |= records.decode(got.data, _Retries, entry.key).tasks
+        tasks = records.decode(got.data, _Retries, entry.key).tasks
+        after |= tasks
+        made.update(tasks.values())
+    return Retries(after, frozenset(made))
+
+
+def healed(outcomes: Iterable[TaskOutcome], retries: Retries) -> list[TaskOutcome]:
+    """One outcome for each task that was no retry: that of its last try which has ended."""
+    known = {one.task_id: one for one in outcomes}
+    return [
+        _last(one, retries, known)
+        for one in known.values()
+        if one.task_id not in retries.made
+    ]
+
+
+def _last(
+    outcome: TaskOutcome, retries: Retries, known: Mapping[str, TaskOutcome]
+) -> TaskOutcome:
+    tries = [name for name in retries.chain(outcome.task_id) if name in known]
+    if len(tries) == 1:
+        return outcome
+    return dataclasses.replace(
+        known[tries[-1]],
+        index=outcome.index,
+        task_id=outcome.task_id,
+        retried_as=tries[-1],
+    )
+
+
+def unhealed(session: Session, states: Collection[State]) -> list[Found]:
+    """Tasks in those final states that were not retried."""
+    after = retried(session).after
+    return [found for found in find(session, states) if found.task_id not in after]
+
+
+def named(session: Session, names: Iterable[str]) -> list[Found]:
+    """The finished tasks of those ids, in submission order.
+
+    Raises:
+        ValueError: one is no task id, or is of a task that has not finished.
+        LookupError: the session has no such task.
+    """
+    wanted = {task_id(*parse_task_id(name)) for name in names}
+    found = [one for one in find(session) if one.task_id in wanted]
+    lacking = wanted - {one.task_id for one in found}
+    if lacking:
+        raise LookupError(
+            f"session {session.id} has no task {', '.join(sorted(lacking))}"
+        )
+    for one in found:
+        if not one.task.state.final:
+            raise ValueError(
+                f"task {one.task_id} is {one.task.state}: only finished tasks can be retried; cancel it first"
+            )
     return found
 
 
@@ -91,14 +171,17 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
 def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
     batch: Batch | None = None
     tasks: Tasks | None = None
+    names: list[Name] = []
     for found in chosen:
         if tasks is None or found.batch != batch:
             batch, tasks = found.batch, session.tasks(found.batch)
+            names = session.names(batch, tasks)
         header = tasks.header
         call = header.calls[found.position]
         if call.size >= 0:
             arguments = session.arguments(found.batch, tasks, found.position)
-            queued = Queued(header.functions[call.function], arguments)
+            name = names[found.position]
+            queued = Queued(header.functions[call.function], arguments, name)
             yield _Copy(found.task_id, queued, header.modules, header.light)
 
 

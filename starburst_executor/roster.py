@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
 from starburst_executor.future import TaskFuture
-from starburst_executor.records import Batch, State
+from starburst_executor.names import NO_NAME, Name
+from starburst_executor.records import Batch, State, parse_task_id
 from starburst_executor.session import Session
 from starburst_executor.watch import Outcomes, Watcher
 
@@ -51,10 +52,10 @@ class Roster:
             weakref.WeakValueDictionary()
         )
 
-    def new(self, lane: int, number: int) -> TaskFuture[Any]:
+    def new(self, lane: int, number: int, name: Name = NO_NAME) -> TaskFuture[Any]:
         """The future of a task that is being submitted."""
         with self._lock:
-            future = self._make(lane, number, self._next_index)
+            future = self._make(lane, number, self._next_index, name)
             self._next_index += 1
             return future
 
@@ -86,6 +87,22 @@ class Roster:
         with self._lock:
             self.take_in_others()
             return [future for batch in self.batches() for future in self._of(batch)]
+
+    def of(self, names: Collection[str]) -> list[TaskFuture[Any]]:
+        """The futures of stored tasks, by their ids, in submission order."""
+        wanted = [parse_task_id(name) for name in names]
+        with self._lock:
+            self.take_in_others()
+            batches = [
+                batch
+                for batch in self.batches()
+                if any(
+                    lane == batch.lane and batch.number <= number < batch.end
+                    for lane, number in wanted
+                )
+            ]
+            futures = [future for batch in batches for future in self._of(batch)]
+        return [future for future in futures if future.task_id in set(names)]
 
     def batches(self) -> list[Batch]:
         """What is known to be stored, in submission order."""
@@ -126,9 +143,11 @@ class Roster:
             else:
                 future.settle_later(partial(self._outcomes.later, batch, position))
 
-    def _make(self, lane: int, number: int, index: int) -> TaskFuture[Any]:
+    def _make(
+        self, lane: int, number: int, index: int, name: Name = NO_NAME
+    ) -> TaskFuture[Any]:
         future: TaskFuture[Any] = TaskFuture(
-            self._session.id, lane, number, index, self._cancel
+            self._session.id, lane, number, index, self._cancel, name
         )
         self._futures[lane, number] = future
         return future

@@ -47,6 +47,7 @@ from starburst_executor.errors import (
     SessionTerminated,
     StoreUnavailable,
 )
+from starburst_executor.names import Name, decode_names
 from starburst_executor.queue import Queue
 from starburst_executor.records import (
     Batch,
@@ -244,6 +245,26 @@ class Session:
                 f"{batch.tasks_key} is truncated: the arguments of task {position} end at byte {stop}"
             )
         return data
+
+    def names(self, batch: Batch, tasks: Tasks | None = None) -> list[Name]:
+        """What the tasks of a batch are called.
+
+        Raises:
+            DamagedObject: it cannot be read.
+            ObjectNotFound: it is gone: the session is being deleted.
+        """
+        tasks = tasks or self.tasks(batch)
+        key = batch.tasks_key
+        start = tasks.body + tasks.header.arguments_size
+        if len(tasks.data) < _FIRST_READ:  # all of the object
+            data = tasks.data[start:]
+        else:
+            # From a byte before them, for there may be none, and nothing can be read from the end on.
+            data = self._get(key, start - 1)[1:]
+        try:
+            return decode_names(data, batch.size)
+        except ValueError as error:
+            raise DamagedObject(f"{key}: {error}") from error
 
     def read(self, batch: Batch, known: Known) -> Known:
         """The record as it is now; `known` again if it has not changed.

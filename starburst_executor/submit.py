@@ -17,6 +17,7 @@ from typing import Any
 
 from starburst_executor.errors import ExecutorBroken, StarburstError, StoreError
 from starburst_executor.future import TaskFuture
+from starburst_executor.names import NO_NAME, Name
 from starburst_executor.records import (
     MAX_BATCH_BYTES,
     MAX_BATCH_TASKS,
@@ -42,6 +43,7 @@ class Item:
     arguments: bytes | None  # None once it was cancelled
     light: bool  # the arguments name no blob
     modules: Mapping[str, str]
+    name: Name = NO_NAME
 
 
 class Submitter:
@@ -252,7 +254,7 @@ class Submitter:
             self._storing.clear()
 
     def _store(self, batch: Batch, items: list[Item]) -> None:
-        calls = [Queued(item.function, item.arguments) for item in items]
+        calls = [Queued(i.function, i.arguments, i.name) for i in items]
         light = all(item.light for item in items)
         data = encode_tasks(calls, items[0].modules, light=light)
         self._session.put_batch(batch, data)

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from starburst_executor.errors import StarburstError
+from starburst_executor.tables import counted
 
 if TYPE_CHECKING:
     from starburst_executor.catalog import SessionStatus, SessionSummary
@@ -66,6 +67,8 @@ def dollars(amount: float) -> str:
     """Dollars as people say them: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
     if amount >= 0.995:
         return f"${amount:,.2f}"
+    if amount >= 0.1:
+        return f"${amount:.2f}"
     if amount >= 0.0001:
         return f"${amount:.2g}"
     return f"${amount:.8f}".rstrip("0").rstrip(".")
@@ -76,7 +79,9 @@ def dollars(amount: float) -> str:
 
 def status_html(status: SessionStatus) -> str:
     """A bar with what became of the tasks, and the counts below it."""
-    drawn = _status(status, f"{status.workers} of {status.workers_wanted} workers")
+    drawn = _status(
+        status, f"{status.workers} of {counted(status.workers_wanted, 'worker')}"
+    )
     return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
 
 
@@ -138,14 +143,26 @@ def executor_html(executor: StarburstExecutor) -> str:
 
 def sessions_html(sessions: Iterable[SessionSummary]) -> str:
     """A table of sessions."""
-    headings = ("session_id", "created_at", "last_activity", "total", "pending", "running", "completed", "failed", "state")  # fmt: skip
+    headings = ("session_id", "name", "created_at", "last_activity", "progress", "total", "pending", "claimed", "running", "completed", "failed", "cancelled", "workers", "state")  # fmt: skip
     rows = [
         (
             f"<code>{escape(one.session_id)}</code>",
+            escape(one.name or ""),
             f"{one.created_at:%Y-%m-%d %H:%M:%S}",
             f"{one.last_activity:%Y-%m-%d %H:%M:%S}",
-            *(f"{n:,}" for n in (one.total, one.pending, one.running, one.completed)),
+            f"{one.progress:.0%}",
+            *(
+                f"{n:,}"
+                for n in (
+                    one.total,
+                    one.pending,
+                    one.claimed,
+                    one.running,
+                    one.completed,
+                )
+            ),
             _red(one.failed),
+            *(f"{n:,}" for n in (one.cancelled, one.workers)),
             _state(one),
         )
         for one in sessions

@@ -199,7 +199,7 @@ def test_an_increase_can_be_asked_for(scripted: Scripted) -> None:
         QuotaCode="L-36FBB829",
         DesiredValue=64.0,
     )
-    output = run("quota", "--request", "64", "--spot").output
+    output = run("quota", "--request", "64", "--use-spot").output
     assert "Asked for 64 vCPUs: PENDING" in output
     assert "64" in next(line for line in output.splitlines() if "L-36FBB829" in line)
 
@@ -364,7 +364,7 @@ def test_without_any_price_the_built_in_table_serves_and_says_so(
     scripted.refuse("pricing", "get_products", "AccessDeniedException", "no", 403)
     found = prices.prices_for(SPEC, scripted.clients(), TODAY)
     assert found == cost.built_in("eu-west-1")
-    assert "built-in table, which lacks eu-west-1" in str(found)
+    assert "built-in table, for want of those of eu-west-1" in str(found)
 
 
 def test_a_damaged_cache_is_asked_for_anew(scripted: Scripted) -> None:
@@ -393,7 +393,7 @@ WISH = (
     "100",
     "--seconds",
     "600",
-    "--workers",
+    "--max-workers",
     "10",
     "--cpu",
     "4",

@@ -19,15 +19,15 @@ ROWS = """
  11  aws       joblib_backend  doctor
  10  executor                        |  poller
   9  page
-  8  roster    charts    progress    |  worker
-  7  watch  collect  catalog  staff  retry  report  |  workload
+  8  roster    charts    progress  retry  |  worker
+  7  watch  collect  catalog  staff  report  |  workload
   6  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
-  5  session  slots  arguments  choice  pricing
+  5  session  slots  arguments  choice  options  pricing
   4  queue  child  future  config  environment
   3  launch  store  records  serialize  mp_main  modules  mapping  cost  views  nesting  |  process_state
   2  scripts
   1  annotations  exception_state  shipped  origin  runtime  spec  rate  bootstrap  contents  namespace
-  0  errors  code_source  dropped  interrupts  |  fate  memory  output
+  0  errors  code_source  dropped  interrupts  names  tables  |  fate  memory  output
 """
 
 # Only when asked for, inside a function: the URL or name of a store or launcher on AWS.

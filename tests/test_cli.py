@@ -292,11 +292,11 @@ def test_reading_a_directory_does_not_load_boto3(finished: Finished) -> None:
 def test_list_shows_a_line_for_each_session(finished: Finished) -> None:
     heading, line = run("list", store=finished.store).stdout.splitlines()
     assert heading.split() == [
-        "session_id", "created_at", "last_activity", "total", "pending", "running",
-        "completed", "failed", "state",
+        "session_id", "name", "state", "done", "tasks", "run", "fail", "cancel", "workers", "idle",
     ]  # fmt: skip
-    assert line.split()[0] == finished.id
-    assert line.split()[-6:] == ["10", "0", "0", "7", "3", "closed"]
+    assert line.split()[:-1] == [
+        finished.id, "squares", "closed", "100%", "10", "0", "3", "0", "0",
+    ]  # fmt: skip
 
 
 def test_list_as_json_has_the_columns_of_the_table(finished: Finished) -> None:
@@ -402,16 +402,21 @@ def test_a_timeout_is_refused_where_nothing_waits(made: Made) -> None:
 def test_tasks_shows_each_task_in_submission_order(finished: Finished) -> None:
     heading, *lines = finished.run("tasks").stdout.splitlines()
     assert heading.split() == [
-        "index", "task", "state", "worker", "attempt", "queued", "ran", "error",
+        "index", "task", "state", "name", "attempt", "queued", "ran", "worker", "error",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines] == [str(i) for i in range(10)]
-    assert lines[3].split()[1:3] == ["0-3", "failed"]
+    assert lines[3].split()[1:4] == ["0-3", "failed", "work(3)"]
     assert lines[3].endswith("ValueError: bad 3")
 
 
 @pytest.mark.parametrize(
     ("option", "expected"),
-    [("--failed", ["0-0"]), ("--running", ["0-1"]), ("--pending", ["0-2"])],
+    [
+        ("--failed", ["0-0"]),
+        ("--running", ["0-1"]),
+        ("--pending", ["0-2"]),
+        ("--claimed", []),
+    ],
 )
 def test_tasks_can_be_chosen_by_state(
     made: Made, option: str, expected: list[str]
@@ -488,7 +493,9 @@ def test_errors_are_grouped_by_where_they_happened(finished: Finished) -> None:
     assert group["count"] == 3
     assert group["task_ids"] == ["0-3", "0-6", "0-9"]
     text = finished.run("errors").stdout
-    assert text.startswith("3 x ValueError: bad 3\n  tasks 0-3, 0-6, 0-9\n")
+    assert text.startswith(
+        "3 x ValueError: bad 3\n  task 0-3 work(3)\n  task 0-6 work(6)\n"
+    )
 
 
 def test_errors_of_different_kinds_stand_apart_the_largest_group_first(
@@ -777,10 +784,14 @@ def test_failed_tasks_are_retried_once_and_run_by_workers(directory_url: str) ->
         assert "not retried already" in again.stderr
         made.run("collect", "--wait", "--timeout", str(PATIENCE))
         outcomes = parsed(made.run("collect", "--json").stdout, "outcomes")
-        assert [one["state"] for one in outcomes] == [
-            "failed", "failed", "completed", "completed", "completed",
+        assert [(one["task_id"], one["retried_as"], one["value"]) for one in outcomes] == [
+            ("0-0", "0-3", 1), ("0-1", "0-4", 2), ("0-2", "", 4),
         ]  # fmt: skip
-        assert [one["value"] for one in outcomes[3:]] == [1, 2]
+        # What failed has been healed: nothing is left to complain of.
+        assert made.run("collect").exit_code == Exit.OK
+        assert made.run("status", "--watch").exit_code == Exit.OK
+        errors = made.run("errors")
+        assert (errors.stdout, "2 failures left out" in errors.stderr) == ("", True)
         shown = parsed(made.run("show", "0-0", "--json").stdout, "task")
         assert shown["retried_as"] == "0-3"
     finally:

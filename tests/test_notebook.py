@@ -90,23 +90,54 @@ def test_a_value_is_shown_escaped_short_and_whatever_its_repr_does(
     assert len(html(outcome)) < 1500
 
 
-def test_a_list_of_sessions_is_a_table_and_still_a_list() -> None:
-    one = SessionSummary(
-        session_id="20260131-120000-abcdef", created_at=MOMENT, last_activity=MOMENT, total=9, pending=0,
-        running=0, completed=8, failed=1, state="closed",
+def summary(**changes: Any) -> SessionSummary:
+    given: dict[str, Any] = {
+        "session_id": "s", "name": None, "created_at": MOMENT, "last_activity": MOMENT, "total": 9, "pending": 0,
+        "claimed": 0, "running": 0, "completed": 8, "failed": 1, "cancelled": 0, "workers": 2, "state": "open",
+        "idle": 3.2,
+    }  # fmt: skip
+    return SessionSummary(**{**given, **changes})
+
+
+def test_a_list_of_sessions_prints_as_a_table_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = summary(
+        session_id="20260131-120000-abcdef", name="a name\nof great length" * 5, state="terminated",
+        total=1_000_000, completed=999_998, running=120, failed=1, cancelled=1, workers=120, idle=1e6,
     )  # fmt: skip
+    lines = str(SessionList([long])).splitlines()
+    assert len(lines) == 2
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0].split()[:4] == ["session_id", "name", "state", "done"]
+    assert "20260131-120000-abcdef" in lines[1]
+    assert str(SessionList()) == "no sessions"
+
+
+def test_a_list_says_what_is_done_only_when_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    almost = summary(total=1000, completed=999, failed=0, name="run 7")
+    line = str(SessionList([almost])).splitlines()[1]
+    assert line.split() == ["s", "run", "7", "open", "99%", "1000", "0", "0", "0", "2", "3s"]  # fmt: skip
+
+
+def test_a_list_of_sessions_is_a_table_and_still_a_list() -> None:
+    one = summary(session_id="20260131-120000-abcdef", name="a<b", cancelled=3)
     shown = SessionList([one])
     assert shown == [one]
     assert html(shown).count("<tr>") == 2
     assert "2026-01-31 12:00:00" in html(shown)
+    assert "a&lt;b" in html(shown)
+    for heading in ("name", "progress", "cancelled", "workers"):
+        assert f">{heading}</th>" in html(shown)
     assert html(SessionList()) == "<i>no sessions</i>"
 
 
 def test_a_session_that_has_cost_too_much_says_so_in_the_list() -> None:
-    one = SessionSummary(
-        session_id="s", created_at=MOMENT, last_activity=MOMENT, total=9, pending=0, running=0, completed=8,
-        failed=1, state="open", alert="has cost $2, more than $1",
-    )  # fmt: skip
+    one = summary(alert="has cost $2, more than $1")
     shown = html(SessionList([one]))
     assert "over its cost_alert" in shown
     assert 'title="has cost $2, more than $1"' in shown
@@ -118,10 +149,7 @@ def test_dollar_signs_are_not_taken_for_formulas(directory_url: str) -> None:
         index=1, task_id="0-1", state="failed", error=ValueError("$1, $2"), type="ValueError",
         message="$1, $2", traceback="Traceback",
     )  # fmt: skip
-    one = SessionSummary(
-        session_id="s", created_at=MOMENT, last_activity=MOMENT, total=0, pending=0, running=0, completed=0,
-        failed=0, state="open",
-    )  # fmt: skip
+    one = summary()
     with StarburstExecutor(1, store=directory_url) as executor:
         shown = [html(executor), html(executor.status())]
     shown += [html(executor), html(outcome), html(SessionList([one]))]

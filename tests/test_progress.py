@@ -122,9 +122,23 @@ def test_a_line_says_all_there_is_to_know() -> None:
     now = status(4, pending=3, running=1, claimed=1, completed=3, failed=1)
     line = str(Progress(status=now, rate=2.5, left=2.4))
     assert line == (
-        "20250131-094500-k7mw3x: 40%, 4 of 10 done, 2 running, 3 pending, 1 failed, 2.4 s left, "
+        "20250131-094500-k7mw3x: 40%, 4 of 10 done, 1 running, 1 claimed, 3 pending, 1 failed, 2.4 s left, "
         "2.5 tasks/s, 1 of 2 workers"
     )
+
+
+@pytest.mark.parametrize("width", [64, 80, 120])
+def test_a_line_leaves_out_what_has_no_room(width: int) -> None:
+    now = status(40_000, 100_000, running=900, claimed=90, failed=12, cancelled=7)
+    line = Progress(status=now, rate=1234.5, left=4e5).line(width)
+    assert len(line) <= width
+    assert "40019 of 100000 done" in line
+    assert "12 failed" in line
+    assert ("4 d 15:06:40 left" in line) is (width > 64)
+
+
+def test_nothing_is_said_to_be_done_before_it_is() -> None:
+    assert Progress(status=status(9_999, 10_000), rate=None, left=None).percent == "99%"
 
 
 def test_what_was_spent_is_said_and_stands_out_above_its_alert() -> None:
@@ -345,7 +359,7 @@ def test_a_terminal_of_another_size_gets_the_display_at_its_foot() -> None:
     assert max(map(len, screen.lines)) <= 60
 
 
-def test_a_narrow_terminal_cuts_the_counts_and_keeps_two_lines() -> None:
+def test_a_narrow_terminal_gets_what_matters_in_two_whole_lines() -> None:
     with terminal(12, 40) as (stream, reader):
         display = open_display(stream, SystemRuntime())
         display.show(
@@ -354,7 +368,7 @@ def test_a_narrow_terminal_cuts_the_counts_and_keeps_two_lines() -> None:
         screen = Screen(12, 40)
         screen.write(read(reader))
         display.close()
-    assert screen.lines[11].rstrip().endswith("…")
+    assert screen.lines[11].rstrip() == "5 of 10 done · 0 failed · 5.0 s left"
     assert all(len(line) <= 40 for line in screen.lines)
 
 

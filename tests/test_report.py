@@ -114,17 +114,26 @@ def reviewed(traces: list[Trace], stays: list[Stay], **changes: Any) -> Review:
 
 
 def test_every_second_of_a_worker_is_accounted_for_once() -> None:
-    traces = [trace(0, 3, 5), trace(1, 6, 10)]
-    work = reviewed(traces, [stay(1, 12)]).work
+    traces = [trace(0, 3, 5), trace(1, 6, 10), trace(2, 12, 14, stored=12)]
+    work = reviewed(traces, [stay(1, 14)]).work
     assert (work.useful, work.starting, work.handover, work.tail, work.idle) == (
-        6,
+        8,
         2,
         1,
         0,
         2,
     )
-    assert work.paid == 11
-    assert work.efficiency == 6 / 11
+    assert work.paid == 13
+    assert work.efficiency == 8 / 13
+
+
+def test_idling_before_the_first_task_and_after_the_last_is_not_judged() -> None:
+    busy = [trace(0, 100, 150, stored=100), trace(1, 150, 200, stored=100)]
+    found = reviewed(busy, [stay(0, 600)])
+    assert found.work.efficiency == 1
+    assert found.work.paid == 100
+    assert found.seconds == 100
+    assert "nothing to do" not in headline(found)[1]
 
 
 def test_a_worker_free_beside_the_last_task_counts_as_tail() -> None:

@@ -140,7 +140,7 @@ def test_setup_updates_in_place_and_remembers_what_it_was_told(
     account: Clients,
 ) -> None:
     run("setup", "--yes", "--log-days", "7")
-    run("setup", "--yes", "--no-public-ip", "--image", "registry/image:1")
+    run("setup", "--yes", "--no-assign-public-ip", "--image", "registry/image:1")
     found = find_stack(account, "starburst-executor")
     assert found is not None
     assert found.status == "UPDATE_COMPLETE" or found.status == "CREATE_COMPLETE"
@@ -290,7 +290,7 @@ def test_a_key_and_an_instance_profile_that_were_brought_along_are_remembered(
 ) -> None:
     key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/0123-abc"
     profile = f"arn:aws:iam::{ACCOUNT}:instance-profile/mine"
-    run("setup", "--yes", "--kms-key", key, "--instance-profile", profile)
+    run("setup", "--yes", "--kms-key", key, "--instance-profile-arn", profile)
     output = run("setup", "--yes").output
     assert key in output
     found = find_stack(account, "starburst-executor")
@@ -444,7 +444,7 @@ def test_an_internet_gateway_without_a_public_address_is_warned_of(
         ids=("subnet-1",),
         public_ip=False,
     )
-    assert "--public-ip" in found.warnings[0]
+    assert "--assign-public-ip" in found.warnings[0]
 
 
 def test_a_gateway_that_is_there_is_not_made_again_but_the_stacks_own_is_kept(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
+from textwrap import fill
 from typing import Any, cast
 
 import click
 
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.sessions import json_option
-from starburst_executor.cli.text import document, echo_table
+from starburst_executor.cli.text import counted, document, echo_table
+from starburst_executor.views import dollars
 
 __all__ = ["VERBS"]
 
@@ -18,7 +21,7 @@ _region_option = click.option(
     metavar="NAME",
     help="AWS region; default that of the configuration, else of the AWS settings.",
 )
-_spot_option = click.option("--spot", is_flag=True, help="Spot capacity.")
+_spot_option = click.option("--use-spot", is_flag=True, help="Spot capacity.")
 
 
 def _clients(region: str | None) -> Any:
@@ -51,12 +54,12 @@ def quota(
     cpu: float,
     request: float | None,
     dry_run: bool,
-    spot: bool,
+    use_spot: bool,
     as_json: bool,
 ) -> None:
     """Show how many Fargate vCPUs the account may have at once, and how many it has.
 
-    With --request (and --spot, for Spot's) ask AWS for more; it may take days to decide.
+    With --request (and --use-spot, for Spot's) ask AWS for more; it may take days to decide.
     """  # fmt: skip
     from starburst_executor import cost
     from starburst_executor.aws import account
@@ -67,14 +70,14 @@ def quota(
         raise click.UsageError("--dry-run goes with --request")
     clients = _clients(region)
     rows: list[dict[str, Any]] = []
-    for use_spot in (False, True):
-        found = account.quota(clients, use_spot=use_spot)
-        if request is not None and use_spot is spot:
+    for spot in (False, True):
+        found = account.quota(clients, use_spot=spot)
+        if request is not None and spot is use_spot:
             _request(clients, found, request, dry_run=dry_run, aside=as_json)
-        used = account.used_vcpus(clients, use_spot=use_spot)
+        used = account.used_vcpus(clients, use_spot=spot)
         rows.append(
             {
-                "market": "Spot" if use_spot else "on-demand",
+                "market": "Spot" if spot else "on-demand",
                 "code": found.code,
                 "vcpus": found.vcpus,
                 "used": used,
@@ -83,7 +86,7 @@ def quota(
             }
         )
     if request is not None and not dry_run:
-        rows[spot]["requested"] = request
+        rows[use_spot]["requested"] = request
     if as_json:
         click.echo(
             document("quota", {"region": clients.region, "cpu": cpu, "markets": rows})
@@ -139,7 +142,7 @@ def _request(
     "--seconds", type=click.FloatRange(0), required=True, help="How long each takes."
 )
 @click.option(
-    "--workers", type=click.IntRange(1), required=True, help="Most workers at once."
+    "--max-workers", type=click.IntRange(1), required=True, help="Most at once."
 )
 @click.option(
     "--cpu", type=float, default=1.0, show_default=True, help="vCPUs of a worker."
@@ -174,7 +177,7 @@ def _request(
 def estimate(
     tasks: int,
     seconds: float,
-    workers: int,
+    max_workers: int,
     cpu: float,
     memory: str,
     launch_type: str,
@@ -182,7 +185,7 @@ def estimate(
     slots: int,
     max_hourly_cost: float | None,
     offline: bool,
-    spot: bool,
+    use_spot: bool,
     region: str | None,
     as_json: bool,
 ) -> None:
@@ -197,7 +200,7 @@ def estimate(
             memory=memory,
             launch_type=cast(Any, launch_type),
             instance_type=instance_type,
-            use_spot=spot,
+            use_spot=use_spot,
             slots=slots,
         )
     except (TypeError, ValueError) as error:
@@ -209,7 +212,7 @@ def estimate(
             prices,
             tasks=tasks,
             task_seconds=seconds,
-            workers=workers,
+            workers=max_workers,
             fit=fit,
             public_ip=public_ip,
         )
@@ -218,7 +221,7 @@ def estimate(
     if as_json:
         click.echo(document("estimate", _content(found, fit)))
     else:
-        _echo(found, fit, workers)
+        _echo(found, fit, max_workers)
     _check(max_hourly_cost, found)
 
 
@@ -273,20 +276,19 @@ def _echo(found: Any, fit: int | None, workers: int) -> None:
     amounts = found.cost
     waves = f", in {found.waves} waves" if found.waves > 1 else ""
     click.echo(
-        f"Time:      about {_duration(found.seconds)} on {found.workers} workers{waves}"
+        f"Time:      about {_duration(found.seconds)} on {counted(found.workers, 'worker')}{waves}"
     )
     if fit is not None and fit < workers and found.workers == fit:
         click.echo(
             f"           (the quota has room for {fit}: `starburst-executor quota` can ask for more)"
         )
-    click.echo(
-        f"Workers:   ${amounts.compute:.4g} (${found.hourly:.4g} an hour while all of them run)"
-    )
-    click.echo(f"Requests:  ${amounts.requests:.4g} to S3")
-    click.echo(f"Total:     ${amounts.total:.4g}")
-    click.echo(
-        f"Reckoned with {amounts.prices}. Without storage, logs, traffic, retries and taxes."
-    )
+    hourly = f"{dollars(found.hourly)} an hour while all of them run"
+    click.echo(f"Workers:   {dollars(amounts.compute)} ({hourly})")
+    click.echo(f"Requests:  {dollars(amounts.requests)} to S3")
+    click.echo(f"Total:     {dollars(amounts.total)}")
+    prices = f"{amounts.prices}; without storage, logs, traffic, retries and taxes"
+    width = shutil.get_terminal_size().columns
+    click.echo(fill(f"Prices:    {prices}", width, subsequent_indent=" " * 11))
 
 
 def _duration(seconds: float) -> str:

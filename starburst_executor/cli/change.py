@@ -19,12 +19,13 @@ from starburst_executor.cli.sessions import (
     store_option,
     tasks_argument,
 )
+from starburst_executor.cli.text import counted
 from starburst_executor.errors import SessionNotFound
 from starburst_executor.history import Found
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.records import Batch, State
-from starburst_executor.retry import retried
 from starburst_executor.retry import retry as submit_again
+from starburst_executor.retry import unhealed
 from starburst_executor.runtime import Runtime, SystemRuntime
 from starburst_executor.session import Session
 from starburst_executor.spec import WorkerSpec
@@ -53,7 +54,7 @@ def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
         )
     ended = len(chosen) - cancelled
     click.echo(
-        f"Cancelled {cancelled} tasks."
+        f"Cancelled {counted(cancelled, 'task')}."
         + (f" {ended} had ended before." if ended else "")
     )
 
@@ -87,19 +88,33 @@ def _cancel(session: Session, batch: Batch, positions: list[int]) -> int:
 @click.option(
     "--failed", is_flag=True, help="All that failed and were not retried yet."
 )
+@click.option("--cancelled", is_flag=True, help="The same of those cancelled.")
+@click.option("--all", "both", is_flag=True, help="Both.")
 @store_option
-def retry(id: str, task: tuple[str, ...], failed: bool, store: str | None) -> None:
+def retry(
+    id: str,
+    task: tuple[str, ...],
+    failed: bool,
+    cancelled: bool,
+    both: bool,
+    store: str | None,
+) -> None:
     """Submit the calls of finished tasks again, as new tasks; prints the old id and the new one.
 
-    The old tasks stay as they ended. Workers are started on this machine if they lack.
+    The old tasks stay as they ended, but what counts is how the last try ended: for `collect`, `errors` and exit
+    codes. Workers are started, with the session's own launcher, if they lack.
     """
-    if failed == bool(task):
-        raise click.UsageError("name one or more tasks, or give --failed")
+    states = [State.FAILED] * (failed or both) + [State.CANCELLED] * (cancelled or both)
+    if bool(states) == bool(task):
+        raise click.UsageError(
+            "name one or more tasks, or give --failed, --cancelled or --all"
+        )
     with at_session(store, id) as session:
-        chosen = _chosen(session, task, (State.FAILED,))
-        if failed:
-            done_before = retried(session)
-            chosen = [one for one in chosen if one.task_id not in done_before]
+        if task:
+            chosen = _chosen(session, task, ())
+        else:
+            session.load()
+            chosen = unhealed(session, states)
         _check_final(chosen)
         made = submit_again(session, chosen)
         for old, new in made.items():
@@ -112,8 +127,9 @@ def retry(id: str, task: tuple[str, ...], failed: bool, store: str | None) -> No
                 )
         if made:
             start_workers(session)
-        elif failed:
-            click.echo("No task has failed that was not retried already.", err=True)
+        elif states:
+            which = " or ".join(map(str, states))
+            click.echo(f"No task is {which} that was not retried already.", err=True)
 
 
 def _check_final(tasks: Iterable[Found]) -> None:
@@ -172,7 +188,8 @@ def scale(id: str, workers: int | None, store: str | None) -> None:
             manifest = catalog.scale(session, workers)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="N|auto") from error
-        click.echo(f"Session {session.id} wants at most {manifest.workers} workers.")
+        most = counted(manifest.workers, "worker")
+        click.echo(f"Session {session.id} wants at most {most}.")
         if manifest.state != "terminated":
             start_workers(session)
 
@@ -236,7 +253,8 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
         finally:
             runtime.close()
     done = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{count} sessions and {environments} environments {done}.", err=True)
+    what = f"{counted(count, 'session')} and {counted(environments, 'environment')}"
+    click.echo(f"{what} {done}.", err=True)
 
 
 def _prune_environments(

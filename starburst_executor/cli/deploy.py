@@ -102,15 +102,15 @@ def _shown(value: Any) -> str:
 )
 @click.option("--cluster", metavar="NAME", help="An ECS cluster of yours.")
 @click.option(
-    "--execution-role",
+    "--execution-role-arn",
     metavar="ARN",
     help="A role of yours by which ECS pulls images and writes logs.",
 )
 @click.option(
-    "--task-role", metavar="ARN", help="A role of yours for workers and tasks."
+    "--task-role-arn", metavar="ARN", help="A role of yours for workers and tasks."
 )
 @click.option(
-    "--instance-profile",
+    "--instance-profile-arn",
     metavar="ARN",
     help="An instance profile of yours for EC2 instances that workers run on.",
 )
@@ -132,7 +132,7 @@ def _shown(value: Any) -> str:
     help="How long logs are kept; default 30.",
 )
 @click.option(
-    "--public-ip/--no-public-ip",
+    "--assign-public-ip/--no-assign-public-ip",
     default=None,
     help="Whether workers get public addresses.",
 )
@@ -216,13 +216,13 @@ def _wishes(options: Mapping[str, Any], before: Mapping[str, Any]) -> Any:
         subnets=_ids(options["subnets"]),
         security_groups=_ids(options["security_groups"]),
         cluster=options["cluster"],
-        execution_role_arn=options["execution_role"],
-        task_role_arn=options["task_role"],
-        instance_profile_arn=options["instance_profile"],
+        execution_role_arn=options["execution_role_arn"],
+        task_role_arn=options["task_role_arn"],
+        instance_profile_arn=options["instance_profile_arn"],
         kms_key_arn=options["kms_key"],
         instance_types=options["instance_types"],
         log_days=int(options["log_days"]) if options["log_days"] else None,
-        public_ip=options["public_ip"],
+        public_ip=options["assign_public_ip"],
     )
 
 

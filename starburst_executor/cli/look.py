@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,25 +20,29 @@ from starburst_executor.cli.sessions import (
     task_name,
 )
 from starburst_executor.cli.text import (
+    counted,
     document,
-    echo_table,
+    echo_lines,
     local_moment,
-    local_time,
     one_line,
     status_text,
+    terminal_width,
 )
 from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
 from starburst_executor.history import Found, TaskHistory, TaskView
 from starburst_executor.ledger import Ledger
 from starburst_executor.progress import duration, open_display
 from starburst_executor.records import State
-from starburst_executor.retry import retried
+from starburst_executor.retry import retried, unhealed
 from starburst_executor.session import Session
+from starburst_executor.tables import Column, fitted
 
 if TYPE_CHECKING:
     from starburst_executor.progress import Display
 
 __all__ = ["VERBS"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.command("list")
@@ -47,8 +51,9 @@ __all__ = ["VERBS"]
 def list_(store: str | None, as_json: bool) -> None:
     """Print the sessions in a store, oldest first.
 
-    The counts of a session at work are those of one moment or another; `running` includes what a worker
-    has claimed.
+    `done` is the share of its tasks that is finished; `run`, `fail` and `cancel` count those that run, have
+    failed and were cancelled; `idle` is how long ago anything was written. The counts of a session at work are
+    those of one moment or another.
     """
     with at_store(store) as opened:
         sessions = catalog.summaries(opened)
@@ -58,15 +63,7 @@ def list_(store: str | None, as_json: bool) -> None:
         if not sessions:
             click.echo(f"There are no sessions in {opened.url}.", err=True)
             return
-    echo_table(
-        ("session_id", "created_at", "last_activity", "total", "pending", "running",
-         "completed", "failed", "state"),
-        [
-            (s.session_id, local_time(s.created_at), local_time(s.last_activity), str(s.total),
-             str(s.pending), str(s.running), str(s.completed), str(s.failed), s.state)
-            for s in sessions
-        ],
-    )  # fmt: skip
+    echo_lines(sessions.lines(terminal_width()))
     for one in sessions:
         if one.alert:
             click.secho(one.alert, fg="yellow", err=True)
@@ -84,64 +81,87 @@ def status(
     """Print how far a session is.
 
     With --watch it goes on until every task is finished, and then ends with exit code 6 if one failed or
-    was cancelled: live on a terminal, else a line every ten seconds, with --json one document a line.
+    was cancelled, and was not retried: live on a terminal, else a line every ten seconds, with --json one document a line.
     """
     if timeout is not None and not watch:
         raise click.UsageError("--timeout is for --watch")
     with at_session(store, id) as session:
         if not watch:
             now = catalog.status(session, reckon=Ledger(session).look)
-            _echo_status(now, as_json)
+            _echo_status(session, now, as_json)
             return
         display: Display = (
             EchoJson() if as_json else open_display(sys.stdout, session.runtime)
         )
         last = Watch(session, display, timeout).until_finished()
-    if not as_json:
-        _echo_status(last, as_json)
-    if last.failed or last.cancelled:
+        if not as_json:
+            _echo_status(session, last, as_json)
+        bad = last.failed + last.cancelled > 0 and unhealed(session, _BAD)
+    if bad:
         sys.exit(Exit.TASKS_FAILED)
 
 
-def _echo_status(now: catalog.SessionStatus, as_json: bool) -> None:
-    click.echo(document("status", now) if as_json else status_text(str(now)))
+_BAD = (State.FAILED, State.CANCELLED)
+
+
+def _echo_status(session: Session, now: catalog.SessionStatus, as_json: bool) -> None:
+    if as_json:
+        click.echo(document("status", now))
+        return
+    click.echo(status_text(str(now)))
+    if now.failed or now.cancelled:
+        again = len(retried(session).after)
+        if again:
+            click.echo(
+                f"  Retried:   {counted(again, 'task')}, counted among those that failed or were cancelled"
+            )
+
+
+def _only(state: State, which: str) -> Callable[[F], F]:
+    """`--pending` and so on."""
+    return click.option(
+        f"--{state}", "state", flag_value=str(state), help=f"Only those {which}."
+    )
 
 
 @click.command()
 @session_argument
-@click.option("--failed", "state", flag_value="failed", help="Only those that failed.")
-@click.option(
-    "--running", "state", flag_value="running", help="Only those that a worker has."
-)
-@click.option(
-    "--pending", "state", flag_value="pending", help="Only those that none has."
-)
+@_only(State.PENDING, "that no worker has")
+@_only(State.CLAIMED, "that a worker has and has not begun")
+@_only(State.RUNNING, "that a worker has begun")
+@_only(State.COMPLETED, "that returned")
+@_only(State.FAILED, "that failed")
+@_only(State.CANCELLED, "that were cancelled")
 @store_option
 @json_option
 def tasks(id: str, state: str | None, store: str | None, as_json: bool) -> None:
     """Print the tasks of a session, one a line.
 
     `queued` is how long a task waited from being stored until its last attempt began, `ran` how long that
-    attempt has run.
+    attempt has run. A terminal that is too narrow for all columns gets the most telling ones.
     """
     with at_session(store, id) as session:
         session.load()
-        found = list(history.views(session, _STATES[state]))
+        states = None if state is None else (State(state),)
+        found = list(history.views(session, states))
     if as_json:
         click.echo(document("tasks", found))
         return
-    echo_table(
-        ("index", "task", "state", "worker", "attempt", "queued", "ran", "error"),
-        [_task_row(task) for task in found],
-    )
+    rows = [_task_row(task) for task in found]
+    echo_lines(fitted(_TASKS, rows, terminal_width()))
 
 
-_STATES: dict[str | None, Collection[State] | None] = {
-    None: None,
-    "failed": (State.FAILED,),
-    "running": (State.CLAIMED, State.RUNNING),
-    "pending": (State.PENDING,),
-}
+_TASKS = (
+    Column("index", right=True, spare=4),
+    Column("task"),
+    Column("state"),
+    Column("name", least=20),
+    Column("attempt", right=True, spare=3),
+    Column("queued", right=True, spare=2),
+    Column("ran", right=True),
+    Column("worker", spare=1),
+    Column("error", least=12),
+)
 
 
 def _task_row(task: TaskView) -> tuple[str, ...]:
@@ -149,10 +169,11 @@ def _task_row(task: TaskView) -> tuple[str, ...]:
         str(task.index),
         task.task_id,
         task.state,
-        task.worker or "-",
+        task.name or "-",
         str(task.attempt),
         duration(task.queued),
         duration(task.ran) if task.ran else "-",
+        task.worker or "-",
         one_line(str(task.error)) if task.error else "",
     )
 
@@ -166,7 +187,7 @@ def show(id: str, task: str, store: str | None, as_json: bool) -> None:
     """Print all that is known of one task: its attempts with their times, its error and its output."""
     with at_session(store, id) as session:
         whole = history.history(session, find_task(session, task))
-        again = retried(session).get(whole.task.task_id)
+        again = retried(session).after.get(whole.task.task_id)
     if as_json:
         content = {"history": whole, "retried_as": again}
         click.echo(document("task", content))
@@ -194,6 +215,8 @@ def _echo_history(whole: TaskHistory, again: str | None) -> None:
         click.style(f"Task {task.task_id}", bold=True) + f" (index {task.index})"
     )
     lines = [
+        *([f"  Label:      {task.label}"] if task.label else []),
+        f"  Call:       {task.call or '-'}",
         f"  State:      {task.state}" + (f", retried as {again}" if again else ""),
         f"  Stored:     {local_moment(whole.stored_at)}",
         f"  Queued:     {duration(task.queued)}",
@@ -203,12 +226,14 @@ def _echo_history(whole: TaskHistory, again: str | None) -> None:
     ]
     click.echo("\n".join(lines))
     for one in whole.attempts:
-        began = f"began {local_moment(one.started)}" if one.started else "did not begin"
-        ended = (
-            f", {one.how} {local_moment(one.ended)}" if one.ended else f", {one.how}"
-        )
-        claimed = f"claimed {local_moment(one.claimed)}"
-        click.echo(f"  Attempt {one.number}:  {one.worker} {claimed}, {began}{ended}")
+        click.echo(f"  Attempt {one.number}:  {one.worker} {one.how}")
+        for what, when in (
+            ("claimed", one.claimed),
+            ("began", one.started),
+            ("ended", one.ended),
+        ):
+            if when is not None:
+                click.echo(f"    {what + ':':<9} {local_moment(when)}")
     if task.error is not None:
         _echo_section("Error", task.error.traceback or str(task.error))
         _echo_section("Last of stderr", task.error.stderr)
@@ -279,20 +304,31 @@ def _print_worker_logs(
 @store_option
 @json_option
 def errors(id: str, store: str | None, as_json: bool) -> None:
-    """Print the failures of a session, grouped by traceback: how many, some task ids, one traceback."""
+    """Print the failures of a session, grouped by traceback: how many, some tasks, one traceback.
+
+    Tasks that were retried are left out: what counts is how the last try ended.
+    """
     with at_session(store, id) as session:
         session.load()
-        groups = history.group_errors(history.views(session, (State.FAILED,)))
+        failed = list(history.views(session, (State.FAILED,)))
+        after = retried(session).after
+    standing = [task for task in failed if task.task_id not in after]
+    groups = history.group_errors(standing)
     if as_json:
         click.echo(document("errors", groups))
         return
-    if not groups:
+    again = len(failed) - len(standing)
+    if again:
+        click.echo(f"{counted(again, 'failure')} left out, retried since.", err=True)
+    elif not groups:
         click.echo("No task has failed.", err=True)
     for group in groups:
-        ids = ", ".join(group.task_ids) + (", ..." if group.count > 5 else "")
         head = f"{group.count} x {one_line(str(group.error))}"
         click.echo(click.style(head, fg="red", bold=True))
-        click.echo(f"  tasks {ids}")
+        for name in group.names:
+            click.echo(f"  task {name}")
+        if group.count > len(group.names):
+            click.echo(f"  and {counted(group.count - len(group.names), 'other')}")
         for part in (group.error.traceback, group.error.stderr):
             click.echo("".join(f"  {line}\n" for line in part.splitlines()), nl=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import click
@@ -66,7 +67,16 @@ def worker(session_url: str, worker_id: str | None) -> None:
         reason = serve(session_url, worker_id)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from error
-    click.echo(reason)
+    if not _same_place():
+        click.echo(reason)  # else the log has said so, in the same place
+
+
+def _same_place() -> bool:
+    """Whether stdout and stderr are one file or terminal."""
+    try:
+        return os.path.sameopenfile(1, 2)
+    except OSError:  # one of them is closed
+        return False
 
 
 VERBS: dict[str, click.Command] = {"doctor": doctor, "worker": worker}

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import cloudpickle  # type: ignore[import-untyped]
@@ -25,13 +25,14 @@ from starburst_executor.cli.sessions import (
     start_workers,
     store_option,
 )
-from starburst_executor.cli.text import document, echo_table, one_line
+from starburst_executor.cli.text import counted, document, echo_table, one_line
 from starburst_executor.cli.watching import Watch, seconds_option
-from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.collect import Collector, FinalStateName, TaskOutcome
 from starburst_executor.library import DiskLibrary
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.progress import duration, open_display
 from starburst_executor.records import Batch, Manifest, State
+from starburst_executor.retry import healed, retried
 from starburst_executor.session import Session
 from starburst_executor.store import appearing
 
@@ -67,7 +68,8 @@ def collect(
 
     With --wait it first waits until all tasks are finished, and starts workers on this machine as the
     session's own client would if they lack. A value that JSON cannot hold is given as its `repr`; into a
-    .json FILE it is refused. Ends with exit code 6 if a task failed or was cancelled.
+    .json FILE it is refused. A task that was retried has the outcome of its last try. Ends with exit code 6 if
+    a task failed or was cancelled.
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout is for --wait")
@@ -134,7 +136,7 @@ def _wait(session: Session, timeout: float | None) -> None:
     left = status.total - status.finished
     if left:
         click.echo(
-            f"Session {session.id} was terminated with {left} tasks unfinished.",
+            f"Session {session.id} was terminated with {counted(left, 'task')} unfinished.",
             err=True,
         )
 
@@ -153,7 +155,7 @@ def _outcomes(session: Session, manifest: Manifest) -> list[TaskOutcome]:
         for batch in batches:
             outcomes += collector.collect(batch, index)
             index += batch.size
-    return outcomes
+    return healed(outcomes, retried(session))
 
 
 @contextmanager
@@ -172,11 +174,11 @@ def _importable(session: Session, batches: Iterable[Batch]) -> Iterator[None]:
 
 
 def _without_values(session: Session) -> list[TaskOutcome]:
-    return [
+    outcomes = [
         TaskOutcome(
             index=view.index,
             task_id=view.task_id,
-            state=view.state,
+            state=cast(FinalStateName, view.state),
             value=_UNREADABLE,
             type=view.error.type if view.error else "",
             message=view.error.message if view.error else "",
@@ -187,6 +189,7 @@ def _without_values(session: Session) -> list[TaskOutcome]:
         )
         for view in history.views(session, [s for s in State if s.final])
     ]
+    return healed(outcomes, retried(session))
 
 
 class _Unreadable:
@@ -245,6 +248,7 @@ def _as_json(outcome: TaskOutcome) -> dict[str, Any]:
         "worker": outcome.worker,
         "attempt": outcome.attempt,
         "seconds": outcome.seconds,
+        "retried_as": outcome.retried_as,
     }
 
 
@@ -266,7 +270,7 @@ def _write(output: Path, outcomes: list[TaskOutcome]) -> None:
         data = cloudpickle.dumps(outcomes, pickle.DEFAULT_PROTOCOL)
     with appearing(output) as file:
         file.write(data)
-    click.echo(f"Wrote {len(outcomes)} outcomes to {output}.", err=True)
+    click.echo(f"Wrote {counted(len(outcomes), 'outcome')} to {output}.", err=True)
 
 
 def _check_json(output: Path, outcomes: list[TaskOutcome]) -> None:

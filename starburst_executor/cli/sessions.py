@@ -109,30 +109,12 @@ def _session_id(store: Store, text: str) -> str:
             "k7mw3x or its beginning",
             param_hint="ID",
         )
-    if store.list(f"sessions/{text}/", limit=1).entries:
-        return text
-    found = _matching(store, text)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise click.BadParameter(
-            f"{text!r} is the beginning of {len(found)} session ids: {some}",
-            param_hint="ID",
-        )
-    raise Failed(
-        f"no session id in {store.url} is or begins with {text!r}. It may have been cleaned up, or be in "
-        "another store or region: `starburst-executor list --store URL` shows what a store has.",
-        Exit.NOT_FOUND,
-    )
+    from starburst_executor.catalog import resolve
 
-
-def _matching(store: Store, text: str) -> list[str]:
-    from starburst_executor.catalog import session_ids
-
-    return list(session_ids(store, text)) or [
-        one for one in session_ids(store) if one.rpartition("-")[2].startswith(text)
-    ]
+    try:
+        return resolve(store, text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="ID") from error
 
 
 def task_name(manifest: Manifest, text: str) -> str:
@@ -167,6 +149,7 @@ def launcher_of(manifest: Manifest) -> Launcher:
 def start_workers(session: Session) -> None:
     """Start what workers the unfinished tasks of a session lack, and say so."""
     from starburst_executor import catalog
+    from starburst_executor.cli.text import counted
     from starburst_executor.packing import python_version
     from starburst_executor.staff import Staff
 
@@ -186,7 +169,7 @@ def start_workers(session: Session) -> None:
     Staff(session, launcher, manifest, _not_broken).need(unfinished)
     started = (launcher.live(session.url) or set()) - before
     if started:
-        click.echo(f"Started {len(started)} workers.")
+        click.echo(f"Started {counted(len(started), 'worker')}.")
 
 
 def _not_broken(error: Exception) -> None:
@@ -199,14 +182,13 @@ def _not_broken(error: Exception) -> None:
 def _complete_session(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
+    from starburst_executor.catalog import ids_like, session_ids
     from starburst_executor.errors import StarburstError
 
     try:
         with at_store(ctx.params.get("store")) as store:
-            found = _matching(store, incomplete) if _ID.fullmatch(incomplete) else []
+            found = ids_like(store, incomplete) if _ID.fullmatch(incomplete) else []
             if not incomplete:
-                from starburst_executor.catalog import session_ids
-
                 found = list(session_ids(store))
     except (StarburstError, click.ClickException):
         return []  # no place for a message: what was typed stays as it is

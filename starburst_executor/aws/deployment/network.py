@@ -153,7 +153,7 @@ def _warnings(
         if _leads_to(table, "igw-") and not public_ip:
             yield (
                 f"workers in {name} reach nothing outside of AWS's endpoints: its way out is an internet gateway, "
-                "which takes a public address (--public-ip)"
+                "which takes a public address (--assign-public-ip)"
             )
         if not any(_leads_to(table, kind) for kind in ("igw-", "nat-", "tgw-", "i-")):
             yield (

@@ -1,0 +1,94 @@
+"""Submitting with options, so that `submit` can hand on every keyword to the callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from starburst_executor import mapping
+from starburst_executor.future import TaskFuture
+from starburst_executor.runtime import Runtime
+
+__all__ = ["Options", "Submits"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Submits(Protocol):
+    """What `Options` asks of an executor."""
+
+    def submit_call(
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str = "",
+    ) -> TaskFuture[T]:
+        """Submit one call."""
+
+    def submit_all(
+        self,
+        fn: Callable[..., Any],
+        calls: list[tuple[Any, ...]],
+        function: str,
+        label: str = "",
+    ) -> Sequence[Future[Any]]:
+        """Submit calls of one callable."""
+
+    def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
+        """Cancel those that have not begun."""
+
+
+class Options:
+    """`submit` and `map` of an executor, for tasks with options; made by `StarburstExecutor.options`.
+
+    Args:
+        executor: Whose.
+        runtime: Its clock.
+        label: What the tasks are called.
+    """
+
+    def __init__(self, executor: Submits, runtime: Runtime, label: str) -> None:
+        self._executor = executor
+        self._runtime = runtime
+        self._label = label
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[T]:
+        """As the executor's `submit`."""
+        return self._executor.submit_call(fn, args, kwargs, self._label)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """As the executor's `map`."""
+        return mapping.map_on(
+            self,
+            self._runtime,
+            fn,
+            iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+        )
+
+    def submit_all(
+        self, fn: Callable[..., Any], calls: list[tuple[Any, ...]], function: str
+    ) -> Sequence[Future[Any]]:
+        """Submit calls of one callable, with these options."""
+        return self._executor.submit_all(fn, calls, function, self._label)
+
+    def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
+        """Cancel those that have not begun."""
+        self._executor.cancel_all(futures)
+
+    def __repr__(self) -> str:
+        return f"<Options label={self._label!r} of {self._executor!r}>"

@@ -1,0 +1,106 @@
+"""Sessions as a whole: what lists and statuses say of them, and how they are named."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from starburst_executor import (
+    Intervals,
+    SessionNotFound,
+    StarburstExecutor,
+    catalog,
+    list_sessions,
+)
+from starburst_executor.progress import Gauge
+from starburst_executor.records import Heartbeat
+from starburst_executor.runtime import SystemRuntime
+from starburst_executor.session import Session
+from starburst_executor.store import open_store
+
+QUICK = Intervals(
+    heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05
+)
+
+
+def test_the_list_counts_as_the_status_does(directory_url: str) -> None:
+    with StarburstExecutor(
+        1, store=directory_url, name="run", keep=True, intervals=QUICK
+    ) as executor:
+        executor.submit(pow, 2, 3).result()
+        status, (one,) = executor.status(), list_sessions(directory_url)
+    for name in ("name", "total", "pending", "claimed", "running", "completed", "failed", "cancelled", "state", "progress"):  # fmt: skip
+        assert getattr(one, name) == getattr(status, name), name
+    assert one.workers == 1
+
+
+def test_the_last_activity_never_goes_back_when_workers_leave(
+    directory_url: str,
+) -> None:
+    with StarburstExecutor(
+        1, store=directory_url, keep=True, intervals=QUICK
+    ) as executor:
+        executor.submit(pow, 2, 3).result()
+    session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
+    beat = Heartbeat(worker="w-late")
+    session.beat(beat)
+    before = catalog.status(session).last_activity
+    session.bury(beat)
+    assert catalog.status(session).last_activity >= before
+
+
+def test_the_last_activity_never_goes_back_as_batches_are_finished(
+    directory_url: str,
+) -> None:
+    with StarburstExecutor(
+        1, store=directory_url, keep=True, intervals=QUICK
+    ) as executor:
+        session = Session(
+            open_store(directory_url), executor.session_id, SystemRuntime()
+        )
+        gauge = Gauge(session)
+        moments = [gauge.look().last_activity]
+        for number in range(5):
+            executor.submit(pow, 2, number).result()
+            moments.append(gauge.look().last_activity)
+    assert moments == sorted(moments)
+
+
+def test_attach_takes_an_id_that_is_shortened(directory_url: str) -> None:
+    with StarburstExecutor(
+        1, store=directory_url, keep=True, intervals=QUICK
+    ) as executor:
+        executor.submit(pow, 2, 3).result()
+    whole = executor.session_id
+    for short in (whole, whole[:15], whole[-6:], whole[-6:-3]):
+        attached = StarburstExecutor.attach(short, store=directory_url)
+        assert attached.detach() == whole
+    with pytest.raises(SessionNotFound, match="zzz"):
+        StarburstExecutor.attach("zzz", store=directory_url)
+
+
+def test_a_short_id_of_several_sessions_is_refused(directory_url: str) -> None:
+    store = open_store(directory_url)
+    for last in ("aaaaaa", "aabbbb"):
+        store.put(f"sessions/20250101-120000-{last}/session.json", b"{}")
+    with pytest.raises(ValueError, match=r"20250101-120000-aaaaaa, .*aabbbb"):
+        StarburstExecutor.attach("aa", store=directory_url)
+
+
+def test_what_tasks_log_is_kept_once_logging_is_set_up_in_their_processes(
+    directory_url: str,
+) -> None:
+    """The recipe of the documentation."""
+    import functools
+
+    def work() -> None:
+        logging.getLogger("mine").info("a line from a task")
+
+    set_up = functools.partial(logging.basicConfig, level=logging.INFO)
+    with StarburstExecutor(
+        1, store=directory_url, initializer=set_up, intervals=QUICK
+    ) as executor:
+        future = executor.submit(work)
+        future.result()
+        assert "INFO:mine:a line from a task" in executor.logs(future)
