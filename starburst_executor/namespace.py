@@ -121,9 +121,7 @@ def named(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
-        except (
-            Exception
-        ):  # a module's or metaclass's own __getattr__ may raise anything
+        except Exception:  # a module's or metaclass's own __getattr__ may raise anything
             return None
     return found
 
@@ -150,6 +148,41 @@ def _present(key: Key) -> Any:
     return current
 
 
+# --- what a thread pickles and unpickles for ---------------------------------------
+
+
+class _Loading(threading.local):
+    """What this thread is unpickling for."""
+
+    home: Home | None = None
+    capture: Capture = {}  # noqa: RUF012  replaced, never changed, outside `receive`
+    origin: str | None = None
+    apart: dict[str, Space] | None = None  # on the client: namespaces of this pickle
+    define: Callable[[str], object] | None = None
+    origins: Mapping[Key, str] | None = None
+
+
+_loading = _Loading()
+
+
+class _Turn:
+    """Sets for a while what this thread pickles or unpickles for; it is on every task's way."""
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, **after: Any) -> None:
+        self._after = after
+
+    def __enter__(self) -> Capture:
+        state = _loading.__dict__
+        self._before = {name: getattr(_loading, name) for name in self._after}
+        state.update(self._after)
+        return _loading.capture
+
+    def __exit__(self, *exc: object) -> None:
+        _loading.__dict__.update(self._before)
+
+
 # --- the namespaces ---------------------------------------------------------------
 
 
@@ -170,29 +203,17 @@ class Home:
         self._ids: dict[tuple[str, str], str] = {}
         self._functions: dict[Key, Any] = {}  # so that a name keeps its object
 
-    @contextmanager
-    def receive(self, origin: str | None = None) -> Iterator[Capture]:
+    def receive(self, origin: str | None = None) -> _Turn:
         """What is unpickled inside is put into the namespaces.
 
         Args:
             origin: Digest of the callable that is unpickled, if it is one.
         """
-        before = _loading.home, _loading.capture, _loading.origin
-        capture: Capture = {}
-        _loading.home, _loading.capture, _loading.origin = self, capture, origin
-        try:
-            yield capture
-        finally:
-            _loading.home, _loading.capture, _loading.origin = before
+        return _Turn(home=self, capture={}, origin=origin)
 
-    @contextmanager
-    def reply(self) -> Iterator[None]:
+    def reply(self) -> _Turn:
         """What is pickled inside goes back to the client, which has what it sent."""
-        before, _loading.origins = _loading.origins, self.origins
-        try:
-            yield
-        finally:
-            _loading.origins = before
+        return _Turn(origins=self.origins)
 
     def enter(self, capture: Capture) -> None:
         """Set what the client's values were when this was submitted, where they differ."""
@@ -264,32 +285,12 @@ def _assign(target: Any, name: str, value: Any) -> None:
         type.__setattr__(target, name, value)
 
 
-class _Loading(threading.local):
-    """What this thread is unpickling for."""
-
-    home: Home | None = None
-    capture: Capture = {}  # noqa: RUF012  replaced, never changed, outside `receive`
-    origin: str | None = None
-    apart: dict[str, Space] | None = None  # on the client: namespaces of this pickle
-    define: Callable[[str], object] | None = None
-    origins: Mapping[Key, str] | None = None
-
-
-_loading = _Loading()
-
-
-@contextmanager
-def definitions(define: Callable[[str], object]) -> Iterator[None]:
+def definitions(define: Callable[[str], object]) -> _Turn:
     """Unpickle on the client: `define` unpickles the callable of a digest.
 
     It is called for classes and functions that are not here.
     """
-    before = _loading.apart, _loading.define
-    _loading.apart, _loading.define = {}, define
-    try:
-        yield
-    finally:
-        _loading.apart, _loading.define = before
+    return _Turn(apart={}, define=define)
 
 
 def origins() -> Mapping[Key, str] | None:

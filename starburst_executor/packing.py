@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
@@ -17,6 +18,7 @@ from starburst_executor.future import Settled
 from starburst_executor.modules import Tracker
 from starburst_executor.namespace import definitions
 from starburst_executor.records import Batch, Task, task_id
+from starburst_executor.scripts import signature
 from starburst_executor.serialize import (
     Failure,
     decode_outcome,
@@ -51,6 +53,8 @@ class Packer:
         self._session = session
         self._python = python
         self._stored: set[str] = set()
+        self._simple: WeakKeyDictionary[object, tuple[object, str, bytes]]
+        self._simple = WeakKeyDictionary()
         self._defined: dict[str, object] = {}  # what they hold lives as long
         self._tracker = Tracker(self._ship, modules)
 
@@ -68,9 +72,17 @@ class Packer:
             )
 
     def function(self, function: object, what: str = "callable") -> tuple[str, bytes]:
-        """Digest and cargo of a callable, pickled anew each time: it may have changed."""
+        """Digest and cargo of a callable, pickled anew unless it surely has not changed."""
+        now = signature(function)
+        if now is not None:
+            then, digest, cargo = self._simple.get(function, (None, "", b""))
+            if then == now:
+                return digest, cargo
         cargo = dumps(function, self._keep, what)
-        return digest_of(cargo), cargo
+        digest = digest_of(cargo)
+        if now is not None:
+            self._simple[function] = now, digest, cargo
+        return digest, cargo
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bool]:
         """Cargo of a call's arguments, and whether it names no blob."""
