@@ -161,7 +161,7 @@ class TaskTimeout(StarburstError, TimeoutError):
 
 
 class RemoteError(StarburstError):
-    """Stands for a remote exception that could not be pickled; carries its type, text and traceback."""
+    """Stands for a remote exception whose class cannot be had here; carries its name, text and traceback."""
 
 
 class ExecutorBroken(StarburstError, BrokenExecutor):

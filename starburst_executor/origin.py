@@ -53,12 +53,14 @@ class Origin(
             directory = str(Path.cwd())
         except FileNotFoundError:
             directory = ""
-        entries = dict.fromkeys(Path(directory, entry) for entry in sys.path)
-        path = [str(entry) for entry in entries if entry.is_dir() and is_local(entry)]
+        entries = [Path(directory, entry) for entry in sys.path if type(entry) is str]
+        path = [
+            str(e) for e in entries if e.is_absolute() and _is_dir(e) and is_local(e)
+        ]
         return cls(
             directory=directory if _is_text(directory) else "",
             argv=tuple(map(_text, sys.argv)),
-            path=tuple(filter(_is_text, path)),
+            path=tuple(dict.fromkeys(filter(_is_text, path))),
         )
 
     def leave_to_children(self, folder: Path, *, same_machine: bool) -> None:
@@ -86,6 +88,10 @@ def take_on() -> None:
     sys.argv[:] = origin.argv or [""]
     # At the end: what is shipped or installed comes first.
     sys.path += [entry for entry in origin.path if entry not in sys.path]
+
+
+def _is_dir(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  that of Path raises where it may not look
 
 
 def _is_text(path: str) -> bool:

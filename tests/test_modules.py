@@ -684,6 +684,44 @@ def test_a_function_of_a_shipped_module_runs_in_another_process(
     assert loads(cargo, lambda digest, size: None)(1) == 2
 
 
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_a_package_finds_its_data_and_shows_its_path_wherever_it_arrives(
+    root: Path, tmp_path: Path, same_machine: bool
+) -> None:
+    write(root / "rich" / "__init__.py")
+    write(root / "rich" / "table.csv", "1,2")
+    file = write(
+        root / "rich" / "reader.py",
+        """
+        import importlib.resources
+        from pathlib import Path
+        def read():
+            return Path(__file__).with_name("table.csv").read_text()
+        def resource():
+            return importlib.resources.files("rich").joinpath("table.csv").read_text()
+        """,
+    )
+    imported("rich.reader")
+    [source] = [s for s in local_modules() if s.name == "rich"]
+    folder = unpack(build_archive(source).data, tmp_path / "unpacked")
+    if not same_machine:
+        shutil.rmtree(root)
+    script = (
+        "import sys; from starburst_executor import shipped; shipped.add_to_path(sys.argv[1:])\n"
+        "from rich import reader\n"
+        "print(reader.read(), reader.resource(), reader.read.__code__.co_filename, reader.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, folder],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+
+    here = file if same_machine else folder / "rich" / "reader.py"
+    assert done.stdout == f"1,2 1,2 {file} {here}\n"
+
+
 def test_unpacking_gives_the_same_directory_each_time(tmp_path: Path) -> None:
     archive = build_archive(package(tmp_path / "src" / "pack"))
     digest, data = archive.digest, archive.data

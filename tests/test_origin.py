@@ -184,11 +184,12 @@ def test_a_process_whose_directory_is_gone_has_none(tmp_path: Path) -> None:
     code = (
         "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]);"
         "from starburst_executor.origin import Origin;"
-        "print(repr(Origin.of_here(lambda _: True).directory))"
+        "sys.path[:] = ['', b'/', '/']; sys.argv = ['x'];"
+        "print(Origin.of_here(lambda _: True))"
     )
     gone = tmp_path / "gone"
     gone.mkdir()
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, gone], stdout=subprocess.PIPE, check=True
     )
-    assert done.stdout == b"''\n"
+    assert done.stdout == b"Origin(directory='', argv=('x',), path=('/',))\n"
