@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
+from typing import Any
 
 import click
 from rich.console import Console
@@ -25,8 +26,8 @@ def _run(
 ) -> tuple[int, int]:
     """How many harmless tasks did not end, and how many ended otherwise than they should."""
     half = count // 2
-    before = [ex.submit(innocent, i) for i in range(half)]
-    culprit = ex.submit(poison)
+    before: list[Future[Any]] = [ex.submit(innocent, i) for i in range(half)]
+    culprit: Future[Any] = ex.submit(poison)
     after = [ex.submit(innocent, i) for i in range(half, count)]
     ended, lost = wait([*before, culprit, *after], _PATIENCE)
     found = [f.result()[1] for f in ended - {culprit} if f.exception() is None]

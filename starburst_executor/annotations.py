@@ -1,13 +1,14 @@
-"""cloudpickle's pickler, with what it lacks for annotations on Python 3.14.
+"""cloudpickle's pickler, with what it lacks: slots of classes made anew, and annotations on Python 3.14.
 
-There annotations are evaluated when somebody asks for them, which may fail: they may name what is imported for type
-checkers alone. Cloudpickle asks for those of functions, and forgets those of classes.
+There annotations are evaluated when somebody asks for them, which may fail: they may name what is
+imported for type checkers alone. Cloudpickle asks for those of functions, and forgets those of classes.
 """
 
 from __future__ import annotations
 
 import sys
 import types
+from enum import EnumType
 from functools import partial
 from typing import Any
 
@@ -20,24 +21,53 @@ __all__ = ["AnnotationPickler", "annotations_of"]
 
 
 class AnnotationPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles annotations with the values that they have here, or else as text."""
+    """Pickles classes with their slots, and annotations with the values that they have here, or else as text."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """How an object is pickled, if not as usual."""
+        if sys.version_info >= (3, 14) and type(obj) is annotationlib.ForwardRef:
+            return _reduced_reference(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == 6:
+            _complete(reduced, obj)  # else it is a builtin one's name
+        return reduced
 
     if sys.version_info >= (3, 14):
-
-        def reducer_override(self, obj: Any) -> Any:
-            """How an object is pickled, if not as usual."""
-            if type(obj) is annotationlib.ForwardRef:
-                return _reduced_reference(obj)
-            reduced = super().reducer_override(obj)
-            if isinstance(obj, type) and isinstance(reduced, tuple):
-                _annotate(reduced, obj)
-            return reduced
 
         def _dynamic_function_reduce(self, function: types.FunctionType) -> Any:
             try:
                 return super()._dynamic_function_reduce(function)
             except Exception:  # whatever evaluating an annotation raises
                 return super()._dynamic_function_reduce(_with_text(function))
+
+
+def _complete(reduced: tuple[Any, ...], cls: type) -> None:
+    """Give the class that will be made anew what cloudpickle leaves out."""
+    state = reduced[2][0]
+    if state.get("__slots__") and not isinstance(cls, EnumType):
+        # Set later they are a mere attribute: its objects have a __dict__, and do not fit into this class.
+        reduced[1][3]["__slots__"] = state.pop("__slots__")
+    if sys.version_info >= (3, 14):
+        state.pop("__annotations_cache__", None)  # there once somebody has asked
+        if annotations := annotations_of(cls):
+            state["__annotations__"] = annotations
+
+
+def annotations_of(obj: Any) -> dict[str, Any]:
+    """The annotations of a function or class, as text where they cannot be evaluated here."""
+    if sys.version_info >= (3, 14):
+        try:
+            return annotationlib.get_annotations(obj)
+        except Exception:  # whatever evaluating an annotation raises
+            return annotationlib.get_annotations(
+                obj, format=annotationlib.Format.STRING
+            )
+    own = (
+        vars(obj).get("__annotations__", {})
+        if isinstance(obj, type)
+        else obj.__annotations__
+    )
+    return dict(own)
 
 
 if sys.version_info >= (3, 14):
@@ -57,14 +87,6 @@ if sys.version_info >= (3, 14):
         copy.__annotations__ = annotations_of(function)
         return copy
 
-    def _annotate(reduced: tuple[Any, ...], cls: type) -> None:
-        """Complete what cloudpickle will set on the class that it makes anew."""
-        if len(reduced) == 6:  # else it is a builtin one's name
-            state = reduced[2][0]
-            state.pop("__annotations_cache__", None)  # there once somebody has asked
-            if annotations := annotations_of(cls):
-                state["__annotations__"] = annotations
-
     def _reduced_reference(reference: annotationlib.ForwardRef) -> Any:
         """Without the namespaces in which it would be looked up here, which hold everything."""
         make = partial(
@@ -73,19 +95,3 @@ if sys.version_info >= (3, 14):
             is_class=reference.__forward_is_class__,
         )
         return make, (reference.__forward_arg__,)
-
-
-def annotations_of(obj: Any) -> dict[str, Any]:
-    """The annotations of a function or class, as text where they cannot be evaluated here."""
-    if sys.version_info >= (3, 14):
-        try:
-            return annotationlib.get_annotations(obj)
-        except Exception:  # whatever evaluating an annotation raises
-            return annotationlib.get_annotations(
-                obj, format=annotationlib.Format.STRING
-            )
-    return dict(
-        vars(obj).get("__annotations__", {})
-        if isinstance(obj, type)
-        else obj.__annotations__
-    )

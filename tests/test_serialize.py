@@ -140,6 +140,49 @@ def test_a_class_of_main_travels_to_another_process(tmp_path: Path) -> None:
     assert loads(cargo, Blobs().fetch).double() == 42
 
 
+def test_an_object_with_slots_comes_back_from_where_its_class_was_made_anew(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import dataclasses, subprocess, sys
+        from starburst_executor.serialize import dumps, loads
+
+        @dataclasses.dataclass(slots=True)
+        class Point:
+            x: int
+            y: int = 2
+
+        class Private(Point):
+            __slots__ = ("__kept", "__weakref__")
+
+            def keep(self, value):
+                self.__kept = value
+                return self
+
+            def kept(self):
+                return self.__kept
+
+        ECHO = '''
+        import sys
+        from starburst_executor.serialize import dumps, loads
+        made = loads(sys.stdin.buffer.read(), None)()
+        assert not hasattr(made[0], "__dict__")
+        sys.stdout.buffer.write(dumps(made, None))
+        '''
+        make = dumps(lambda: (Point(1), Private(3).keep(4)), None)
+        done = subprocess.run(
+            [sys.executable, "-c", ECHO], input=make, stdout=subprocess.PIPE, check=True
+        )
+        point, private = loads(done.stdout, None)
+        assert type(point) is Point and point == Point(1)
+        assert type(private) is Private and (private.x, private.kept()) == (3, 4)
+        """)
+    )
+    subprocess.run([sys.executable, str(script)], check=True)
+
+
 def test_plain_values_do_without_cloudpickle(
     monkeypatch: pytest.MonkeyPatch, blobs: Blobs
 ) -> None:
