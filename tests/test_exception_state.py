@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import email.message
+import importlib
 import io
 import sys
 import threading
-import types
 import urllib.error
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -293,14 +294,16 @@ def test_a_class_that_cannot_travel_leaves_its_text() -> None:
 
 
 def test_a_class_that_is_missing_here_leaves_its_text(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    there: Any = types.ModuleType("only_there")
-    there.OddError = type("OddError", (Exception,), {"__module__": "only_there"})
-    monkeypatch.setitem(sys.modules, "only_there", there)
+    (tmp_path / "only_there.py").write_text("class OddError(Exception): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    there: Any = importlib.import_module("only_there")
     exc = ExceptionGroup("two", [there.OddError("odd"), KeyError("k")])
     blobs = Blobs()
     failure = describe(raised(exc), blobs.keep)
+    (tmp_path / "only_there.py").unlink()
+    importlib.invalidate_caches()
     monkeypatch.delitem(sys.modules, "only_there")
 
     back = rebuild(failure, blobs.fetch, CONTEXT)
