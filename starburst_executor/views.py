@@ -82,6 +82,10 @@ def status_html(status: SessionStatus) -> str:
     drawn = _status(
         status, f"{status.workers} of {counted(status.workers_wanted, 'worker')}"
     )
+    if status.stuck is not None:
+        drawn += (
+            f'<div style="color:{_COLOURS["failed"]}">{escape(str(status.stuck))}</div>'
+        )
     return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
 
 

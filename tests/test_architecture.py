@@ -21,7 +21,7 @@ ROWS = """
   9  page
   8  roster    charts    progress  retry  |  worker
   7  watch  collect  catalog  staff  report  |  workload
-  6  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
+  6  stuck  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
   5  session  slots  arguments  choice  options  pricing
   4  queue  child  future  config  environment
   3  launch  store  records  serialize  mp_main  modules  mapping  cost  views  nesting  |  process_state
