@@ -95,7 +95,7 @@ class TaskFuture(Future[T]):
     def _invoke_callbacks(self) -> None:
         # As the base class does it, but for what ends a thread: callbacks run on threads of the executor,
         # which has others to settle.
-        for callback in self._done_callbacks:
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
             try:
                 callback(self)
             except BaseException:

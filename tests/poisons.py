@@ -43,7 +43,7 @@ def closes_stderr() -> None:
 
 def replaces_streams() -> None:
     sys.stdout = io.StringIO()
-    sys.stderr = None  # type: ignore[assignment]
+    sys.stderr = None
 
 
 def closes_streams() -> None:

@@ -28,7 +28,7 @@ from starburst_executor.library import DiskLibrary
 from starburst_executor.records import Heartbeat
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
-from starburst_executor.slots import ProcessSlots
+from starburst_executor.slots import ProcessSlots, SlotsBroken
 from starburst_executor.worker import Worker
 from tests.support import QUICK
 from tests.tasks import Gate, double
@@ -269,7 +269,7 @@ def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
     shop.open()
     gate.await_arrivals()
     monkey = shop.slots
-    monkey._fatal = worker_module.SlotsBroken("no process can be started")
+    monkey._fatal = SlotsBroken("no process can be started")
     monkey.signal.set()
     with monkey._lock:
         monkey._wake()

@@ -61,9 +61,9 @@ def test_tasks_after_a_poisonous_one_find_everything_as_it_was(
         bench.start(innocent, i, key=i, path=ROOT)
     ended = {one.key: one for one in bench.wait(FOLLOWERS + 1)}
     assert ended.pop("poison").ok is (poison not in ENDS_ITS_PROCESS)
-    for i, one in ended.items():
-        assert value_of(one) == (i, before)
-        assert one.stdout == b"%d\n" % i
+    for key, one in ended.items():
+        assert value_of(one) == (key, before)
+        assert one.stdout == f"{key}\n".encode()
 
 
 @linux
