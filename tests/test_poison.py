@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -63,9 +62,8 @@ def test_tasks_after_a_poisonous_one_find_everything_as_it_was(
     ended = {one.key: one for one in bench.wait(FOLLOWERS + 1)}
     assert ended.pop("poison").ok is (poison not in ENDS_ITS_PROCESS)
     for key, one in ended.items():
-        i = cast(int, key)
-        assert value_of(one) == (i, before)
-        assert one.stdout == b"%d\n" % i
+        assert value_of(one) == (key, before)
+        assert one.stdout == f"{key}\n".encode()
 
 
 @linux
