@@ -24,9 +24,7 @@ from benchmarks.rows import ROWS, Row
 @click.command(help=__doc__)
 @click.option("--only", help="Only the rows with this word in their name.")
 @click.option("--list", "names_only", is_flag=True, help="Print the names of the rows.")
-@click.option(
-    "--json", "target", type=click.Path(path_type=Path), help="Write figures here too."
-)
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write figures here too.")
 def main(only: str | None, names_only: bool, target: Path | None) -> None:
     chosen = [row for row in ROWS if only is None or only in row.name]
     if names_only:
@@ -46,9 +44,7 @@ def main(only: str | None, names_only: bool, target: Path | None) -> None:
         console.log(row.name)
         for result in row.run():
             mark = "ok" if result.good else "MISSED"
-            table.add_row(
-                result.what, result.required, result.reached, mark, result.detail
-            )
+            table.add_row(result.what, result.required, result.reached, mark, result.detail)
             figures.append(result.__dict__)
             console.log(
                 f"{result.what}: {result.reached} ({result.required}) {mark} {result.detail}"

@@ -42,9 +42,7 @@ def _run(
 
 @click.command(help=__doc__)
 @click.option("--followers", default=1000, help="Harmless tasks for each poison.")
-@click.option(
-    "--only", default="", help="Only the poisons with this word in their name."
-)
+@click.option("--only", default="", help="Only the poisons with this word in their name.")
 def main(followers: int, only: str) -> None:
     console = Console()
     table = Table("poison", "lost", "failed", "seconds")

@@ -105,9 +105,7 @@ def error_tree() -> Iterator[str]:
 def error_classes() -> Iterator[str]:
     """The public exceptions, bases before those derived from them."""
     public = {
-        name: found
-        for name, found in vars(errors).items()
-        if name in starburst_executor.__all__
+        name: found for name, found in vars(errors).items() if name in starburst_executor.__all__
     }
     yield "```{eval-rst}"
     for name in public:

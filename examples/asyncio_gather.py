@@ -13,9 +13,7 @@ def count_primes(below: int) -> int:
     sieve[:2] = b"\0\0"
     for number in range(2, int(below**0.5) + 1):
         if sieve[number]:
-            sieve[number * number :: number] = bytes(
-                len(sieve[number * number :: number])
-            )
+            sieve[number * number :: number] = bytes(len(sieve[number * number :: number]))
     return sum(sieve)
 
 

@@ -53,7 +53,5 @@ for percent in (5, 25, 50, 75, 95):
     value, fall = (column[len(column) * percent // 100] for column in (values, falls))
     print(f"{percent:>3} % end below {value:>9,.0f}, and fell by less than {fall:.1%}")
 losses = sum(value < START for value in values)
-print(
-    f"mean {statistics.mean(values):,.0f}, risk of a loss {losses / len(values):.1%}\n"
-)
+print(f"mean {statistics.mean(values):,.0f}, risk of a loss {losses / len(values):.1%}\n")
 print_histogram(values)

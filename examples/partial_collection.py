@@ -31,6 +31,4 @@ with StarburstExecutor(max_workers=2) as executor:
 
     show("what there is so far", executor.collect())  # does not wait
     print(executor.status(), "\n")
-    show(
-        "what there is in the end", executor.collect(wait=True)
-    )  # reads only what is new
+    show("what there is in the end", executor.collect(wait=True))  # reads only what is new

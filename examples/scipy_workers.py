@@ -37,10 +37,6 @@ with StarburstExecutor(max_workers=2) as executor:
     )
     tasks = executor.status().completed
 
-print(
-    f"{tasks} tasks, the first misfit {misfit((1, 0.5, 1)):.3f}, the last {fit.fun:.4f}"
-)
-for name, value, true in zip(
-    ("amplitude", "decay", "frequency"), fit.x, TRUE, strict=True
-):
+print(f"{tasks} tasks, the first misfit {misfit((1, 0.5, 1)):.3f}, the last {fit.fun:.4f}")
+for name, value, true in zip(("amplitude", "decay", "frequency"), fit.x, TRUE, strict=True):
     print(f"{name:<10}{value:6.2f} (in truth {true})")

@@ -59,14 +59,8 @@ def annotations_of(obj: Any) -> dict[str, Any]:
         try:
             return annotationlib.get_annotations(obj)
         except Exception:  # whatever evaluating an annotation raises
-            return annotationlib.get_annotations(
-                obj, format=annotationlib.Format.STRING
-            )
-    own = (
-        vars(obj).get("__annotations__", {})
-        if isinstance(obj, type)
-        else obj.__annotations__
-    )
+            return annotationlib.get_annotations(obj, format=annotationlib.Format.STRING)
+    own = vars(obj).get("__annotations__", {}) if isinstance(obj, type) else obj.__annotations__
     return dict(own)
 
 

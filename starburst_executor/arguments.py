@@ -63,17 +63,13 @@ def whole_number(name: str, value: object) -> int:
     if count < 1:
         raise ValueError(f"{name} must be 1 or more, not {value}")
     if name in ("max_workers", "workers") and count > _MOST_WORKERS:
-        raise ValueError(
-            f"{name}={count} is beyond reason; at most {_MOST_WORKERS} are allowed"
-        )
+        raise ValueError(f"{name}={count} is beyond reason; at most {_MOST_WORKERS} are allowed")
     return count
 
 
 def worker_count(value: int | None) -> int:
     """How many workers; by default one for each of this machine's CPUs."""
-    return (
-        (os.cpu_count() or 1) if value is None else whole_number("max_workers", value)
-    )
+    return (os.cpu_count() or 1) if value is None else whole_number("max_workers", value)
 
 
 def check_min_workers(value: object, most: int) -> None:
@@ -81,9 +77,7 @@ def check_min_workers(value: object, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"min_workers must be a whole number, not {value!r}")
     if not 0 <= value <= most:
-        raise ValueError(
-            f"min_workers={value} must be from 0 to max_workers, which is {most}"
-        )
+        raise ValueError(f"min_workers={value} must be from 0 to max_workers, which is {most}")
 
 
 def scaled_workers(value: object) -> int | None:
@@ -111,9 +105,7 @@ def seconds(name: str, value: object) -> float:
     return number
 
 
-def cost_limits(
-    max_hourly_cost: object, cost_alert: object
-) -> tuple[float | None, float | None]:
+def cost_limits(max_hourly_cost: object, cost_alert: object) -> tuple[float | None, float | None]:
     """Dollars an hour, by default the settings', and dollars in all; None: no limit."""
     hourly = max_hourly_cost
     if hourly is None:
@@ -128,9 +120,7 @@ def _dollars(name: str, value: object) -> float | None:
         raise TypeError(f"{name} must be a number of US dollars, not {value!r}")
     number = float(value)
     if not 0 < number < math.inf:
-        raise ValueError(
-            f"{name} must be a positive number of US dollars, not {value!r}"
-        )
+        raise ValueError(f"{name} must be a positive number of US dollars, not {value!r}")
     return number
 
 
@@ -162,9 +152,7 @@ def label(value: object) -> str:
 def check_session_id(session_id: object) -> None:
     """Refuse what cannot be the id of a session: it becomes part of a key."""
     if not isinstance(session_id, str):
-        raise TypeError(
-            f"session_id must be a text, as `detach` returns it, not {session_id!r}"
-        )
+        raise TypeError(f"session_id must be a text, as `detach` returns it, not {session_id!r}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", session_id):
         raise ValueError(
             f"{session_id!r} is not the id of a session, which looks like '20260131-120000-abcdef'; "
@@ -250,9 +238,7 @@ def owner() -> str:
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):
-        return (
-            f"{os.getuid()}@{socket.gethostname()}"  # a container's user without a name
-        )
+        return f"{os.getuid()}@{socket.gethostname()}"  # a container's user without a name
 
 
 def default_intervals(store: Store, spec: WorkerSpec) -> Intervals:

@@ -88,7 +88,5 @@ class Beater:
             self.beat()
         except StoreError as error:
             log.warning("heartbeat failed: %s", error)
-        except (
-            Exception
-        ):  # whatever it is: without this thread the worker is taken for lost
+        except Exception:  # whatever it is: without this thread the worker is taken for lost
             log.exception("heartbeat failed")

@@ -205,9 +205,7 @@ def read_lock(source: Source) -> dict[str, Any]:
         if file is None:
             raise Failure(
                 "the session's environment is gone: there is no {}. It may have been pruned. Make the session "
-                "anew; its results can still be collected".format(
-                    source.name("lock.json")
-                )
+                "anew; its results can still be collected".format(source.name("lock.json"))
             )
         lock: dict[str, Any] = json.loads(file.read().decode())
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -272,9 +270,7 @@ def unpack(chunks: Iterable[bytes], folder: Path) -> None:
 def _unpack_by_tar(chunks: Iterable[bytes], folder: Path) -> None:
     """Five times as fast as Python's own module."""
     command = ["tar", "-x", "-o", "-f", "-", "-C", str(folder)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as tar:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
         assert tar.stdin is not None
         assert tar.stderr is not None
         try:
@@ -318,9 +314,7 @@ def install(lock: dict[str, Any], source: Source, folder: Path) -> None:
         pip += ["--quiet", "--disable-pip-version-check", "--no-input"]
         _run([*pip, *indexes, "uv<1"], "uv could not be installed by pip", lock)
         wanted = Path(scratch) / "requirements.txt"
-        wanted.write_text(
-            "\n".join([*lock["requirements"], *_wheels(lock, source, wheels)])
-        )
+        wanted.write_text("\n".join([*lock["requirements"], *_wheels(lock, source, wheels)]))
         uv = [str(tools / "bin" / "uv"), "pip", "install", "--no-deps", "--no-config"]
         uv += ["--python", str(folder / "bin" / "python")]
         uv += ["--index-strategy", "unsafe-best-match", *indexes, "-r", str(wanted)]
@@ -350,10 +344,7 @@ def _is_there(url: str) -> bool:
 
 def _run(command: Sequence[str], failed: str, lock: dict[str, Any]) -> None:
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
-    if (
-        not os.environ.get("UV_CACHE_DIR")
-        and "ECS_CONTAINER_METADATA_URI_V4" in os.environ
-    ):
+    if not os.environ.get("UV_CACHE_DIR") and "ECS_CONTAINER_METADATA_URI_V4" in os.environ:
         environment["UV_CACHE_DIR"] = str(cache_home() / "uv")  # there may be no home
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
@@ -380,14 +371,10 @@ def _wheels(lock: dict[str, Any], source: Source, folder: Path) -> Iterator[str]
         target = folder / wheel["file"]
         with source.open("wheels/" + wheel["file"]) as file:
             if file is None:
-                raise Failure(
-                    "{} is gone".format(source.name("wheels/" + wheel["file"]))
-                )
+                raise Failure("{} is gone".format(source.name("wheels/" + wheel["file"])))
             target.write_bytes(file.read())
         if hashlib.sha256(target.read_bytes()).hexdigest() != wheel["sha256"]:
-            raise Failure(
-                "{} is damaged".format(source.name("wheels/" + wheel["file"]))
-            )
+            raise Failure("{} is damaged".format(source.name("wheels/" + wheel["file"])))
         yield "{} @ {}".format(wheel["name"], target.as_uri())
 
 
@@ -400,9 +387,7 @@ def _pack_aside(folder: Path, digest: str, url: str) -> None:
         "starburst_executor.environment",
     ]
     try:
-        subprocess.Popen(
-            [*command, _store_url(url), digest, str(folder)], stdin=subprocess.DEVNULL
-        )
+        subprocess.Popen([*command, _store_url(url), digest, str(folder)], stdin=subprocess.DEVNULL)
     except OSError as error:
         say(f"the environment could not be packed: {error}")
 
@@ -497,12 +482,7 @@ class S3:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         said = dict(urllib.parse.parse_qsl(query)).get("region")
         env = os.environ
-        self._region = (
-            said
-            or env.get("AWS_REGION")
-            or env.get("AWS_DEFAULT_REGION")
-            or "us-east-1"
-        )
+        self._region = said or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
         self._endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
         self._keys: dict[str, str] | None = None
 
@@ -564,9 +544,7 @@ class S3:
                 "s3:ListBucket, without which what is missing looks forbidden"
             ) from error
         except OSError as error:
-            raise Failure(
-                f"S3 does not answer for {self.url}/{key}: {error}"
-            ) from error
+            raise Failure(f"S3 does not answer for {self.url}/{key}: {error}") from error
 
     def _get(self, key: str, start: int | None) -> Any:
         for attempt in range(_TRIES):
@@ -605,9 +583,7 @@ class S3:
         return sign(url, self._region, self._keys, datetime.datetime.now(_UTC))
 
 
-def sign(
-    url: str, region: str, keys: dict[str, str], now: datetime.datetime
-) -> dict[str, str]:
+def sign(url: str, region: str, keys: dict[str, str], now: datetime.datetime) -> dict[str, str]:
     """Headers that sign a GET without a body by AWS Signature Version 4, for S3."""
     parts = urllib.parse.urlsplit(url)
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
@@ -655,19 +631,13 @@ def credentials() -> dict[str, str]:
 def _of_container() -> dict[str, str] | None:
     env = os.environ
     relative = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-    url = (
-        _CONTAINER_HOST + relative
-        if relative
-        else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-    )
+    url = _CONTAINER_HOST + relative if relative else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
     if not url:
         return None
     token = env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
     if env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
         token = Path(env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]).read_text().strip()
-    request = urllib.request.Request(
-        url, headers={"Authorization": token} if token else {}
-    )
+    request = urllib.request.Request(url, headers={"Authorization": token} if token else {})
     for attempt in range(_TRIES):
         try:
             with urllib.request.urlopen(request, timeout=5) as reply:
@@ -688,9 +658,7 @@ def _of_container() -> dict[str, str] | None:
 
 def _of_file() -> dict[str, str]:
     env = os.environ
-    file = Path(
-        env.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
-    ).expanduser()
+    file = Path(env.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
     profile = env.get("AWS_PROFILE") or "default"
     parser = configparser.RawConfigParser()
     parser.read(str(file))

@@ -99,9 +99,7 @@ class SessionStatus:
     last_activity: datetime
     deadline: datetime
     cost: Bill | None = None  # None: nothing costs anything, or it was not reckoned
-    stuck: Stuck | None = (
-        None  # why nothing moves; None: something does, or all is finished
-    )
+    stuck: Stuck | None = None  # why nothing moves; None: something does, or all is finished
 
     @property
     def finished(self) -> int:
@@ -284,10 +282,7 @@ def _count(
     counts[State.FAILED] = done.failed
     counts[State.CANCELLED] = done.cancelled
     reads = session.runtime.gather(
-        [
-            partial(_record, session, sight, known.get(sight.batch))
-            for sight in unfinished
-        ]
+        [partial(_record, session, sight, known.get(sight.batch)) for sight in unfinished]
     )
     known.clear()
     for sight, read in zip(unfinished, reads, strict=True):
@@ -336,9 +331,7 @@ def resolve(store: Store, text: str) -> str:
         return found[0]
     if found:
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise ValueError(
-            f"{text!r} is the beginning of {len(found)} session ids: {some}"
-        )
+        raise ValueError(f"{text!r} is the beginning of {len(found)} session ids: {some}")
     raise SessionNotFound(
         f"no session id in {store.url} is or begins with {text!r}. It may have been cleaned up, or be in "
         "another store or region: `starburst-executor list --store URL` shows what a store has."
@@ -479,12 +472,8 @@ def extend(session: Session, seconds: float) -> Manifest:
     deadline = max(before.deadline, now) + seconds
 
     def edit(manifest: Manifest) -> Manifest:
-        limits = replace(
-            manifest.limits, session_timeout=before.limits.session_timeout + seconds
-        )
-        return replace(
-            manifest, deadline=max(manifest.deadline, deadline), limits=limits
-        )
+        limits = replace(manifest.limits, session_timeout=before.limits.session_timeout + seconds)
+        return replace(manifest, deadline=max(manifest.deadline, deadline), limits=limits)
 
     return session.amend(edit)
 
@@ -538,9 +527,7 @@ def delete(session: Session, launcher: Launcher) -> None:
         keys = [entry.key for entry in entries]
         session.store.delete(key for key in keys if key.endswith("/tasks"))
         last = session.key("session.json")
-        session.store.delete(
-            key for key in keys if not key.endswith("/tasks") and key != last
-        )
+        session.store.delete(key for key in keys if not key.endswith("/tasks") and key != last)
         session.store.delete([last] if last in keys else [])
     launcher.forget(session.url)
 
@@ -553,8 +540,7 @@ def _await_workers(session: Session, manifest: Manifest, launcher: Launcher) -> 
         fresh = [
             worker
             for worker, entry in beats.entries.items()
-            if worker not in ended
-            and beats.now - entry.modified <= manifest.intervals.lease
+            if worker not in ended and beats.now - entry.modified <= manifest.intervals.lease
         ]
         if not fresh:
             return

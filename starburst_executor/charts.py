@@ -204,9 +204,7 @@ def _where_time_went(review: Review) -> Chart:
         ],
     )  # fmt: skip
     caption = f"Between the first task and the last, workers were there for {duration(work.paid)} of slots."
-    return Chart(
-        name="time", title="Where the time of workers went", caption=caption, spec=spec
-    )
+    return Chart(name="time", title="Where the time of workers went", caption=caption, spec=spec)
 
 
 # --- workers -----------------------------------------------------------------------
@@ -307,26 +305,19 @@ def _attempt(trace: Trace, run: Run, axis: _TimeAxis) -> Spec:
 
 
 def _life(stay: Stay) -> str:
-    return (
-        f"{stay.host or 'host unknown'}, {duration(stay.seconds)}, {stay.why or 'live'}"
-    )
+    return f"{stay.host or 'host unknown'}, {duration(stay.seconds)}, {stay.why or 'live'}"
 
 
 def _lanes(traces: list[Trace]) -> dict[tuple[int, int], int]:
     """Which of its worker's slots each attempt had, as far as their times tell."""
     runs = [
-        (run.started, trace.place, run)
-        for trace in traces
-        for run in trace.runs
-        if run.started
+        (run.started, trace.place, run) for trace in traces for run in trace.runs if run.started
     ]
     ends: dict[str, list[float]] = defaultdict(list)
     lanes: dict[tuple[int, int], int] = {}
     for started, place, run in sorted(runs, key=lambda one: one[:2]):
         free = ends[run.worker]
-        lane = next(
-            (i for i, end in enumerate(free) if end <= started + 1e-3), len(free)
-        )
+        lane = next((i for i, end in enumerate(free) if end <= started + 1e-3), len(free))
         free[lane : lane + 1] = [run.ended]
         lanes[place, run.number] = lane
     return lanes
@@ -389,9 +380,7 @@ def _band_name(band: list[Stay], first: int) -> str:
     return f"{first + 1} to {first + len(band)}"
 
 
-def _fill(
-    review: Review, row_of: dict[str, int], step: float
-) -> dict[tuple[int, int], _Cell]:
+def _fill(review: Review, row_of: dict[str, int], step: float) -> dict[tuple[int, int], _Cell]:
     cells: dict[tuple[int, int], _Cell] = defaultdict(_Cell)
     for trace in review.observed.traces:
         for run in trace.runs:
@@ -535,14 +524,10 @@ def _live(review: Review, axis: _TimeAxis) -> Chart:
     colours = {"there": "var(--claimed)", "at work": "var(--running)"}
     spec = _lines(values, axis, colours, "slots of workers")
     caption = f"Between the lines is what was paid for nothing; {wanted} are wanted."
-    return Chart(
-        name="live", title="Workers live", caption=caption, spec=spec, half=True
-    )
+    return Chart(name="live", title="Workers live", caption=caption, spec=spec, half=True)
 
 
-def _lines(
-    values: list[Spec], axis: _TimeAxis, colours: dict[str, str], title: str
-) -> Spec:
+def _lines(values: list[Spec], axis: _TimeAxis, colours: dict[str, str], title: str) -> Spec:
     present = {value["how"] for value in values}
     domain = [how for how in colours if how in present]
     hover = {
@@ -599,9 +584,7 @@ def _run_times(review: Review) -> Chart:
 
 
 def _wait_times(review: Review) -> Chart:
-    seconds = [
-        (t.waited, "waiting") for t in review.observed.traces if t.state != "cancelled"
-    ]
+    seconds = [(t.waited, "waiting") for t in review.observed.traces if t.state != "cancelled"]
     spread = review.waits
     caption = (
         f"From being stored to beginning: half waited {duration(spread.median)} or less, 95 of 100 "

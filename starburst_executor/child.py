@@ -366,9 +366,7 @@ class Child:
         try:
             with Path(self._blobs, digest).open("rb") as file:
                 if not os.fstat(file.fileno()).st_size:
-                    return (
-                        bytearray()
-                    )  # cannot be mapped; a wrong size is seen in `loads`
+                    return bytearray()  # cannot be mapped; a wrong size is seen in `loads`
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise _NothingToRun(f"blob {digest} cannot be read: {error}") from error

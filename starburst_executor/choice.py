@@ -139,13 +139,9 @@ def _requirement_lines(requirements: str | Path | Iterable[str]) -> tuple[str, .
 
 def _texts(name: str, values: Iterable[str]) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise TypeError(
-            f"{name}={values!r} must be a list of texts, such as [{values!r}]"
-        )
+        raise TypeError(f"{name}={values!r} must be a list of texts, such as [{values!r}]")
     found = tuple(values)
     for value in found:
         if not isinstance(value, str):
-            raise TypeError(
-                f"{name} must hold texts, such as 'numpy==2.1.0', not {value!r}"
-            )
+            raise TypeError(f"{name} must hold texts, such as 'numpy==2.1.0', not {value!r}")
     return found

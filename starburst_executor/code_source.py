@@ -25,9 +25,7 @@ _reduce = cloudpickle.Pickler.dispatch_table[types.CodeType]
 _FILENAME = _reduce((lambda: 0).__code__)[1].index("<dynamic-code>")
 
 # As they were when a function was first sent: its file may be edited later.
-_lines: weakref.WeakKeyDictionary[types.CodeType, list[str]] = (
-    weakref.WeakKeyDictionary()
-)
+_lines: weakref.WeakKeyDictionary[types.CodeType, list[str]] = weakref.WeakKeyDictionary()
 _showing = False
 
 
@@ -95,9 +93,7 @@ def show_lines(filename: str, lines: Sequence[str]) -> None:
 def renamed(code: types.CodeType, filename: str) -> types.CodeType:
     """The same code, as if it were of another file."""
     constants = tuple(
-        renamed(constant, filename)
-        if isinstance(constant, types.CodeType)
-        else constant
+        renamed(constant, filename) if isinstance(constant, types.CodeType) else constant
         for constant in code.co_consts
     )
     return code.replace(co_filename=filename, co_consts=constants)

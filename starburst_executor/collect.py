@@ -91,9 +91,7 @@ class Collector:
             known = self._known[batch] = self._session.read(batch, known)
         return known.record
 
-    def _outcome(
-        self, batch: Batch, position: int, task: Task, first: int
-    ) -> TaskOutcome:
+    def _outcome(self, batch: Batch, position: int, task: Task, first: int) -> TaskOutcome:
         outcome = self._outcomes.get((batch, position))
         if outcome is None:
             outcome = self._read(batch, position, task, first + position)
@@ -113,9 +111,7 @@ class Collector:
                 good, opened = False, damage
             value, error = (opened, None) if good else (None, opened)
         if error is not None and failure is None:
-            failure = Failure(
-                kind="damaged", type=type(error).__qualname__, message=str(error)
-            )
+            failure = Failure(kind="damaged", type=type(error).__qualname__, message=str(error))
         return TaskOutcome(
             index=index,
             task_id=task_id(batch.lane, batch.number + position),

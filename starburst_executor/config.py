@@ -153,9 +153,7 @@ def profile_name(given: str | None = None) -> str:
     """
     name = given or os.environ.get("STARBURST_PROFILE") or DEFAULT_PROFILE
     if not _PROFILE.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of a profile; use letters, digits, - and _"
-        )
+        raise ConfigError(f"{name!r} cannot be the name of a profile; use letters, digits, - and _")
     return name
 
 
@@ -168,9 +166,7 @@ def profile_values(profile: str) -> dict[str, Any]:
     return _section(profile, asked=False)
 
 
-def load(
-    profile: str | None = None, arguments: Mapping[str, Any] | None = None
-) -> Configuration:
+def load(profile: str | None = None, arguments: Mapping[str, Any] | None = None) -> Configuration:
     """The settings in force, each with its source.
 
     Args:
@@ -197,9 +193,7 @@ def load(
                 values[setting] = _checked(setting, value, source)
                 sources[setting] = source
     settings = Settings(**values)
-    return Configuration(
-        profile=name, settings=settings, sources={s: sources[s] for s in _FIELDS}
-    )
+    return Configuration(profile=name, settings=settings, sources={s: sources[s] for s in _FIELDS})
 
 
 def load_deployment(profile: str | None = None) -> Deployment | None:

@@ -144,9 +144,7 @@ def _credentials() -> Check:
     if found is None:
         return Check(name=name, ok=False, found="there are none", mend=mend)
     text = f"{found.key_id} from {found.source}"
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
-        "AWS_ENDPOINT_URL"
-    )
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         # The server that stands in for S3 knows the key; AWS STS would not.
         return Check(name=name, ok=True, found=f"{text}, for {endpoint}")

@@ -75,9 +75,7 @@ class Dropped(Generic[T]):
                 return
             self._pid = os.getpid()
             self._queue = queue.SimpleQueue()
-            threading.Thread(
-                target=self._run, name="starburst-dropped", daemon=True
-            ).start()
+            threading.Thread(target=self._run, name="starburst-dropped", daemon=True).start()
 
     def put(self, target: T) -> None:
         """Deal with an object; may be called by a finalizer."""

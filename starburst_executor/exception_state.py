@@ -272,9 +272,7 @@ def _same(twin: object, exc: BaseException) -> bool:
 
 
 def _left_behind(what: str, error: BaseException) -> str:
-    return clean(
-        f"{what} stayed behind: it cannot be pickled and unpickled ({one_line(error)})"
-    )
+    return clean(f"{what} stayed behind: it cannot be pickled and unpickled ({one_line(error)})")
 
 
 def _plain_notes(state: dict[str, Any]) -> tuple[str, ...]:
@@ -398,18 +396,14 @@ class _Together:
         state.update(self._fields(part.attributes, notes))
         slots = {name: slot for name, _, slot in _slots(type(exc))}
         for name, value in self._fields(part.slots, notes).items():
-            with suppress(
-                Exception
-            ):  # one that is computed, or gone from the class here
+            with suppress(Exception):  # one that is computed, or gone from the class here
                 slots[name].__set__(exc, value)
 
     def _argument(self, data: bytes, part: Part, notes: list[str]) -> Any:
         found = self._fields({"": data}, notes, "An argument")
         return found.get("", _Absent(part.text, "<absent>"))
 
-    def _fields(
-        self, packed: dict[str, bytes], notes: list[str], what: str = ""
-    ) -> dict[str, Any]:
+    def _fields(self, packed: dict[str, bytes], notes: list[str], what: str = "") -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, data in packed.items():
             try:

@@ -251,9 +251,7 @@ class StarburstExecutor(Executor):
         arguments.check_initializer(initializer, initargs)
         arguments.check_name(name)
         arguments.check_intervals(intervals)
-        spec, wishes = choose_environment(
-            spec, environment, image, requirements, packages, exclude
-        )
+        spec, wishes = choose_environment(spec, environment, image, requirements, packages, exclude)
         place = arguments.with_region(store or default_store(), region)
         arguments.check_store_reachable(spec.launcher, place)
         hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
@@ -400,9 +398,7 @@ class StarburstExecutor(Executor):
         self._ledger = Ledger(session, client=True)
         self._alarm = Alarm(session)
         broken = self._calls(StarburstExecutor._break)
-        self._staff = staff = Staff(
-            session, launcher, manifest, broken, lambda: watcher.hurry()
-        )
+        self._staff = staff = Staff(session, launcher, manifest, broken, lambda: watcher.hurry())
         queue = session.queue()
         queue.learn(manifest.lanes)
         self._watcher = watcher = Watcher(
@@ -415,9 +411,7 @@ class StarburstExecutor(Executor):
             broken,
         )
         cancel = self._link.call(StarburstExecutor._cancel_one)
-        self._roster = Roster(
-            session, self._outcomes, watcher, lambda future: bool(cancel(future))
-        )
+        self._roster = Roster(session, self._outcomes, watcher, lambda future: bool(cancel(future)))
         self._submitter = Submitter(
             session,
             lambda: staff.manifest.workers * manifest.spec.slots,
@@ -468,9 +462,7 @@ class StarburstExecutor(Executor):
 
     def _break_after(self, name: str, error: BaseException) -> None:
         """A thread has failed: nobody shall wait for it for ever."""
-        log.error(
-            "session %s: the %s thread failed", self.session_id, name, exc_info=error
-        )
+        log.error("session %s: the %s thread failed", self.session_id, name, exc_info=error)
         broken = ExecutorBroken(
             f"the {name} thread of session {self.session_id} failed ({error!r}). What is stored is "
             f"safe: StarburstExecutor.attach({self.session_id!r}) goes on."
@@ -480,9 +472,7 @@ class StarburstExecutor(Executor):
 
     # --- submitting -----------------------------------------------------------------
 
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskFuture[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
         """Queue a call and return its future at once; see `concurrent.futures.Executor.submit`.
 
         The callable and its arguments are pickled now, so that later changes are not seen. Large
@@ -840,9 +830,7 @@ class StarburstExecutor(Executor):
 
         return executor_html(self)
 
-    def collect(
-        self, wait: bool = False, timeout: float | None = None
-    ) -> list[TaskOutcome]:
+    def collect(self, wait: bool = False, timeout: float | None = None) -> list[TaskOutcome]:
         """One outcome for each finished task, in submission order; failures included, not raised.
 
         Each outcome is downloaded once, however often this is called. A task that was retried has that of its
@@ -884,9 +872,7 @@ class StarburstExecutor(Executor):
     def _own(self, future: object) -> TaskFuture[Any]:
         """The future again, if it is of this session."""
         if not isinstance(future, TaskFuture):
-            raise TypeError(
-                f"{future!r} is no future of this session; `futures` has them all"
-            )
+            raise TypeError(f"{future!r} is no future of this session; `futures` has them all")
         if future.session_id != self.session_id:
             raise ValueError(
                 f"task {future.task_id} is of session {future.session_id}, not of {self.session_id}"
@@ -916,13 +902,9 @@ class StarburstExecutor(Executor):
         batches: dict[Batch, list[int]] = {}
         for future in left:
             assert future.batch is not None
-            batches.setdefault(future.batch, []).append(
-                future.number - future.batch.number
-            )
+            batches.setdefault(future.batch, []).append(future.number - future.batch.number)
         for batch, positions in batches.items():
-            self._watcher.learn(
-                batch, self._session.cancel(batch, positions, running=running)
-            )
+            self._watcher.learn(batch, self._session.cancel(batch, positions, running=running))
         return all(future.cancelled() for future in chosen)
 
     def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
@@ -1132,9 +1114,7 @@ class StarburstExecutor(Executor):
             if self._ending is not None or isinstance(self._end, SessionDetached):
                 return
             broken = self._end
-            self._end = self._end or RuntimeError(
-                "cannot schedule new futures after shutdown"
-            )
+            self._end = self._end or RuntimeError("cannot schedule new futures after shutdown")
             ending = threading.Thread(
                 target=self._end_when_done,
                 args=(cancel_futures, clean and broken is None),
@@ -1144,9 +1124,7 @@ class StarburstExecutor(Executor):
                 ending.start()
             except RuntimeError as error:
                 self._end = broken
-                if "interpreter shutdown" not in str(
-                    error
-                ):  # but "can't start new thread"
+                if "interpreter shutdown" not in str(error):  # but "can't start new thread"
                     raise
                 return  # Python 3.12 starts none at exit; `_leave_at_exit` ends this one too, or has
             self._ending = ending
@@ -1201,18 +1179,12 @@ class StarburstExecutor(Executor):
         self._submitter.withdraw_all()
         self._submitter.wait_until_idle()
         for batch, positions in self._watcher.stored_pending().items():
-            self._watcher.learn(
-                batch, self._session.cancel(batch, positions, running=False)
-            )
+            self._watcher.learn(batch, self._session.cancel(batch, positions, running=False))
 
     def _others(self) -> list[str]:
         """Clients that have taken a lane and not given it back."""
         taken = self._session.load().lanes
-        return [
-            lane.client
-            for i, lane in enumerate(taken)
-            if lane.taken and i != self._lane
-        ]
+        return [lane.client for i, lane in enumerate(taken) if lane.taken and i != self._lane]
 
     def _stop_at_once(self) -> None:
         """Stop workers without waiting for their tasks, which go back to pending; safe to interrupt."""
@@ -1330,9 +1302,7 @@ class StarburstExecutor(Executor):
                 "%d). When they have ended, its workers and the session do",
                 self.session_id, unfinished,
             )  # fmt: skip
-        threading.Thread(
-            target=self._end_when_idle, name="starburst-outlive", daemon=True
-        ).start()
+        threading.Thread(target=self._end_when_idle, name="starburst-outlive", daemon=True).start()
 
     def _end_when_idle(self) -> None:
         self._submitter.wait_until_idle()

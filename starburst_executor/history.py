@@ -238,24 +238,17 @@ def find(
     wanted = (
         seat
         for seat in seats
-        if seat.sight.batch not in without
-        and (states is None or _may_have(seat.sight, states))
+        if seat.sight.batch not in without and (states is None or _may_have(seat.sight, states))
     )
     while some := list(islice(wanted, _SIDE_BY_SIDE)):
         records = session.runtime.gather([partial(_read, session, s) for s in some])
         chosen = [
-            [
-                f
-                for f in _tasks(seat, record, now)
-                if states is None or f.task.state in states
-            ]
+            [f for f in _tasks(seat, record, now) if states is None or f.task.state in states]
             for seat, record in zip(some, records, strict=True)
         ]
         if named:
             filled = [found for found in chosen if found]
-            chosen = session.runtime.gather(
-                [partial(_named, session, f) for f in filled]
-            )
+            chosen = session.runtime.gather([partial(_named, session, f) for f in filled])
         for found in chosen:
             yield from found
 
@@ -363,9 +356,7 @@ def _tasks(seat: _Seat, record: Record, now: float) -> Iterator[Found]:
 # --- showing -----------------------------------------------------------------------
 
 
-def views(
-    session: Session, states: Collection[State] | None = None
-) -> Iterator[TaskView]:
+def views(session: Session, states: Collection[State] | None = None) -> Iterator[TaskView]:
     """A line for each task, in submission order; see `find`."""
     found = find(session, states, named=True)
     while some := list(islice(found, 4 * _SIDE_BY_SIDE)):
@@ -493,9 +484,7 @@ def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:
 
 def _place(error: TaskError) -> tuple[object, ...]:
     """Where and how it failed, without the message, which may name the arguments."""
-    frames = tuple(
-        line for line in error.traceback.splitlines() if line.startswith('  File "')
-    )
+    frames = tuple(line for line in error.traceback.splitlines() if line.startswith('  File "'))
     return error.kind, error.type, error.exit_code, error.signal, frames
 
 

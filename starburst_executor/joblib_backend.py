@@ -97,9 +97,7 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         inner_max_num_threads: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads
-        )
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         _check_names(options)
         self._options = options
         self._executor: StarburstExecutor | None = None
@@ -195,9 +193,7 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
 
     # --- during a call --------------------------------------------------------------
 
-    def submit(
-        self, func: Callable[[], list[Any]], callback: Any = None
-    ) -> Future[Timed] | None:
+    def submit(self, func: Callable[[], list[Any]], callback: Any = None) -> Future[Timed] | None:
         """Submit a batch; `callback` is called with its future when it has ended, well or not."""
         return self._followed(self._submit(func), callback)
 

@@ -53,7 +53,9 @@ log = logging.getLogger(__name__)
 
 _LOCK_FD = "STARBURST_LOCK_FD"
 _LOOK_SECONDS = 0.01  # between looks at whether a worker that was told to end has ended
-_KILL_SECONDS = 10.0  # a killed process is gone at once, unless the kernel waits for a device or a network disk
+_KILL_SECONDS = (
+    10.0  # a killed process is gone at once, unless the kernel waits for a device or a network disk
+)
 _TAIL_BYTES = 4096  # a traceback and some lines before it
 
 
@@ -277,9 +279,7 @@ class LocalLauncher:
     def log_tail(self, session_url: str, worker_id: str) -> str:
         """The last lines of the worker's stdout and stderr."""
         try:
-            with _log_of(self._session_folder(session_url) / worker_id).open(
-                "rb"
-            ) as file:
+            with _log_of(self._session_folder(session_url) / worker_id).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - _TAIL_BYTES))
                 text = file.read().decode(errors="replace")
@@ -319,9 +319,7 @@ class LocalLauncher:
     def _held_lock(self, lock: Path) -> int:
         # Under another name until it is held, or whoever looked between would take it for an ended worker's.
         nascent = self._folder / f"{lock.name}.new"
-        fd = _above_standard(
-            os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        )
+        fd = _above_standard(os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             nascent.rename(lock)
@@ -354,18 +352,14 @@ class LocalLauncher:
         except FileNotFoundError:
             return []
 
-    def _end(
-        self, locks: Iterable[Path], number: signal.Signals, seconds: float
-    ) -> list[Path]:
+    def _end(self, locks: Iterable[Path], number: signal.Signals, seconds: float) -> list[Path]:
         """Send a signal and wait up to `seconds`; returns the locks of those that still live."""
         pause = self._runtime.signal()
         deadline = self._runtime.monotonic() + seconds
         told: set[Path] = set()
         left = [lock for lock in locks if _is_alive(lock)]
         while left:
-            told.update(
-                lock for lock in left if lock not in told and _send(lock, number)
-            )
+            told.update(lock for lock in left if lock not in told and _send(lock, number))
             if self._runtime.monotonic() >= deadline:
                 break
             pause.wait(_LOOK_SECONDS)
@@ -390,9 +384,7 @@ class _Children:
 
     def collect(self) -> None:
         with self._lock:
-            self._pids = {
-                lock: pid for lock, pid in self._pids.items() if _still_runs(pid)
-            }
+            self._pids = {lock: pid for lock, pid in self._pids.items() if _still_runs(pid)}
 
     def __contains__(self, lock: Path) -> bool:
         return lock in self._pids
@@ -404,7 +396,9 @@ _children = _Children()
 def _still_runs(child: int) -> bool:
     try:
         return os.waitpid(child, os.WNOHANG)[0] == 0
-    except ChildProcessError:  # somebody else collected it, or this process is a fork of the one that started it
+    except (
+        ChildProcessError
+    ):  # somebody else collected it, or this process is a fork of the one that started it
         return False
 
 
@@ -464,9 +458,7 @@ def _send(lock: Path, number: signal.Signals) -> bool:
 
 
 def _immortal(locks: Sequence[Path]) -> str:
-    names = ", ".join(
-        f"{lock.name} (pid {_pid_of(lock) or 'not known'})" for lock in locks
-    )
+    names = ", ".join(f"{lock.name} (pid {_pid_of(lock) or 'not known'})" for lock in locks)
     return (
         f"{len(locks)} workers are still there {_KILL_SECONDS:.0f} s after SIGKILL: {names}. Either the kernel waits "
         "for a disk or device on their behalf, or they run on another machine that shares this folder, or a process "
@@ -490,9 +482,7 @@ def _log_of(lock: Path) -> Path:
 def _worker_environment(fd: int) -> dict[str, str]:
     environment = {**os.environ, _LOCK_FD: str(fd)}
     source = Path(__file__).resolve().parent.parent
-    installed = {
-        Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())
-    }
+    installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
     # Never for an installed package: PYTHONPATH comes before the standard library, all of site-packages would.
     if source not in installed:
         others = environment.get("PYTHONPATH")

@@ -74,22 +74,16 @@ class Leases:
             self._watched.clear()  # the looker itself slept: what it saw before proves nothing
         self._last_look = now
         lost = {
-            worker: "its process ended"
-            for worker in ended
-            if worker in {*named, *beats.entries}
+            worker: "its process ended" for worker in ended if worker in {*named, *beats.entries}
         }
         for worker in {*named, *beats.entries} - lost.keys():
             self._judge(worker, beats, now, lost)
-        self._watched = {
-            w: s for w, s in self._watched.items() if w in {*named, *beats.entries}
-        }
+        self._watched = {w: s for w, s in self._watched.items() if w in {*named, *beats.entries}}
         self.suspects = bool(self._watched.keys() - lost.keys())
         self.live = sorted(beats.entries.keys() - lost.keys())
         return lost
 
-    def _judge(
-        self, worker: str, beats: Beats, now: float, lost: dict[str, str]
-    ) -> None:
+    def _judge(self, worker: str, beats: Beats, now: float, lost: dict[str, str]) -> None:
         entry = beats.entries.get(worker)
         version = entry.version if entry else None
         age = beats.now - entry.modified if entry else math.inf
@@ -99,9 +93,7 @@ class Leases:
         elif seen is None or seen.version != version:
             self._watched[worker] = _Watched(version, now)
         elif now - seen.since >= self._half:
-            lost[worker] = (
-                f"no heartbeat for {age:.0f} s" if entry else "it has no heartbeat"
-            )
+            lost[worker] = f"no heartbeat for {age:.0f} s" if entry else "it has no heartbeat"
 
 
 class Repair:
@@ -113,17 +105,13 @@ class Repair:
         max_attempts: Fail a task after so many losses while running.
     """
 
-    def __init__(
-        self, session: Session, intervals: Intervals, max_attempts: int
-    ) -> None:
+    def __init__(self, session: Session, intervals: Intervals, max_attempts: int) -> None:
         self._session = session
         self._max_attempts = max_attempts
         self._known: dict[Batch, Known] = {}
         self.leases = Leases(intervals)
 
-    def look(
-        self, unfinished: list[Sight], ended: Iterable[str] = ()
-    ) -> dict[str, str]:
+    def look(self, unfinished: list[Sight], ended: Iterable[str] = ()) -> dict[str, str]:
         """Look once at records and heartbeats, and mend what is wrong; returns who is lost."""
         beats = self._session.beats()
         self._read_changed(unfinished)
@@ -147,12 +135,8 @@ class Repair:
                 or self._known[sight.batch].version != sight.record.version
             )
         ]
-        reads = self._session.runtime.gather(
-            [partial(self._read, batch) for batch in changed]
-        )
-        self._known.update(
-            {b: k for b, k in zip(changed, reads, strict=True) if k is not None}
-        )
+        reads = self._session.runtime.gather([partial(self._read, batch) for batch in changed])
+        self._known.update({b: k for b, k in zip(changed, reads, strict=True) if k is not None})
 
     def _read(self, batch: Batch) -> Known | None:
         try:
@@ -169,9 +153,7 @@ class Repair:
         if known is None:
             return
         if _holders(known) & lost.keys():
-            log.warning(
-                "batch %s: sending back what lost workers held: %s", sight.batch, lost
-            )
+            log.warning("batch %s: sending back what lost workers held: %s", sight.batch, lost)
             known = self._session.requeue(sight.batch, known, lost, self._max_attempts)
             self._known[sight.batch] = known
             self._session.mark(sight.batch, known.record)
@@ -189,9 +171,7 @@ class Repair:
                 raise
             except DamagedObject:
                 last = unread
-            self._session.bury(
-                replace(last, state="lost", reason=lost[worker], ended=last.written)
-            )
+            self._session.bury(replace(last, state="lost", reason=lost[worker], ended=last.written))
 
 
 def _holders(known: Known) -> set[str]:

@@ -42,7 +42,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_READ_AT_ONCE = 128  # heartbeats of one look: a third of a second on S3, whatever the session's size
+_READ_AT_ONCE = (
+    128  # heartbeats of one look: a third of a second on S3, whatever the session's size
+)
 # Seconds after which a live worker's count of requests is read again: at most 8 reads a second, however many.
 _READ_AGAIN = 10.0
 _READS_A_SECOND = 8
@@ -105,13 +107,9 @@ class Bill:
 
     def lines(self) -> list[tuple[str, str]]:
         """What there is to say of it, with a label each."""
-        parts = [
-            f"requests {dollars(self.requests)} ({self.writes} writes, {self.reads} reads)"
-        ]
+        parts = [f"requests {dollars(self.requests)} ({self.writes} writes, {self.reads} reads)"]
         if self.vcpu_seconds:
-            size = (
-                f"{duration(self.worker_seconds)} of {counted(self.workers, 'worker')}"
-            )
+            size = f"{duration(self.worker_seconds)} of {counted(self.workers, 'worker')}"
             parts.insert(0, f"workers {dollars(self.compute)} ({size})")
         lines = [("Cost", f"{self} so far: {', '.join(parts)}")]
         if self.hourly:
@@ -193,9 +191,7 @@ def bill(
         return None
     share = (len(lives) + unread) / len(lives) if lives else 1.0
     paid = spec.launcher != "local"
-    seconds = [
-        cost.billed_seconds(life.seconds) if paid else life.seconds for life in lives
-    ]
+    seconds = [cost.billed_seconds(life.seconds) if paid else life.seconds for life in lives]
     each = zip(lives, seconds, strict=True)
     compute = share * math.fsum(s / 3600 * rate.hour(life.market) for life, s in each)
     worker_seconds = share * math.fsum(seconds)
@@ -329,9 +325,7 @@ class Ledger:
         given = list(lanes)
         tally = self._session.store.tally
         out = max(0, sum(lane.taken for lane in given) - self._client)
-        writes = sum(lane.writes for lane in given) + (
-            tally.writes if self._client else 0
-        )
+        writes = sum(lane.writes for lane in given) + (tally.writes if self._client else 0)
         reads = sum(lane.reads for lane in given) + (tally.reads if self._client else 0)
         return writes, reads, out
 

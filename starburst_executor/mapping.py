@@ -126,6 +126,4 @@ class _Results:
         if self._buffered:
             following = list(itertools.islice(self._calls, 1))
             if following:
-                self._futures.extend(
-                    self._executor.submit_all(self._fn, following, self._name)
-                )
+                self._futures.extend(self._executor.submit_all(self._fn, following, self._name))

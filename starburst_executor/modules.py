@@ -111,9 +111,7 @@ def local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
     return [found[name] for name in sorted(found)]
 
 
-def _source(
-    name: str, module: ModuleType, accept: Callable[[Path], bool]
-) -> Source | None:
+def _source(name: str, module: ModuleType, accept: Callable[[Path], bool]) -> Source | None:
     if not isinstance(module, ModuleType):  # anything may be put into sys.modules
         return None
     attributes = vars(module)  # no getattr: lazy modules import on it
@@ -184,9 +182,7 @@ def _of_module(module: ModuleType) -> Source:
 
 def _of_name(name: str) -> Source:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ValueError(
-            f"cannot ship {name!r}: it is neither a module name nor a path"
-        )
+        raise ValueError(f"cannot ship {name!r}: it is neither a module name nor a path")
     top = name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(name)
@@ -222,9 +218,7 @@ def _no_file(name: str) -> ValueError:
 def _of_path(path: Path) -> Source:
     place = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  resolves "..", not links
     if not place.exists():
-        raise ValueError(
-            f"cannot ship {str(path)!r}: there is no such file or directory"
-        )
+        raise ValueError(f"cannot ship {str(path)!r}: there is no such file or directory")
     if place.is_file() and place.suffix != ".py":
         raise ValueError(f"cannot ship {str(path)!r}: it is no .py file")
     name = place.stem if place.is_file() else place.name
@@ -257,9 +251,7 @@ def build_archive(source: Source, loads: Mapping[str, object] | None = None) -> 
     return _packed(source, contents, members, loads or {})
 
 
-def rebuild_archive(
-    source: Source, old: Archive, loads: Mapping[str, object]
-) -> Archive:
+def rebuild_archive(source: Source, old: Archive, loads: Mapping[str, object]) -> Archive:
     """Pack a source again of which modules were loaded since.
 
     Their files are read again; all others stay as they were packed, for the caller runs
@@ -270,9 +262,7 @@ def rebuild_archive(
         return build_archive(source, loads)
     members = _members(source)
     names = {path: name for name, path in members.items()}
-    loaded = {
-        _file_of(name) for name in loads if old.loads.get(name) is not loads[name]
-    }
+    loaded = {_file_of(name) for name in loads if old.loads.get(name) is not loads[name]}
     contents = _contents(old.data)
     for path, name in names.items():
         added = name not in contents and name.endswith(_SUFFIXES)
@@ -363,9 +353,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return dict(_walk(folder, "", frozenset()))
 
 
-def _walk(
-    folder: Path, above: str, parents: frozenset[str]
-) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, above: str, parents: frozenset[str]) -> Iterator[tuple[str, Path]]:
     real = os.path.realpath(folder)
     if real in parents or (folder / "pyvenv.cfg").exists():
         return  # a link to a directory above, or a virtual environment
@@ -425,9 +413,7 @@ class Tracker:
         ModuleNotFoundError, ValueError: something in `extra` cannot travel.
     """
 
-    def __init__(
-        self, ship: Callable[[str, bytes], None], extra: Iterable[Extra] = ()
-    ) -> None:
+    def __init__(self, ship: Callable[[str, bytes], None], extra: Iterable[Extra] = ()) -> None:
         self._ship = ship
         self._extra = {source.name: source for source in map(_extra, extra)}
         self._lock = threading.Lock()
@@ -460,9 +446,7 @@ class Tracker:
             if name in sys.modules:  # its file may be gone; what was packed is not
                 sources.setdefault(name, archive.source)
         loads = _loads(sources.keys())
-        archives = {
-            name: self._archive(sources[name], loads[name]) for name in sorted(sources)
-        }
+        archives = {name: self._archive(sources[name], loads[name]) for name in sorted(sources)}
         _check_total(archives.values())
         self._archives = archives
         for archive in archives.values():
@@ -575,6 +559,4 @@ def _extract(data: bytes, draft: Path) -> None:
 def _check_member(name: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise DamagedObject(
-            f"an archive of modules names a path outside of it: {name!r}"
-        )
+        raise DamagedObject(f"an archive of modules names a path outside of it: {name!r}")

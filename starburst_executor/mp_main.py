@@ -72,9 +72,7 @@ def _dump(values: dict[str, Any]) -> bytes:
 def _travels(value: object) -> bool:
     try:
         Pickler(io.BytesIO()).dump(value)
-    except (
-        Exception
-    ):  # whoever needs it in the spawned process will be told by its name
+    except Exception:  # whoever needs it in the spawned process will be told by its name
         return False
     return True
 

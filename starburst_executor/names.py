@@ -71,9 +71,7 @@ NO_NAME = Name()
 # --- making ------------------------------------------------------------------------
 
 
-def name_of(
-    function: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str = ""
-) -> Name:
+def name_of(function: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str = "") -> Name:
     """The name of a call.
 
     Args:
@@ -291,9 +289,7 @@ def encode_names(names: Iterable[Name]) -> bytes:
             labels[position] = name.label
     if not labels and functions.keys() <= {""}:
         return b""
-    return _encoder.encode(
-        _Names(functions=tuple(functions), calls=tuple(calls), labels=labels)
-    )
+    return _encoder.encode(_Names(functions=tuple(functions), calls=tuple(calls), labels=labels))
 
 
 def decode_names(data: bytes, size: int) -> list[Name]:

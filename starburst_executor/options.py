@@ -55,9 +55,7 @@ class Options:
         self._runtime = runtime
         self._label = label
 
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskFuture[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
         """As the executor's `submit`."""
         return self._executor.submit_call(fn, args, kwargs, self._label)
 

@@ -54,9 +54,7 @@ class Origin(
         except FileNotFoundError:
             directory = ""
         entries = [Path(directory, entry) for entry in sys.path if type(entry) is str]
-        path = [
-            str(e) for e in entries if e.is_absolute() and _is_dir(e) and is_local(e)
-        ]
+        path = [str(e) for e in entries if e.is_absolute() and _is_dir(e) and is_local(e)]
         return cls(
             directory=directory if _is_text(directory) else "",
             argv=tuple(map(_text, sys.argv)),

@@ -28,9 +28,7 @@ def tail(file: int, limit: int = OUTPUT_MAX) -> bytes:
     size = os.fstat(file).st_size
     cut = max(0, size - limit)
     data = os.pread(file, size - cut, cut)
-    return (
-        b"[starburst: the first %d bytes were cut]\n%b" % (cut, data) if cut else data
-    )
+    return b"[starburst: the first %d bytes were cut]\n%b" % (cut, data) if cut else data
 
 
 def shorten(file: int) -> int:

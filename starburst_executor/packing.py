@@ -98,9 +98,7 @@ class Packer:
         """Archives of local modules that a worker needs, shipped before this returns."""
         return self._tracker.refresh()
 
-    def open_outcome(
-        self, batch: Batch, position: int, task: Task, data: bytes
-    ) -> Settled:
+    def open_outcome(self, batch: Batch, position: int, task: Task, data: bytes) -> Settled:
         """The value of a task, or its exception."""
         outcome = decode_outcome(data)
         if outcome.failure is not None:
@@ -116,9 +114,7 @@ class Packer:
             error.add_note(_where(batch, position, task))
             return False, error
 
-    def error(
-        self, failure: Failure, batch: Batch, position: int, task: Task
-    ) -> BaseException:
+    def error(self, failure: Failure, batch: Batch, position: int, task: Task) -> BaseException:
         """The exception that a failure stands for."""
         if self._python != python_version():
             failure = _without_pickle(failure)
@@ -147,15 +143,11 @@ class Packer:
             try:
                 self._session.get_blob(digest, Path(file.name))
             except ObjectNotFound as error:
-                raise DamagedObject(
-                    f"blob {digest} of a result is gone from the store"
-                ) from error
+                raise DamagedObject(f"blob {digest} of a result is gone from the store") from error
             buffer = bytearray(size)
             with Path(file.name).open("rb") as part:
                 if part.readinto(buffer) != size or part.read(1):
-                    raise DamagedObject(
-                        f"blob {digest} of a result does not have {size} bytes"
-                    )
+                    raise DamagedObject(f"blob {digest} of a result does not have {size} bytes")
         return buffer
 
 

@@ -120,14 +120,8 @@ def headline(review: Review) -> tuple[str, str]:
         return "Nothing was submitted to this session.", ""
     if not review.work.useful:
         return f"None of {_tasks(total)} has begun.", _held_back(review)
-    finished = sum(
-        review.counts[state] for state in ("completed", "failed", "cancelled")
-    )
-    what = (
-        _tasks(total)
-        if finished == total
-        else f"{finished:,} of {_tasks(total)} so far"
-    )
+    finished = sum(review.counts[state] for state in ("completed", "failed", "cancelled"))
+    what = _tasks(total) if finished == total else f"{finished:,} of {_tasks(total)} so far"
     did = f"{what} took {_spoken(review.seconds)} for {_spoken(review.work.useful)} of work"
     return f"{did}: {_pace(review.speedup)}.", _held_back(review)
 
@@ -231,16 +225,13 @@ def _figure(chart: Chart) -> str:
     )
 
 
-def _table(
-    name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]
-) -> str:
+def _table(name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
     """A table; cells are HTML already. A column is its heading and its class."""
     head = "".join(f'<th class="{kind}">{heading}</th>' for heading, kind in columns)
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{kind}">{cell}</td>'
-            for cell, (_, kind) in zip(row, columns, strict=True)
+            f'<td class="{kind}">{cell}</td>' for cell, (_, kind) in zip(row, columns, strict=True)
         )
         + "</tr>"
         for row in rows
@@ -292,9 +283,7 @@ def _failures(review: Review) -> str:
 
 def _failure(group: TaskGroup) -> tuple[str, str, str]:
     text = escape(str(group.error)[:_LONGEST_TEXT])
-    details = "\n".join(
-        part for part in (group.error.traceback, group.error.stderr) if part
-    )
+    details = "\n".join(part for part in (group.error.traceback, group.error.stderr) if part)
     if details:
         text = f"<details><summary>{text}</summary><pre>{escape(details[-_LONGEST_TEXT:])}</pre></details>"
     more = ", ..." if group.count > len(group.task_ids) else ""
@@ -384,7 +373,9 @@ def _cost(review: Review) -> str:
     """Requests, who counted them, and dollars where something costs any."""
     rows = [*_compute_rows(review), *_request_rows(review), *_total_rows(review)]
     columns = [("", "name"), ("amount", "number"), ("dollars", "number"), ("how it is known", "text")]  # fmt: skip
-    note = f"Writes are PUT, COPY, POST and LIST requests, reads are GET and HEAD. {_priced(review)}"
+    note = (
+        f"Writes are PUT, COPY, POST and LIST requests, reads are GET and HEAD. {_priced(review)}"
+    )
     return _section("Requests and cost", note, _table("cost", columns, rows))
 
 
@@ -398,9 +389,7 @@ def _priced(review: Review) -> str:
 
 def _compute_rows(review: Review) -> list[tuple[str, ...]]:
     bill = review.bill
-    lived = sum(
-        s.billed.seconds if s.billed else s.seconds for s in review.observed.stays
-    )
+    lived = sum(s.billed.seconds if s.billed else s.seconds for s in review.observed.stays)
     if bill is None or not bill.vcpu_seconds:
         local = review.observed.manifest.spec.launcher == "local"
         how = "workers on this machine cost nothing extra" if local else "not priced"
@@ -417,11 +406,7 @@ def _request_rows(review: Review) -> list[tuple[str, ...]]:
     rate = review.observed.manifest.rate
     rows: list[tuple[str, ...]] = []
     for who, asked in (("workers", review.worker_requests), ("clients", review.client_requests)):  # fmt: skip
-        how = (
-            "counted by each of them"
-            if asked.counted
-            else "estimated: not all have told"
-        )
+        how = "counted by each of them" if asked.counted else "estimated: not all have told"
         for kind, count, each in (
             ("writes", asked.writes, rate.write if rate else 0.0),
             ("reads", asked.reads, rate.read if rate else 0.0),

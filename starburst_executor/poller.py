@@ -33,9 +33,7 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
-_ECS_TASK = (
-    "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it starts at once
-)
+_ECS_TASK = "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it starts at once
 
 
 def serve(session_url: str, worker_id: str | None = None) -> str:
@@ -127,22 +125,14 @@ def _serve(
 
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
-        worker = Worker(
-            session, worker_id, slots, library, move, manifest, describe, staff
-        )
+        worker = Worker(session, worker_id, slots, library, move, manifest, describe, staff)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(
-                number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}")
-            )
+            signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
         worker.beater.beat()
-        beating = threading.Thread(
-            target=worker.beater.run, name="starburst-beat", daemon=True
-        )
+        beating = threading.Thread(target=worker.beater.run, name="starburst-beat", daemon=True)
         beating.start()
         if staff is not None:
-            threading.Thread(
-                target=staff.run, name="starburst-staff", daemon=True
-            ).start()
+            threading.Thread(target=staff.run, name="starburst-staff", daemon=True).start()
         log.info("worker %s is at session %s", worker_id, session.id)
         with _spot_watched(worker, manifest):
             reason = worker.run()

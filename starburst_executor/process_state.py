@@ -236,9 +236,7 @@ def _resource() -> Any:
 
 
 def _limits(resource: Any) -> dict[int, tuple[int, int]]:
-    kinds = [
-        getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")
-    ]
+    kinds = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
     return {kind: resource.getrlimit(kind) for kind in kinds}
 
 
@@ -265,9 +263,7 @@ def _is_open(stream: Any) -> bool:
 def _reopened(name: str) -> io.TextIOWrapper:
     """A standard stream anew, for a task has closed it."""
     number = ("stdin", "stdout", "stderr").index(name.strip("_"))
-    stream = os.fdopen(
-        number, "w" if number else "r", encoding="utf-8", errors="backslashreplace"
-    )
+    stream = os.fdopen(number, "w" if number else "r", encoding="utf-8", errors="backslashreplace")
     assert isinstance(stream, io.TextIOWrapper)
     stream.reconfigure(line_buffering=True)
     return stream

@@ -84,9 +84,7 @@ class Progress:
     rate: float | None
     left: float | None
 
-    def counts(
-        self, width: int | None = None, between: str = ", "
-    ) -> list[tuple[str, str]]:
+    def counts(self, width: int | None = None, between: str = ", ") -> list[tuple[str, str]]:
         """What there is to say, part by part: a name that does not change, and the words.
 
         Args:
@@ -161,9 +159,7 @@ class Gauge:
 
     def look(self) -> SessionStatus:
         """The status now."""
-        status = catalog.status(
-            self.session, self._queue, self._known, self._ledger.look
-        )
+        status = catalog.status(self.session, self._queue, self._known, self._ledger.look)
         # What has finished is looked at no more, though it was written last.
         self._active = max(self._active or status.last_activity, status.last_activity)
         return replace(status, last_activity=self._active)
@@ -320,8 +316,7 @@ class LiveDisplay:
     def _lines(self, text: list[str]) -> str:
         first = self._size.lines - _ROWS + 1
         return "".join(
-            _AT.format(first + row) + _CLEAR_LINE + line
-            for row, line in enumerate(text)
+            _AT.format(first + row) + _CLEAR_LINE + line for row, line in enumerate(text)
         )
 
     def _render(self, progress: Progress) -> list[str]:
@@ -403,9 +398,7 @@ class Ticker:
         self._display = open_display(stream, session.runtime)
         self._meter = Meter()
         self._end = session.runtime.signal()
-        self._thread = threading.Thread(
-            target=self._run, name="starburst-progress", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="starburst-progress", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

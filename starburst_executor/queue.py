@@ -48,11 +48,7 @@ class Sight:
     @property
     def open(self) -> bool:
         """Whether there may be something to claim."""
-        drained = (
-            max(self.drained, 0)
-            if self.record and self.batch.size == 1
-            else self.drained
-        )
+        drained = max(self.drained, 0) if self.record and self.batch.size == 1 else self.drained
         return self.done is None and drained < self.requeued
 
     @property
@@ -245,9 +241,7 @@ class Queue:
             prefix = "queue/" if lane == lanes[-1] else lane_prefix(lane)
             yield from self._scan(lane, prefix, first, ahead)
 
-    def _scan(
-        self, lane: int, prefix: str, first: int, ahead: int
-    ) -> Iterator[list[Sight]]:
+    def _scan(self, lane: int, prefix: str, first: int, ahead: int) -> Iterator[list[Sight]]:
         """The batches of each page in turn; the first page has at most `first` keys."""
         progress = self._lanes[lane]
         start = progress.ahead(ahead * progress.size)
@@ -255,9 +249,7 @@ class Queue:
         limit = min(first, progress.keys_until_done(start))
         cut: Sight | None = None  # a batch whose keys go on on the next page
         while True:
-            page = self._store.list(
-                self._prefix + prefix, after=self._prefix + after, limit=limit
-            )
+            page = self._store.list(self._prefix + prefix, after=self._prefix + after, limit=limit)
             self.now = page.now
             sights = self._sights(page, cut)
             complete = [sight for sight in sights if sight.complete]

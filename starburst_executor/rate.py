@@ -49,6 +49,4 @@ class Rate(
 
     def __str__(self) -> str:
         kind = {"spot": "Spot", "on-demand": "on-demand"}.get(self.market, "S3")
-        return (
-            f"{kind} prices of {self.region} from {self.source}, {self.taken:%Y-%m-%d}"
-        )
+        return f"{kind} prices of {self.region} from {self.source}, {self.taken:%Y-%m-%d}"

@@ -142,9 +142,7 @@ def parse_task_id(text: str) -> tuple[int, int]:
     """
     lane, dash, number = text.partition("-")
     if not (dash and lane.isdecimal() and number.isdecimal()):
-        raise ValueError(
-            f"{text!r} is not a task id; one looks like '0-17' (lane 0, task 17)"
-        )
+        raise ValueError(f"{text!r} is not a task id; one looks like '0-17' (lane 0, task 17)")
     return int(lane), int(number)
 
 
@@ -282,9 +280,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     deadline: float  # by the store's clock
     state: SessionState = SessionState.OPEN
     workers: int  # most at once
-    min_workers: int = (
-        0  # so many stay though idle, and are started though nothing waits
-    )
+    min_workers: int = 0  # so many stay though idle, and are started though nothing waits
     unscaled: int = 0  # what `workers` was before `scale` set another; 0: it has not
     spec: WorkerSpec
     deployment: dict[str, Any] | None = None  # `config.Deployment` of workers on ECS
@@ -428,9 +424,7 @@ def decode(data: bytes, kind: type[T], key: str) -> T:
     except msgspec.DecodeError as error:  # ValidationError is one
         schema = _schema_of(data)
         if schema <= SCHEMA:
-            raise DamagedObject(
-                f"{key} cannot be read: {error} ({len(data)} bytes)"
-            ) from error
+            raise DamagedObject(f"{key} cannot be read: {error} ({len(data)} bytes)") from error
     if schema > SCHEMA:
         raise NewerSchema(
             f"{key} has schema {schema}; this version of starburst_executor knows {SCHEMA}. "
@@ -466,9 +460,7 @@ class Header(_Stored, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     functions: tuple[str, ...]  # digests under functions/
-    modules: dict[
-        str, str
-    ] = {}  # archives that the pickles need: name -> digest under modules/
+    modules: dict[str, str] = {}  # archives that the pickles need: name -> digest under modules/
     calls: tuple[Call, ...]
     light: bool = True  # no arguments of it name a blob
 
@@ -598,9 +590,7 @@ def advance(
         _finish(tasks, worker, finish)
     for position, (attempt, began) in (starts or {}).items():
         if _holds(tasks[position], worker, attempt):
-            tasks[position] = replace(
-                tasks[position], state=State.RUNNING, started=began
-            )
+            tasks[position] = replace(tasks[position], state=State.RUNNING, started=began)
     released = [i for i, a in (releases or {}).items() if _holds(tasks[i], worker, a)]
     for position in released:
         tasks[position] = _back(tasks[position], now, "handed back")
@@ -678,9 +668,7 @@ def _choose(
     return chosen
 
 
-def _take(
-    tasks: list[Task], chosen: Iterable[int], worker: str, now: float, begin: int
-) -> None:
+def _take(tasks: list[Task], chosen: Iterable[int], worker: str, now: float, begin: int) -> None:
     for rank, i in enumerate(chosen):
         starts = rank < begin
         tasks[i] = replace(
@@ -726,9 +714,7 @@ def requeue_lost(
     return replace(record, tasks=tuple(tasks), round=record.round + went_back)
 
 
-def cancel(
-    record: Record, positions: Iterable[int], now: float, *, running: bool
-) -> Record:
+def cancel(record: Record, positions: Iterable[int], now: float, *, running: bool) -> Record:
     """Cancel the pending ones of `positions`; with `running`, those that a worker has as well."""
     tasks = list(record.tasks)
     for i in positions:
@@ -747,9 +733,7 @@ def fail_all(record: Record, now: float, outcome: bytes) -> Record:
     """Fail every task that is not final: nothing of the batch can be run."""
     failed = Piece(inline=outcome)
     tasks = (
-        task
-        if task.state.final
-        else replace(task, state=State.FAILED, ended=now, outcome=failed)
+        task if task.state.final else replace(task, state=State.FAILED, ended=now, outcome=failed)
         for task in record.tasks
     )
     return replace(record, tasks=tuple(tasks))
@@ -758,9 +742,7 @@ def fail_all(record: Record, now: float, outcome: bytes) -> Record:
 def due_markers(record: Record) -> tuple[str, ...]:
     """The markers that this record deserves; each is a fact that no later record can make wrong."""
     if record.finished:
-        counts = (
-            record.count(s) for s in (State.COMPLETED, State.FAILED, State.CANCELLED)
-        )
+        counts = (record.count(s) for s in (State.COMPLETED, State.FAILED, State.CANCELLED))
         return (".".join(["done", *map(str, counts)]),)
     if any(task.state is State.PENDING for task in record.tasks):
         return (f"requeued.{record.round}",) if record.round else ()

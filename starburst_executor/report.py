@@ -222,9 +222,7 @@ def _stays(session: Session, beats: Beats, intervals: Intervals) -> list[Stay]:
     calls = [partial(_heartbeat, session, worker, "ended") for worker in gone]
     calls += [partial(_heartbeat, session, worker, "workers") for worker in here]
     read = zip(session.runtime.gather(calls), gone + here, strict=True)
-    return [
-        _stay(beat, worker, beats.now, intervals.lease) for beat, worker in read if beat
-    ]
+    return [_stay(beat, worker, beats.now, intervals.lease) for beat, worker in read if beat]
 
 
 def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
@@ -245,11 +243,7 @@ def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
         started=beat.started,
         ended=max(now, beat.written) if live else beat.ended or beat.written,
         live=live,
-        why=f"{beat.state}: {beat.reason}"
-        if gone
-        else ""
-        if live
-        else "not heard of for long",
+        why=f"{beat.state}: {beat.reason}" if gone else "" if live else "not heard of for long",
         billed=Life(lived, beat.writes, beat.reads, beat.market, live),
     )
 
@@ -264,9 +258,7 @@ def _with_unheard(stays: dict[str, Stay], traces: Iterable[Trace]) -> list[Stay]
                 spans[run.worker] = min(first, run.claimed), max(last, run.ended)
     whole = dict(stays)
     for worker, (first, last) in spans.items():
-        unheard = Stay(
-            worker=worker, started=first, ended=last, why="left no last word"
-        )
+        unheard = Stay(worker=worker, started=first, ended=last, why="left no last word")
         stay = stays.get(worker, unheard)
         whole[worker] = replace(stay, ended=max(stay.ended, last))
     return sorted(whole.values(), key=lambda stay: stay.started)
@@ -286,9 +278,7 @@ def _trace(found: Found, last_beats: dict[str, float], between: float) -> Trace:
     )
 
 
-def _runs(
-    task: Task, found: Found, last_beats: dict[str, float], between: float
-) -> Iterator[Run]:
+def _runs(task: Task, found: Found, last_beats: dict[str, float], between: float) -> Iterator[Run]:
     since = found.stored
     number = 0
     for past in task.past:
@@ -298,9 +288,7 @@ def _runs(
             # Not when somebody noticed: the worker did not live to beat again.
             died = last_beats[past.worker] + between
             ended = max(past.started or past.claimed, min(ended, died))
-        yield Run(
-            number, past.worker, since, past.claimed, past.started, ended, past.how
-        )
+        yield Run(number, past.worker, since, past.claimed, past.started, ended, past.how)
         since = ended
     # What was lost for the last time is among the past already.
     if task.worker and number != task.attempt:
@@ -367,14 +355,7 @@ class Work:
     @property
     def paid(self) -> float:
         """All the time that slots were there, between the first task and the last."""
-        return (
-            self.useful
-            + self.repeated
-            + self.starting
-            + self.handover
-            + self.tail
-            + self.idle
-        )
+        return self.useful + self.repeated + self.starting + self.handover + self.tail + self.idle
 
     @property
     def efficiency(self) -> float:
@@ -543,8 +524,7 @@ _ADVICE = {
 
 def _losses(work: Work) -> list[Loss]:
     found = [
-        Loss(name, label, getattr(work, name), advice)
-        for name, (label, advice) in _ADVICE.items()
+        Loss(name, label, getattr(work, name), advice) for name, (label, advice) in _ADVICE.items()
     ]
     return sorted(found, key=lambda loss: -loss.seconds)
 
@@ -579,9 +559,7 @@ class _Changes:
         self._end = end
         self._at: dict[float, list[int]] = defaultdict(lambda: [0] * 6)
 
-    def add(
-        self, start: float, stop: float, fields: Iterable[int], by: int = 1
-    ) -> None:
+    def add(self, start: float, stop: float, fields: Iterable[int], by: int = 1) -> None:
         """Those fields are higher by `by` from `start` to `stop`."""
         start, stop = max(start, self._begin), min(stop, self._end)
         if stop > start:
@@ -598,9 +576,7 @@ class _Changes:
             yield moment, following, now
 
 
-def _account(
-    observed: Observed, begin: float, end: float
-) -> tuple[Work, list[Stretch]]:
+def _account(observed: Observed, begin: float, end: float) -> tuple[Work, list[Stretch]]:
     """Go through the session once, from change to change, adding up."""
     wanted = observed.manifest.workers * observed.manifest.spec.slots
     work = Work()
@@ -621,9 +597,7 @@ def _changes(observed: Observed, begin: float, end: float) -> _Changes:
         for run in trace.runs:
             began = run.started or run.ended
             changes.add(since, began, [_WAITING])
-            changes.add(
-                began, run.ended, [_BUSY, _REPEATING] if run.wasted else [_BUSY]
-            )
+            changes.add(began, run.ended, [_BUSY, _REPEATING] if run.wasted else [_BUSY])
             if run.started:
                 first[run.worker] = min(run.started, first.get(run.worker, math.inf))
             since = run.ended
@@ -655,10 +629,7 @@ def _empty_stretches(begin: float, end: float) -> list[Stretch]:
     if end <= begin:
         return []
     step = (end - begin) / _STRETCHES
-    return [
-        Stretch(start=begin + i * step, end=begin + (i + 1) * step)
-        for i in range(_STRETCHES)
-    ]
+    return [Stretch(start=begin + i * step, end=begin + (i + 1) * step) for i in range(_STRETCHES)]
 
 
 def _spread(stretches: list[Stretch], state: _State, start: float, stop: float) -> None:
@@ -705,12 +676,8 @@ def _requests(observed: Observed, seconds: float) -> tuple[Requests, Requests]:
     lives = [stay.billed for stay in observed.stays]
     heard = [life for life in lives if life is not None]
     lanes = observed.manifest.lanes
-    workers = Requests(
-        sum(life.writes for life in heard), sum(life.reads for life in heard), True
-    )
-    clients = Requests(
-        sum(lane.writes for lane in lanes), sum(lane.reads for lane in lanes), True
-    )
+    workers = Requests(sum(life.writes for life in heard), sum(life.reads for life in heard), True)
+    clients = Requests(sum(lane.writes for lane in lanes), sum(lane.reads for lane in lanes), True)
     if len(heard) < len(lives):
         workers = _estimated_of_workers(observed)
     if any(lane.taken or not lane.writes for lane in lanes):
@@ -739,9 +706,7 @@ def _estimated_of_clients(observed: Observed, seconds: float) -> Requests:
     return Requests(round(observed.batches + looks), observed.batches, False)
 
 
-def _bill(
-    observed: Observed, of_workers: Requests, of_clients: Requests
-) -> Bill | None:
+def _bill(observed: Observed, of_workers: Requests, of_clients: Requests) -> Bill | None:
     lives = [stay.billed or Life(stay.seconds) for stay in observed.stays]
     if not of_workers.counted:
         lives = [life._replace(writes=0, reads=0) for life in lives]

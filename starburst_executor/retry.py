@@ -86,16 +86,10 @@ def retried(session: Session) -> Retries:
 def healed(outcomes: Iterable[TaskOutcome], retries: Retries) -> list[TaskOutcome]:
     """One outcome for each task that was no retry: that of its last try which has ended."""
     known = {one.task_id: one for one in outcomes}
-    return [
-        _last(one, retries, known)
-        for one in known.values()
-        if one.task_id not in retries.made
-    ]
+    return [_last(one, retries, known) for one in known.values() if one.task_id not in retries.made]
 
 
-def _last(
-    outcome: TaskOutcome, retries: Retries, known: Mapping[str, TaskOutcome]
-) -> TaskOutcome:
+def _last(outcome: TaskOutcome, retries: Retries, known: Mapping[str, TaskOutcome]) -> TaskOutcome:
     tries = [name for name in retries.chain(outcome.task_id) if name in known]
     if len(tries) == 1:
         return outcome
@@ -124,9 +118,7 @@ def named(session: Session, names: Iterable[str]) -> list[Found]:
     found = [one for one in find(session) if one.task_id in wanted]
     lacking = wanted - {one.task_id for one in found}
     if lacking:
-        raise LookupError(
-            f"session {session.id} has no task {', '.join(sorted(lacking))}"
-        )
+        raise LookupError(f"session {session.id} has no task {', '.join(sorted(lacking))}")
     for one in found:
         if not one.task.state.final:
             raise ValueError(

@@ -45,9 +45,7 @@ class Roster:
         self._lock = threading.RLock()
         self._next_index = 0
         self._first: dict[Batch, int] = {}  # index of a batch's first task
-        self._done: dict[
-            Batch, int
-        ] = {}  # finished batches: how many tasks were cancelled
+        self._done: dict[Batch, int] = {}  # finished batches: how many tasks were cancelled
         self._futures: weakref.WeakValueDictionary[tuple[int, int], TaskFuture[Any]] = (
             weakref.WeakValueDictionary()
         )
@@ -143,9 +141,7 @@ class Roster:
             else:
                 future.settle_later(partial(self._outcomes.later, batch, position))
 
-    def _make(
-        self, lane: int, number: int, index: int, name: Name = NO_NAME
-    ) -> TaskFuture[Any]:
+    def _make(self, lane: int, number: int, index: int, name: Name = NO_NAME) -> TaskFuture[Any]:
         future: TaskFuture[Any] = TaskFuture(
             self._session.id, lane, number, index, self._cancel, name
         )

@@ -72,9 +72,7 @@ _importable = weakref.WeakValueDictionary()  # what was found to be so, which st
 
 
 def _is_unimportable(module: types.ModuleType) -> bool:
-    attributes = getattr(
-        module, "__dict__", {}
-    )  # no getattr: lazy modules import on it
+    attributes = getattr(module, "__dict__", {})  # no getattr: lazy modules import on it
     spec = attributes.get("__spec__")
     if spec is not None:
         return bool(getattr(spec, "_initializing", False))
@@ -96,9 +94,7 @@ def _space_name(function: types.FunctionType) -> str | None:
 def _is_named(obj: Any) -> bool:
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     return (
-        isinstance(module, str)
-        and isinstance(name, str)
-        and namespace.named(module, name) is obj
+        isinstance(module, str) and isinstance(name, str) and namespace.named(module, name) is obj
     )
 
 
@@ -165,11 +161,7 @@ class Pickler(AnnotationPickler):
             return self._reduce_class(obj)
         if kind is types.ModuleType:
             own = obj.__name__ != "__main__" and _is_script(obj.__name__)
-            return (
-                (namespace.space_module, (self._space(obj.__name__),))
-                if own
-                else NotImplemented
-            )
+            return (namespace.space_module, (self._space(obj.__name__),)) if own else NotImplemented
         if kind is types.MethodType and self._origins is not None:
             return getattr, (obj.__self__, obj.__func__.__name__)
         special = _SPECIAL.get(kind)
@@ -472,9 +464,11 @@ def _comparable(value: object) -> object:
 
 # --- the parts of classes ---------------------------------------------------------
 
-_BUILTIN_TYPES = {
-    value for value in vars(types).values() if isinstance(value, type)
-} | {type(None), type(...), type(NotImplemented)}
+_BUILTIN_TYPES = {value for value in vars(types).values() if isinstance(value, type)} | {
+    type(None),
+    type(...),
+    type(NotImplemented),
+}
 
 # Made anew with the class, or not to be had from outside.
 _LEFT_OUT = {"__dict__", "__weakref__", "__annotate_func__", "__slotnames__"}

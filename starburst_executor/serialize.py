@@ -68,9 +68,7 @@ __all__ = [
     "unpack_call",
 ]
 
-BUFFER_MIN = (
-    64 * 1024
-)  # bytes; below this a request of its own costs more than the copy
+BUFFER_MIN = 64 * 1024  # bytes; below this a request of its own costs more than the copy
 STREAM_MAX = 1024 * 1024  # bytes of pickle that may stay in the cargo
 TRACEBACK_MAX = 64 * 1024  # characters
 MESSAGE_MAX = 8 * 1024  # characters; the message is shown in listings
@@ -322,9 +320,7 @@ def _hint(error: BaseException) -> str:
 def _refusal(error: Exception, parts: list[tuple[str, Any]]) -> SerializationError:
     """The error that names the part of the object which cannot be pickled."""
     # One level of a nest that is too deep is as good as any other: stop at the first.
-    too_deep = isinstance(error, RecursionError) or isinstance(
-        error.__cause__, RecursionError
-    )
+    too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
     where, offender = _Search().run(parts, 0 if too_deep else 16)
     advice = (
         "It is nested too deeply: flatten it"
@@ -332,8 +328,7 @@ def _refusal(error: Exception, parts: list[tuple[str, Any]]) -> SerializationErr
         else "Create it inside the function, or leave it out by the __getstate__ of its owner"
     )
     return SerializationError(
-        f"cannot pickle {where}, of type {type_name(type(offender))} "
-        f"({one_line(error)}). {advice}"
+        f"cannot pickle {where}, of type {type_name(type(offender))} ({one_line(error)}). {advice}"
     )
 
 
@@ -386,9 +381,7 @@ class _Search:
             return True
         return False
 
-    def _below(
-        self, path: str, joint: str, obj: object, depth: int
-    ) -> tuple[str, object] | None:
+    def _below(self, path: str, joint: str, obj: object, depth: int) -> tuple[str, object] | None:
         self._failing[id(obj)] = obj
         self._best = (path, obj)
         guilty = True
@@ -727,10 +720,7 @@ def _initializer(failure: Failure, context: str) -> str:
     text = f"{failure.type}: {failure.message}" if failure.type else failure.message
     if failure.signal is not None or failure.exit_code is not None:
         text = f"its process {_ending(failure)}"
-    return (
-        f"{context}: the initializer failed, so no task can run there: "
-        f"{text}{_stderr(failure)}"
-    )
+    return f"{context}: the initializer failed, so no task can run there: {text}{_stderr(failure)}"
 
 
 def _stderr(failure: Failure) -> str:

@@ -155,9 +155,7 @@ class Session:
             if edited == manifest:
                 return manifest
             edited = replace(edited, nonce=self.runtime.new_id(8))
-            self.store.replace(
-                self.key("session.json"), records.encode(edited), version
-            )
+            self.store.replace(self.key("session.json"), records.encode(edited), version)
             return edited
 
         try:
@@ -223,9 +221,7 @@ class Session:
                 )
         header, body = head
         if len(header.calls) != batch.size:
-            raise DamagedObject(
-                f"{key} holds {len(header.calls)} tasks, not {batch.size}"
-            )
+            raise DamagedObject(f"{key} holds {len(header.calls)} tasks, not {batch.size}")
         return Tasks(header, body, data)
 
     def arguments(self, batch: Batch, tasks: Tasks, position: int) -> bytes:
@@ -285,9 +281,7 @@ class Session:
         if got is None:
             return known
         try:
-            return Known(
-                self._decode_record(batch, got.data), got.version, len(got.data)
-            )
+            return Known(self._decode_record(batch, got.data), got.version, len(got.data))
         except NewerSchema:
             raise
         except DamagedObject as error:
@@ -301,22 +295,14 @@ class Session:
             )
         return record
 
-    def _replace_damaged(
-        self, batch: Batch, version: str, error: DamagedObject
-    ) -> Known:
-        record = records.fail_all(
-            Record.fresh(batch.size), self.runtime.time(), damage(error)
-        )
+    def _replace_damaged(self, batch: Batch, version: str, error: DamagedObject) -> Known:
+        record = records.fail_all(Record.fresh(batch.size), self.runtime.time(), damage(error))
         try:
             return self._write(batch, record, version)
         except Conflict:
-            raise StoreUnavailable(
-                f"{batch.record_key} changed while it was read"
-            ) from error
+            raise StoreUnavailable(f"{batch.record_key} changed while it was read") from error
 
-    def change(
-        self, batch: Batch, known: Known, edit: Callable[[Record], Record]
-    ) -> Known:
+    def change(self, batch: Batch, known: Known, edit: Callable[[Record], Record]) -> Known:
         """Apply a repeatable edit to the record by compare-and-swap; returns what is stored then.
 
         Raises:
@@ -338,9 +324,7 @@ class Session:
 
         return self._through_conflicts(once)
 
-    def change_once(
-        self, batch: Batch, known: Known, edit: Callable[[Record], Record]
-    ) -> Known:
+    def change_once(self, batch: Batch, known: Known, edit: Callable[[Record], Record]) -> Known:
         """Like `change`, but a conflict or no plain answer is raised: a claim is better made elsewhere."""
         edited = edit(known.record)
         if edited == known.record:
@@ -358,9 +342,7 @@ class Session:
             # Never to be created anew: somebody is deleting the session.
             raise SessionTerminated(f"session {self.id} is being deleted") from error
 
-    def mark(
-        self, batch: Batch, record: Record, listed: Iterable[str] = ()
-    ) -> tuple[str, ...]:
+    def mark(self, batch: Batch, record: Record, listed: Iterable[str] = ()) -> tuple[str, ...]:
         """Write the markers that the record deserves and that are not `listed`; returns those written."""
         due = tuple(m for m in records.due_markers(record) if m not in set(listed))
         for marker in due:
@@ -390,9 +372,7 @@ class Session:
         known = self.change(
             batch,
             known,
-            lambda record: records.cancel(
-                record, wanted, self.runtime.time(), running=running
-            ),
+            lambda record: records.cancel(record, wanted, self.runtime.time(), running=running),
         )
         self.mark(batch, known.record)
         return known
@@ -420,9 +400,7 @@ class Session:
             ),
         )
 
-    def _lost_outcome(
-        self, batch: Batch, position: int, task: records.Task, why: str
-    ) -> bytes:
+    def _lost_outcome(self, batch: Batch, position: int, task: records.Task, why: str) -> bytes:
         tried = [f"attempt {p.attempt} on {p.worker} ({p.how})" for p in task.past]
         tried.append(f"attempt {task.attempt} on {task.worker} ({why})")
         failure = Failure(
@@ -446,9 +424,7 @@ class Session:
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Write a worker's heartbeat."""
-        self.store.put(
-            self.key(f"workers/{heartbeat.worker}"), records.encode(heartbeat)
-        )
+        self.store.put(self.key(f"workers/{heartbeat.worker}"), records.encode(heartbeat))
 
     def beats(self) -> Beats:
         """All heartbeats, by worker id, without their content."""
@@ -510,13 +486,9 @@ class Session:
         """Store what one write finishes and is too large for the record, under a fresh name."""
         self._create_once(batch.pack_key(nonce), data)
 
-    def put_live_log(
-        self, batch: Batch, position: int, attempt: int, text: LiveLog
-    ) -> None:
+    def put_live_log(self, batch: Batch, position: int, attempt: int, text: LiveLog) -> None:
         """Store what a running task has printed so far."""
-        self.store.put(
-            self.key(batch.live_log_key(position, attempt)), records.encode(text)
-        )
+        self.store.put(self.key(batch.live_log_key(position, attempt)), records.encode(text))
 
     def get_piece(self, batch: Batch, piece: records.Piece) -> bytes:
         """The bytes of a piece, from the record or from its pack.
@@ -563,9 +535,7 @@ class Session:
 
         self.patiently(once)
 
-    def _get_refused(
-        self, key: str, conflict: Conflict, stop: int | None = None
-    ) -> bytes:
+    def _get_refused(self, key: str, conflict: Conflict, stop: int | None = None) -> bytes:
         """What is there in place of what could not be created.
 
         Raises:
@@ -575,9 +545,7 @@ class Session:
         try:
             return self._get(key, 0, stop)
         except ObjectNotFound:
-            raise StoreUnavailable(
-                f"{key} was refused, though it is not there"
-            ) from conflict
+            raise StoreUnavailable(f"{key} was refused, though it is not there") from conflict
 
     def _get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         got = self.store.get(self.key(key), start=start, stop=stop)
@@ -626,9 +594,5 @@ def _note_retry(state: RetryCallState) -> None:
 def damage(error: Exception) -> bytes:
     """The outcome of a task that cannot be run because of a damaged object."""
     return encode_outcome(
-        Outcome(
-            failure=Failure(
-                kind="damaged", type=type(error).__name__, message=str(error)
-            )
-        )
+        Outcome(failure=Failure(kind="damaged", type=type(error).__name__, message=str(error)))
     )

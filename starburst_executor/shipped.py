@@ -35,9 +35,7 @@ from starburst_executor.code_source import renamed, show_lines
 
 __all__ = ["ORIGINS", "add_to_path"]
 
-ORIGINS = (
-    ".origins"  # a file in each directory, where hidden ones of a package never are
-)
+ORIGINS = ".origins"  # a file in each directory, where hidden ones of a package never are
 
 _origins: dict[str, dict[str, str]] = {}
 """For each directory of shipped modules: where what is in it was on the client."""

@@ -67,9 +67,7 @@ log = logging.getLogger(__name__)
 
 SLOW = 0.1  # seconds; a job that runs longer keeps none waiting behind it
 STDERR_TAIL = 4096  # bytes of stderr shown in the message of a crash
-STARTS_MAX = (
-    5  # children in a row that die before they can read: then it is the machine
-)
+STARTS_MAX = 5  # children in a row that die before they can read: then it is the machine
 PATIENCE = 10.0  # seconds until a killed process that does not end is given up
 PAUSE = 0.05  # seconds before the second try to start a child, then twice that, ...
 LEAVE = 1.0  # seconds that idle children have for their own clean-up
@@ -183,9 +181,7 @@ class _Child:
         jobs_max: How many jobs it may run in all.
     """
 
-    def __init__(
-        self, outputs: tuple[Path, Path], arguments: list[str], jobs_max: float
-    ) -> None:
+    def __init__(self, outputs: tuple[Path, Path], arguments: list[str], jobs_max: float) -> None:
         self.jobs_left = jobs_max
         self.leave_by = math.inf  # set once it is to end, or said that it does
         self.ready = False
@@ -399,9 +395,7 @@ class ProcessSlots:
         self._selector.register(self._bell, selectors.EVENT_READ, self._hear)
         # One thread for all, which lives as long as they do: Linux kills a child when
         # the thread that started it ends.
-        self._thread = threading.Thread(
-            target=self._pump, name="starburst-slots", daemon=True
-        )
+        self._thread = threading.Thread(target=self._pump, name="starburst-slots", daemon=True)
         self._thread.start()
 
     # The worker's loop
@@ -410,9 +404,7 @@ class ProcessSlots:
         """Queue a job; the next free child begins it."""
         with self._lock:
             if self._closing:
-                raise SlotsBroken(
-                    f"{job.label}: the slots are closed"
-                ) from self._broken
+                raise SlotsBroken(f"{job.label}: the slots are closed") from self._broken
             if not self._queue:  # else the thread knows, or has no child to spare
                 self._wake()
             self._arrived += 1
@@ -523,9 +515,7 @@ class ProcessSlots:
         until = min(self._due, self._look_at_output)
         if self._lacking():
             until = min(until, self._spawn_at)
-        return (
-            None if until == math.inf else max(0.0, until - self._runtime.monotonic())
-        )
+        return None if until == math.inf else max(0.0, until - self._runtime.monotonic())
 
     def _hear(self) -> None:
         os.read(self._bell, 16)
@@ -694,8 +684,7 @@ class ProcessSlots:
         entry.refusals += message.begun
         self._unable += not message.begun
         why = (
-            f"{UNABLE_MAX} processes, one after the other, could not carry it out:"
-            f" {message.reason}"
+            f"{UNABLE_MAX} processes, one after the other, could not carry it out: {message.reason}"
         )
         if self._unable >= UNABLE_MAX:
             self._fatal = SlotsBroken(f"{entry.job.label}: {why}")

@@ -91,17 +91,13 @@ def memory_mib(text: str) -> int:
         )
     mib = math.ceil(float(match[1]) * _MIB[match[2].upper()])
     if mib < 1:
-        raise ValueError(
-            f'memory={text!r} is nothing; a worker needs some, such as "2GB"'
-        )
+        raise ValueError(f'memory={text!r} is nothing; a worker needs some, such as "2GB"')
     return mib
 
 
 def _check_type(name: str, value: object, kind: type, right: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(
-            f"{name}={value!r} is of type {type(value).__name__}; it must be {right}"
-        )
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; it must be {right}")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -117,9 +113,7 @@ def _check_cpu(cpu: float) -> None:
             f"cpu={cpu!r} is of type {type(cpu).__name__}; it must be a number of vCPUs, such as 1 or 0.5"
         )
     if not 0 < cpu < math.inf:
-        raise ValueError(
-            f"cpu={cpu!r} is no number of vCPUs; it must be above 0, such as 1 or 0.5"
-        )
+        raise ValueError(f"cpu={cpu!r} is no number of vCPUs; it must be above 0, such as 1 or 0.5")
 
 
 def _check_instance_type(launch_type: str, instance_type: str | None) -> None:
@@ -166,6 +160,4 @@ def _check_slots(slots: int) -> None:
             f"slots={slots!r} is of type {type(slots).__name__}; it must be a whole number, 1 or more"
         )
     if slots < 1:
-        raise ValueError(
-            f"slots={slots!r} is too few; a worker runs at least 1 task at a time"
-        )
+        raise ValueError(f"slots={slots!r} is too few; a worker runs at least 1 task at a time")

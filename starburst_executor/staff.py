@@ -200,9 +200,7 @@ class Staff:
         if beats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
             return
         heard = self._heard(beats, known or set()) - ended
-        young = (
-            self._young(ended) if known is None else self._unheard_of(known, heard)
-        ) - heard
+        young = (self._young(ended) if known is None else self._unheard_of(known, heard)) - heard
         if young:
             # Listed after the heartbeats: a leaving worker writes here before it deletes its own.
             young -= self._session.buried()

@@ -189,9 +189,7 @@ class Store(Protocol):
             StoreUnavailable: it may or may not have been written.
         """
 
-    def list(
-        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
-    ) -> Page:
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
         """One page of the objects below `prefix` (a plain string prefix), in key order.
 
         Args:
@@ -299,9 +297,7 @@ def check_listing(prefix: str, limit: int, delimiter: str) -> None:
         raise ValueError(f"delimiter={delimiter!r}: only '/' can be one")
 
 
-def probe_conditional(
-    store: Store, key_prefix: str, new_id: Callable[[int], str]
-) -> None:
+def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str]) -> None:
     """Make sure that a store honours conditions on writes; leaves nothing behind.
 
     Four writes and a delete.
@@ -321,9 +317,7 @@ def probe_conditional(
         try:
             store.delete([key])
         except StoreError as failure:  # what came first says more about what is wrong
-            error.add_note(
-                f"Besides, the object of the trial was not removed: {failure}"
-            )
+            error.add_note(f"Besides, the object of the trial was not removed: {failure}")
         raise
     store.delete([key])
 
@@ -336,9 +330,7 @@ def _probe(store: Store, key: str) -> None:
             store, "overwrote an object although its version was another (If-Match)"
         )
     if not _refuses(lambda: store.create(key, b"again")):
-        raise _not_conditional(
-            store, "overwrote an object that was to be created (If-None-Match)"
-        )
+        raise _not_conditional(store, "overwrote an object that was to be created (If-None-Match)")
 
 
 def _probe_create(store: Store, key: str) -> str:
@@ -360,9 +352,7 @@ def _probe_replace(store: Store, key: str, version: str) -> None:
 def _probe_read(store: Store, key: str, data: bytes) -> str:
     got = store.get(key)
     if got is None or got.data != data:
-        raise _not_conditional(
-            store, "refused a conditional write that it had no reason to refuse"
-        )
+        raise _not_conditional(store, "refused a conditional write that it had no reason to refuse")
     return got.version
 
 
@@ -465,9 +455,7 @@ class DirectoryStore:
                 )
             return _version(self._supersede(staged, path, previous))
 
-    def list(
-        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
-    ) -> Page:
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
         """One page of the objects below `prefix`, in key order; only what is returned is stat'ed."""
         check_listing(prefix, limit, delimiter)
         self.tally.wrote()
@@ -482,9 +470,7 @@ class DirectoryStore:
                     prefixes.append(key)
                 elif entry := _entry(key, item):
                     entries.append(entry)
-        return Page(
-            entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated
-        )
+        return Page(entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, and the folders that become empty."""
@@ -517,9 +503,7 @@ class DirectoryStore:
         with self._reading(key) as file, appearing(target) as out:
             size, offset = os.fstat(file).st_size, 0
             while offset < size:
-                offset += out.write(
-                    read_range(file, offset, min(offset + _CHUNK, size))
-                )
+                offset += out.write(read_range(file, offset, min(offset + _CHUNK, size)))
 
     def close(self) -> None:
         """Remove the file that this object reads the time from."""
@@ -554,16 +538,12 @@ class DirectoryStore:
                 raise ObjectNotFound(f"{key} is not in {self.url}") from None
             try:
                 if stat.S_ISDIR(os.fstat(file).st_mode):
-                    raise ObjectNotFound(
-                        f"{key} is a folder, not an object, in {self.url}"
-                    )
+                    raise ObjectNotFound(f"{key} is a folder, not an object, in {self.url}")
                 yield file
             finally:
                 os.close(file)
 
-    def _get(
-        self, key: str, start: int, stop: int | None, unless: str | None
-    ) -> Got | None:
+    def _get(self, key: str, start: int, stop: int | None, unless: str | None) -> Got | None:
         with self._reading(key) as file:
             status = os.fstat(file)
             version = _version(status.st_mtime_ns)
@@ -597,9 +577,7 @@ class DirectoryStore:
     # Writing
 
     @contextlib.contextmanager
-    def _writing(
-        self, key: str, chunks: Iterable[Bytes]
-    ) -> Iterator[tuple[_Staged, str]]:
+    def _writing(self, key: str, chunks: Iterable[Bytes]) -> Iterator[tuple[_Staged, str]]:
         """Stage the bytes, and clean up whatever was not moved into place."""
         path = self._path(key)
         with self._translating("write", key):
@@ -659,9 +637,7 @@ class DirectoryStore:
 
     def _supersede(self, staged: _Staged, path: str, previous: int) -> int:
         """Move the file over an older one, with a later stamp; under the key's lock."""
-        stamp = (
-            staged.stamp if staged.stamp > previous else _advance(staged.path, previous)
-        )
+        stamp = staged.stamp if staged.stamp > previous else _advance(staged.path, previous)
         self._place(os.rename, staged.path, path)
         return stamp
 
@@ -780,9 +756,7 @@ def _entry(key: str, item: os.DirEntry[str]) -> Entry | None:
     except FileNotFoundError:  # deleted since the folder was read
         return None
     stamp = status.st_mtime_ns
-    return Entry(
-        key=key, size=status.st_size, version=_version(stamp), modified=stamp / 1e9
-    )
+    return Entry(key=key, size=status.st_size, version=_version(stamp), modified=stamp / 1e9)
 
 
 def _version(stamp: int) -> str:
@@ -818,9 +792,7 @@ def _advance(path: str, previous: int) -> int:
         os.utime(path, ns=(previous + step, previous + step))
         if (stamp := os.stat(path).st_mtime_ns) > previous:
             return stamp
-    raise StoreError(
-        f"the file system of {path} does not keep the modification times it is given"
-    )
+    raise StoreError(f"the file system of {path} does not keep the modification times it is given")
 
 
 def _open(path: str, flags: int) -> int:
@@ -895,7 +867,5 @@ def _translate(error: OSError, doing: str, path: str) -> StoreError:
     if error.errno in _PASSING:
         return StoreUnavailable(f"{what}. The file system may be away for a moment.")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-        return StoreError(
-            f"{what}. A directory cannot hold an object and a folder of one name."
-        )
+        return StoreError(f"{what}. A directory cannot hold an object and a folder of one name.")
     return StoreError(what)

@@ -72,13 +72,9 @@ class Submitter:
         self._failed = failed
         self._lock = threading.Lock()
         self._queue: deque[Item] = deque()
-        self._storing: list[
-            Item
-        ] = []  # taken from the queue, and not known to be stored
+        self._storing: list[Item] = []  # taken from the queue, and not known to be stored
         self._functions: dict[str, bytes] = {}  # not stored yet
-        self._known: set[str] = (
-            set()
-        )  # digests of callables that are stored, or about to be
+        self._known: set[str] = set()  # digests of callables that are stored, or about to be
         self._announced = 0  # tasks of a map that are still to come
         self._next = 0  # number of the next task to be packed
         self._wake = session.runtime.signal()
@@ -232,9 +228,7 @@ class Submitter:
         while self._queue and len(items) < size:
             item = self._queue[0]
             weight += len(item.arguments or b"")
-            if items and (
-                weight > MAX_BATCH_BYTES or item.modules is not items[0].modules
-            ):
+            if items and (weight > MAX_BATCH_BYTES or item.modules is not items[0].modules):
                 break
             items.append(self._queue.popleft())
         return items

@@ -85,9 +85,7 @@ class Turn:
         store, key = self._session.store, self._session.key(_KEY)
         try:
             self._version = (
-                store.create(key, data)
-                if version is None
-                else store.replace(key, data, version)
+                store.create(key, data) if version is None else store.replace(key, data, version)
             )
         except (Conflict, ObjectNotFound):
             # Another was faster, or the session is being deleted; or it is this one's own try whose

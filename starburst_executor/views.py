@@ -79,13 +79,9 @@ def dollars(amount: float) -> str:
 
 def status_html(status: SessionStatus) -> str:
     """A bar with what became of the tasks, and the counts below it."""
-    drawn = _status(
-        status, f"{status.workers} of {counted(status.workers_wanted, 'worker')}"
-    )
+    drawn = _status(status, f"{status.workers} of {counted(status.workers_wanted, 'worker')}")
     if status.stuck is not None:
-        drawn += (
-            f'<div style="color:{_COLOURS["failed"]}">{escape(str(status.stuck))}</div>'
-        )
+        drawn += f'<div style="color:{_COLOURS["failed"]}">{escape(str(status.stuck))}</div>'
     return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
 
 
@@ -123,9 +119,7 @@ def _legend(status: SessionStatus, rest: str) -> str:
         for state, colour in _COLOURS.items()
         if getattr(status, state) or state in ("completed", "failed", "pending")
     ]
-    spaced = "".join(
-        f'<span style="margin-right:1.1em">{part}</span>' for part in parts
-    )
+    spaced = "".join(f'<span style="margin-right:1.1em">{part}</span>' for part in parts)
     return f'<div>{spaced}<span style="{_SOFT}">{escape(rest)}</span></div>'
 
 
@@ -134,9 +128,7 @@ def _legend(status: SessionStatus, rest: str) -> str:
 
 def executor_html(executor: StarburstExecutor) -> str:
     """The status of its session, and how to come back to it; never raises."""
-    again = (
-        f"StarburstExecutor.attach({executor.session_id!r}, store={executor.store!r})"
-    )
+    again = f"StarburstExecutor.attach({executor.session_id!r}, store={executor.store!r})"
     try:
         shown = status_html(executor.status())
     except (StarburstError, RuntimeError, OSError) as error:
@@ -202,11 +194,7 @@ def outcome_html(outcome: TaskOutcome) -> str:
     """How a task ended: its value, or its error with the remote traceback folded away."""
     colour = _COLOURS.get(outcome.state, _COLOURS["pending"])
     tried = f"attempt {outcome.attempt}, " if outcome.attempt > 1 else ""
-    where = (
-        f"{tried}{duration(outcome.seconds)} on {outcome.worker}"
-        if outcome.worker
-        else ""
-    )
+    where = f"{tried}{duration(outcome.seconds)} on {outcome.worker}" if outcome.worker else ""
     head = (
         f'<span style="color:{colour}">&#9679;</span> <b>task <code>{escape(outcome.task_id)}</code></b> '
         f'{escape(outcome.state)} <span style="{_SOFT}">{escape(where)}</span>'
@@ -222,9 +210,7 @@ def _result(outcome: TaskOutcome) -> str:
     text = f"{outcome.type}: {outcome.message}" if outcome.message else outcome.type
     if not outcome.traceback:
         return _pre(text)
-    return (
-        f"<details><summary>{escape(text)}</summary>{_pre(outcome.traceback)}</details>"
-    )
+    return f"<details><summary>{escape(text)}</summary>{_pre(outcome.traceback)}</details>"
 
 
 def _pre(text: str) -> str:

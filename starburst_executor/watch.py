@@ -197,9 +197,7 @@ class Watcher:
         else:
             _end(futures, abandoned)
 
-    def _watch(
-        self, batch: Batch, futures: dict[int, TaskFuture[Any]], fresh: Known
-    ) -> None:
+    def _watch(self, batch: Batch, futures: dict[int, TaskFuture[Any]], fresh: Known) -> None:
         waited = self._waited.setdefault(batch, _Waited({}, fresh))
         self._unfinished += len(futures.keys() - waited.futures.keys())
         self._idle.clear()
@@ -405,9 +403,7 @@ class Watcher:
                 future.note_running()
         settled = self._settle_all(batch, known.record, ended)
         if len(settled) == len(ended):
-            waited.known = (
-                known  # else it is read again, and what lacks is settled then
-            )
+            waited.known = known  # else it is read again, and what lacks is settled then
         with self._lock:
             for position in settled:
                 if waited.futures.pop(position, None) and batch in self._waited:
@@ -432,9 +428,7 @@ class Watcher:
             log.warning("batch %s: an outcome cannot be had yet: %s", batch, error)
         return settled
 
-    def _in_few_reads(
-        self, batch: Batch, record: Record, ended: Iterable[int]
-    ) -> dict[int, Task]:
+    def _in_few_reads(self, batch: Batch, record: Record, ended: Iterable[int]) -> dict[int, Task]:
         """The tasks with packed outcomes made inline: one read for each pack, not for each task."""
         tasks = {position: record.tasks[position] for position in ended}
         packs: dict[str, list[int]] = {}
@@ -446,18 +440,12 @@ class Watcher:
                 tasks |= self._read_pack(batch, pack, {p: tasks[p] for p in positions})
         return tasks
 
-    def _read_pack(
-        self, batch: Batch, pack: str, tasks: dict[int, Task]
-    ) -> dict[int, Task]:
-        places = {
-            p: task.outcome for p, task in tasks.items() if task.outcome is not None
-        }
+    def _read_pack(self, batch: Batch, pack: str, tasks: dict[int, Task]) -> dict[int, Task]:
+        places = {p: task.outcome for p, task in tasks.items() if task.outcome is not None}
         start = min(piece.start for piece in places.values())
         stop = max(piece.start + piece.size for piece in places.values())
         try:
-            data = self.session.get_piece(
-                batch, Piece(pack=pack, start=start, size=stop - start)
-            )
+            data = self.session.get_piece(batch, Piece(pack=pack, start=start, size=stop - start))
         except DamagedObject:
             return {}  # each task's own read tells which of them can still be had
         return {
@@ -467,18 +455,14 @@ class Watcher:
             for p, piece in places.items()
         }
 
-    def _settle(
-        self, batch: Batch, position: int, task: Task, future: TaskFuture[Any]
-    ) -> None:
+    def _settle(self, batch: Batch, position: int, task: Task, future: TaskFuture[Any]) -> None:
         if task.state is State.CANCELLED:
             future.settle_cancelled()
             return
         if task.started:
             seconds = task.ended - task.started
             self._run_time = (
-                seconds
-                if self._run_time is None
-                else 0.9 * self._run_time + 0.1 * seconds
+                seconds if self._run_time is None else 0.9 * self._run_time + 0.1 * seconds
             )
         settled = self._outcomes.settled(batch, position, task)
         future.settle(settled)

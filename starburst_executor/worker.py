@@ -261,9 +261,7 @@ class Worker:
         An end alone is no reason to go round: of tiny tasks there are thousands a second.
         """
         until = self._runtime.monotonic() + self._until_next()
-        while (left := until - self._runtime.monotonic()) > 0 and self._signal.wait(
-            left
-        ):
+        while (left := until - self._runtime.monotonic()) > 0 and self._signal.wait(left):
             self._signal.clear()
             try:
                 self._inbox.extend(self._slots.take())
@@ -682,9 +680,7 @@ class Worker:
         self._accept(hold, known)
         return written
 
-    def _change_once(
-        self, hold: Hold, edit: Callable[[Record], Record]
-    ) -> tuple[Known, bool]:
+    def _change_once(self, hold: Hold, edit: Callable[[Record], Record]) -> tuple[Known, bool]:
         try:
             return self.session.change_once(hold.batch, hold.known, edit), True
         except Conflict:
@@ -763,9 +759,7 @@ class Worker:
         if hold.waiting.get(key.position) == key:
             del hold.waiting[key.position]
             outcome = Piece(inline=damage(error))
-            hold.ended[key.position] = Finish(
-                key.position, key.attempt, False, now, now, outcome
-            )
+            hold.ended[key.position] = Finish(key.position, key.attempt, False, now, now, outcome)
 
     def _fetch(self, key: Key, blobs: list[str]) -> None:
         """Bring blobs here; on the thread of transfers."""
@@ -854,9 +848,7 @@ class Worker:
             try:
                 self._manifest = self.session.load()
             except SessionNotFound as error:
-                raise SessionTerminated(
-                    f"session {self.session.id} was deleted"
-                ) from error
+                raise SessionTerminated(f"session {self.session.id} was deleted") from error
             now = self._runtime.monotonic()
             if self._manifest.workers != before.workers:
                 self._next_count = now
@@ -1049,9 +1041,7 @@ class Worker:
         try:
             self._say(hold, releases={key.position: key.attempt for key in keys})
         except (StoreError, SessionTerminated) as error:
-            log.warning(
-                "worker %s could not hand back %s: %s", self.id, hold.batch, error
-            )
+            log.warning("worker %s could not hand back %s: %s", self.id, hold.batch, error)
 
     def _open_work(self) -> bool:
         found, _ = self._queue.look_for_open(1)

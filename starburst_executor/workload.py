@@ -184,8 +184,7 @@ class Workload:
             keys = [
                 key
                 for key in hold.queued
-                if key not in begun
-                and now - hold.claimed_at[key.position] >= STUCK_SECONDS
+                if key not in begun and now - hold.claimed_at[key.position] >= STUCK_SECONDS
             ]
             if keys:
                 found.append((hold, keys))
@@ -195,8 +194,7 @@ class Workload:
         """What is held and has not begun."""
         begun = self._slots.begun()
         found = [
-            (hold, [key for key in hold.queued if key not in begun])
-            for hold in self.holds.values()
+            (hold, [key for key in hold.queued if key not in begun]) for hold in self.holds.values()
         ]
         return [(hold, keys) for hold, keys in found if keys]
 

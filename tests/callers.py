@@ -70,15 +70,11 @@ def make_caller(folder: Path, *what: str) -> Caller:
     return caller
 
 
-def make_project(
-    folder: Path, name: str, modules: Mapping[str, str], version: str = "1.0"
-) -> Path:
+def make_project(folder: Path, name: str, modules: Mapping[str, str], version: str = "1.0") -> Path:
     """A project that can be built, with one package."""
     package = folder / name.replace("-", "_")
     package.mkdir(parents=True)
-    (folder / "pyproject.toml").write_text(
-        _PYPROJECT.format(name=name, version=version)
-    )
+    (folder / "pyproject.toml").write_text(_PYPROJECT.format(name=name, version=version))
     for module, text in modules.items():
         (package / module).write_text(text)
     return folder

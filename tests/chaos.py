@@ -48,9 +48,7 @@ class Chaos:
         cleanup: Whether a client deletes the session in the middle of it all.
     """
 
-    def __init__(
-        self, seed: int, *, attended: bool = True, cleanup: bool = False
-    ) -> None:
+    def __init__(self, seed: int, *, attended: bool = True, cleanup: bool = False) -> None:
         self.rng = random.Random(f"chaos/{seed}")
         self.attended = attended
         self.cleanup = cleanup

@@ -64,9 +64,7 @@ def _shares_a_run(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the longest files first, and look at the calls after all other tests."""
     items.sort(key=_turn)
     files = {path.name for path in Path(__file__).parent.glob("test_*.py")}

@@ -78,9 +78,7 @@ class Task:
     def __init__(self, request: Request, definition: Request, provider: str) -> None:
         self.id = uuid.uuid4().hex
         cluster = _cluster(request)
-        self.arn = (
-            f"arn:aws:ecs:{REGION}:{ACCOUNT}:task/{cluster['clusterName']}/{self.id}"
-        )
+        self.arn = f"arn:aws:ecs:{REGION}:{ACCOUNT}:task/{cluster['clusterName']}/{self.id}"
         self.definition, self.provider = definition, provider
         self.container = definition["containerDefinitions"][0]
         self.command = _command(request, self.container)
@@ -173,9 +171,7 @@ class Task:
                     start_new_session=True,
                 )
             except OSError as error:
-                self._end(
-                    "TaskFailedToStart", f"CannotStartContainerError: exec: {error}"
-                )
+                self._end("TaskFailedToStart", f"CannotStartContainerError: exec: {error}")
                 return False
         self.said |= {"lastStatus": "RUNNING", "startedAt": time.time()}
         return True
@@ -192,9 +188,7 @@ class Task:
 
     def _forward_log(self, pipe: int) -> None:
         options = self.container["logConfiguration"]["options"]
-        stream = (
-            f"{options['awslogs-stream-prefix']}/{self.container['name']}/{self.id}"
-        )
+        stream = f"{options['awslogs-stream-prefix']}/{self.container['name']}/{self.id}"
         place = {"logGroupName": options["awslogs-group"], "logStreamName": stream}
         cloudwatch_logs._create_log_stream(place)
         with (FOLDER / f"{self.id}.log").open("ab") as file:
@@ -223,9 +217,7 @@ def run_task(request: Request) -> Request:
     if token in tokens:
         before, reply = tokens[token]
         if before != request:
-            raise Refusal(
-                "ConflictException", f"clientToken {token} was used for another request"
-            )
+            raise Refusal("ConflictException", f"clientToken {token} was used for another request")
         return reply
     definition, provider = _check_run(request)
     each = int(definition["cpu"]) / 1024
@@ -321,9 +313,7 @@ def control(request: Request) -> Request:
     }
 
 
-def _as_handler(
-    name: str, action: Callable[[Request], Request]
-) -> Callable[[Request], Reply]:
+def _as_handler(name: str, action: Callable[[Request], Request]) -> Callable[[Request], Reply]:
     def handle(request: Request) -> Reply:
         with lock:
             if name != "Control":
@@ -366,9 +356,7 @@ def _check_run(request: Request) -> tuple[Request, str]:
         )
     for subnet in network.get("subnets", ()):
         if "missing" in subnet:
-            raise Refusal(
-                "InvalidParameterException", f"The subnet ID '{subnet}' does not exist"
-            )
+            raise Refusal("InvalidParameterException", f"The subnet ID '{subnet}' does not exist")
     for role in (definition["executionRoleArn"], definition["taskRoleArn"]):
         if "missing" in role:
             raise Refusal(
@@ -394,9 +382,7 @@ def _check_run(request: Request) -> tuple[Request, str]:
 
 
 def _cluster(request: Request) -> Request:
-    cluster = ecs._clusters.get(
-        ecs._resolve_cluster_name(request.get("cluster", "default"))
-    )
+    cluster = ecs._clusters.get(ecs._resolve_cluster_name(request.get("cluster", "default")))
     if cluster is None:
         raise Refusal("ClusterNotFoundException", "Cluster not found.")
     found: Request = cluster
@@ -416,9 +402,7 @@ def _start_problem(container: Request) -> str:
             "auth: RequestError: send request failed caused by: dial tcp: i/o timeout"
         )
     group = container["logConfiguration"]["options"]["awslogs-group"]
-    groups = json.loads(
-        cloudwatch_logs._describe_log_groups({"logGroupNamePrefix": group})[2]
-    )
+    groups = json.loads(cloudwatch_logs._describe_log_groups({"logGroupNamePrefix": group})[2])
     if not groups["logGroups"]:
         return (
             "ResourceInitializationError: failed to validate logger args: create stream has been retried 1 times: "
@@ -563,9 +547,7 @@ def put_cluster_capacity_providers(request: Request) -> Request:
     """ministack's own, which ECS takes some time over, refusing others meanwhile."""
     name = _cluster(request)["clusterName"]
     if time.time() - _attached.get(name, 0) < settings.attach_delay:
-        raise Refusal(
-            "UpdateInProgressException", "There is a cluster update in progress."
-        )
+        raise Refusal("UpdateInProgressException", "There is a cluster update in progress.")
     _attached[name] = time.time()
     reply: Request = json.loads(_attach(request)[2])
     return reply

@@ -66,9 +66,7 @@ class EcsServer(S3Server):
         """Make what `setup` would make, empty and of its own for a test."""
         name = f"test-{os.urandom(4).hex()}"
         with contextlib.closing(self.aws("ecs")) as client:
-            client.create_cluster(
-                clusterName=name, capacityProviders=["FARGATE", "FARGATE_SPOT"]
-            )
+            client.create_cluster(clusterName=name, capacityProviders=["FARGATE", "FARGATE_SPOT"])
         with contextlib.closing(self.aws("logs")) as client:
             client.create_log_group(logGroupName=f"/starburst/{name}")
         with contextlib.closing(self.aws("iam")) as client:
@@ -190,9 +188,7 @@ def _post(endpoint: str, request: Mapping[str, Any]) -> bytes:
         "Content-Type": "application/x-amz-json-1.1",
         "Authorization": f"AWS4-HMAC-SHA256 Credential=test/20260101/{_REGION}/ecs/aws4_request",
     }
-    message = urllib.request.Request(
-        endpoint, json.dumps(request).encode(), headers, method="POST"
-    )
+    message = urllib.request.Request(endpoint, json.dumps(request).encode(), headers, method="POST")
     with urllib.request.urlopen(message, timeout=30) as reply:
         data: bytes = reply.read()
         return data

@@ -95,9 +95,7 @@ class MemoryStore:
                 raise Conflict(f"{key} has version {entry.version}, not {version}")
             return self._write(key, data)
 
-    def list(
-        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
-    ) -> Page:
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
         check_listing(prefix, limit, delimiter)
         self.tally.wrote()
         with self._lock:
@@ -148,9 +146,7 @@ class MemoryStore:
         if key not in self._entries:
             insort(self._keys, key)
         self._data[key] = stored
-        self._entries[key] = Entry(
-            key=key, size=len(stored), version=version, modified=self._now()
-        )
+        self._entries[key] = Entry(key=key, size=len(stored), version=version, modified=self._now())
         return version
 
     def _begin(self, prefix: str, after: str) -> int:
@@ -175,6 +171,4 @@ class MemoryStore:
                     entries.append(self._entries[key])
             at = bisect_left(self._keys, fold + _LAST, at) if end else at + 1
         truncated = at < len(self._keys) and self._keys[at].startswith(prefix)
-        return Page(
-            entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated
-        )
+        return Page(entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated)

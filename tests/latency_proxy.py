@@ -70,9 +70,7 @@ class Proxy:
         self._seconds = seconds
         self.counts: Counter[str] = Counter()
 
-    async def connect(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.counts["connections"] += 1
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         with contextlib.suppress(ConnectionError):
@@ -82,9 +80,7 @@ class Proxy:
                 tasks.create_task(self._hold(replies, held))
                 tasks.create_task(self._release(held, writer))
 
-    async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         counter = RequestCounter(self.counts)
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(_CHUNK):

@@ -178,19 +178,15 @@ def surroundings() -> dict[str, object]:
         "umask": mask,
         "environment": dict(os.environ),
         "locale": locale.setlocale(locale.LC_ALL),
-        "handlers": [
-            signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)
-        ],
+        "handlers": [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)],
         "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "limits": [
-            resource.getrlimit(kind)
-            for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
+            resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
         ],
         "profile": (sys.getprofile(), threading.getprofile()),
         "recursion": sys.getrecursionlimit(),
         "streams": [
-            (stream.fileno(), stream.closed)
-            for stream in (sys.stdin, sys.stdout, sys.stderr)
+            (stream.fileno(), stream.closed) for stream in (sys.stdin, sys.stdout, sys.stderr)
         ],
         "threads": threading.active_count() > 100,
     }

@@ -420,9 +420,7 @@ def main(mode: str, store: str = "", session: str = "") -> None:
         with StarburstExecutor.attach(session, store=store) as executor:
             report(list(executor.futures))
         return
-    executor = StarburstExecutor(
-        1, store=store, initializer=initialize, initargs=("w",)
-    )
+    executor = StarburstExecutor(1, store=store, initializer=initialize, initargs=("w",))
     if mode == "leave":
         submitted(executor)
         print(executor.detach())

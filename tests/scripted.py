@@ -29,9 +29,7 @@ class Scripted:
             self._stubs[service].activate()
         return self._made[service]
 
-    def answer(
-        self, service: str, operation: str, reply: dict[str, Any], **request: Any
-    ) -> None:
+    def answer(self, service: str, operation: str, reply: dict[str, Any], **request: Any) -> None:
         self.make(service)
         self._stubs[service].add_response(operation, reply, request or None)
 

@@ -188,9 +188,7 @@ def _process(
         running.discard(process.pid)
 
 
-def _wait_until(
-    ready: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path
-) -> None:
+def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT
     pause = threading.Event()
     while not ready():

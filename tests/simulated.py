@@ -132,9 +132,7 @@ class Ledger(MemoryStore):
 
     def batches(self) -> list[Batch]:
         """What is stored, in order."""
-        names = [
-            key.split("/")[1] for key in self.keys("queue/") if key.endswith("/tasks")
-        ]
+        names = [key.split("/")[1] for key in self.keys("queue/") if key.endswith("/tasks")]
         return sorted(cast(Batch, Batch.parse(name)) for name in names)
 
     def state(self, batch: Batch) -> Record:
@@ -142,9 +140,7 @@ class Ledger(MemoryStore):
         found = self.record(batch)
         if found is not None:
             return found
-        head = records.read_header(
-            self._data[self.prefix + batch.tasks_key], batch.tasks_key
-        )
+        head = records.read_header(self._data[self.prefix + batch.tasks_key], batch.tasks_key)
         assert not isinstance(head, int)
         return head[0].fresh_record()
 
@@ -155,9 +151,7 @@ class Ledger(MemoryStore):
 
     def manifest(self) -> Manifest:
         """The manifest, without a request."""
-        return records.decode(
-            self._data[self.prefix + "session.json"], Manifest, "session.json"
-        )
+        return records.decode(self._data[self.prefix + "session.json"], Manifest, "session.json")
 
     def _write(self, key: str, data: Bytes) -> str:
         deleted = self.terminated_at is not None  # what lands late lands among nothing
@@ -303,17 +297,9 @@ class SimSlots:
         if work.seconds > limit:
             failure = Failure(kind="timeout", type="TaskTimeout")
         elif work.raises:
-            failure = Failure(
-                kind="raised", type="ValueError", message="as it was told"
-            )
-        value = (
-            f"{running[0].label} attempt {key.attempt} by {self._worker.id}".encode()
-        )
-        outcome = (
-            Outcome(failure=failure)
-            if failure
-            else Outcome(value=value + b"." * work.size)
-        )
+            failure = Failure(kind="raised", type="ValueError", message="as it was told")
+        value = f"{running[0].label} attempt {key.attempt} by {self._worker.id}".encode()
+        outcome = Outcome(failure=failure) if failure else Outcome(value=value + b"." * work.size)
         self._done.append(
             Ended(
                 key=key,
@@ -590,9 +576,7 @@ class SimClient:
         delay: Seconds until it begins.
     """
 
-    def __init__(
-        self, world: World, name: str, script: Script, *, delay: float = 0.0
-    ) -> None:
+    def __init__(self, world: World, name: str, script: Script, *, delay: float = 0.0) -> None:
         self.world = world
         self.name = name
         self.runtime = SimRuntime(world.sim, name, skew=world.skew())
@@ -613,9 +597,7 @@ class SimClient:
         """Make the session and open it."""
         manifest = self.world.new_manifest(self.runtime)
         now = self.session.store.list(self.session.prefix, limit=1).now
-        manifest = replace(
-            manifest, created=now, deadline=now + manifest.limits.absolute_timeout
-        )
+        manifest = replace(manifest, created=now, deadline=now + manifest.limits.absolute_timeout)
         Session.create(self.session.store, manifest, self.runtime)
         self._open(manifest)
         self._take_lane(0, 0)
@@ -808,12 +790,8 @@ class World:
         self.ledger = Ledger(self.sim, checked=self.settings.checked)
         self.ledger.queues = self.queues
         self.ledger.max_attempts = self.settings.limits.max_attempts
-        self.store = SimStore(
-            self.sim, self.ledger, self.settings.latency, self.settings.faults
-        )
-        self.launcher = SimLauncher(
-            self, knows=self.settings.knows, delay=self.settings.delay
-        )
+        self.store = SimStore(self.sim, self.ledger, self.settings.latency, self.settings.faults)
+        self.launcher = SimLauncher(self, knows=self.settings.knows, delay=self.settings.delay)
         self.workers: dict[str, SimWorker] = {}
         self.clients: list[SimClient] = []
         self.bodies: list[Body] = []
@@ -893,9 +871,7 @@ class World:
 
     def unfinished(self) -> dict[tuple[int, int], Task]:
         """Every stored task that is not final."""
-        return {
-            name: task for name, task in self.tasks().items() if not task.state.final
-        }
+        return {name: task for name, task in self.tasks().items() if not task.state.final}
 
     def live_workers(self) -> list[SimWorker]:
         """Those whose process has not ended."""
@@ -951,9 +927,7 @@ class World:
                 said = self._said(future)
                 stored = self._stored(tasks[future.lane, future.number], future)
                 if said != stored:
-                    raise BrokenRule(
-                        f"{future.task_id}: {said!r}, but {stored!r} stored"
-                    )
+                    raise BrokenRule(f"{future.task_id}: {said!r}, but {stored!r} stored")
 
     def _said(self, future: TaskFuture[Any]) -> object:
         if future.cancelled():
@@ -973,9 +947,7 @@ class World:
         piece = task.outcome
         data = piece.inline
         if piece.pack:
-            whole = self.ledger._data[
-                self.ledger.prefix + future.batch.pack_key(piece.pack)
-            ]
+            whole = self.ledger._data[self.ledger.prefix + future.batch.pack_key(piece.pack)]
             data = whole[piece.start : piece.start + piece.size]
         good, value = _open_outcome(future.batch, 0, task, data)
         return value if good else str(value)
@@ -990,7 +962,9 @@ class Scale:
 
     workers: int
     tasks: int
-    makespan: float  # virtual seconds from the first body's begin to the last end seen by the client
+    makespan: (
+        float  # virtual seconds from the first body's begin to the last end seen by the client
+    )
     efficiency: float  # ideal time / makespan
     requests: int
     requests_per_task: float

@@ -81,9 +81,7 @@ class Actor:
         "waits_for",
     )
 
-    def __init__(
-        self, name: str, fn: Callable[[], object], process: Actor | None
-    ) -> None:
+    def __init__(self, name: str, fn: Callable[[], object], process: Actor | None) -> None:
         self.name = name
         self.fn = fn
         self.process = process or self
@@ -196,12 +194,8 @@ class Simulation:
     def report(self, lines: int = 40) -> str:
         """The last events, for a failure's message."""
         last = list(self.trace)[-lines:]
-        body = "\n".join(
-            f"  {event[0]:12.6f}  {' '.join(map(str, event[1:]))}" for event in last
-        )
-        return (
-            f"seed {self.seed}, at {self.now:.6f} s; last {len(last)} events:\n{body}"
-        )
+        body = "\n".join(f"  {event[0]:12.6f}  {' '.join(map(str, event[1:]))}" for event in last)
+        return f"seed {self.seed}, at {self.now:.6f} s; last {len(last)} events:\n{body}"
 
     def run(self, until: float | Actor | None = None) -> None:
         """Let things happen: all of them, or up to a virtual time, or until an actor ended.
@@ -232,9 +226,7 @@ class Simulation:
         """The current actor, unless it is being killed."""
         actor = self._current
         if actor is None:
-            raise RuntimeError(
-                "only an actor can wait or call a SimStore: use Simulation.spawn"
-            )
+            raise RuntimeError("only an actor can wait or call a SimStore: use Simulation.spawn")
         if actor.dying:
             raise GreenletExit
         return actor
@@ -274,9 +266,7 @@ class Simulation:
                     continue
             at_once = at_once + 1 if when == self.now else 0
             if at_once > LIVELOCK_EVENTS:
-                raise Livelock(
-                    f"{at_once:,} events without time passing; {self.report()}"
-                )
+                raise Livelock(f"{at_once:,} events without time passing; {self.report()}")
             self.now = when
             if turn:
                 self._resume(target)
@@ -322,14 +312,10 @@ class Simulation:
             return
         if not isinstance(error, Exception):
             raise error  # Ctrl-C, pytest's own
-        raise SimulationFailed(
-            f"{actor.name} raised {error!r}; {self.report()}"
-        ) from error
+        raise SimulationFailed(f"{actor.name} raised {error!r}; {self.report()}") from error
 
     def _deadlock(self) -> Deadlock:
-        waiting = ", ".join(
-            f"{actor.name} (waits for {actor.waits_for})" for actor in self._actors
-        )
+        waiting = ", ".join(f"{actor.name} (waits for {actor.waits_for})" for actor in self._actors)
         return Deadlock(
             f"nothing is going to happen, but these wait: {waiting or '-'}; {self.report()}"
         )
@@ -385,9 +371,7 @@ class SimRuntime:
                 ended.set()
 
         for position in range(len(calls)):
-            self._sim.spawn(
-                f"{parent.name}/{position}", partial(make, position), of=parent
-            )
+            self._sim.spawn(f"{parent.name}/{position}", partial(make, position), of=parent)
         ended.wait()
         for error in errors:
             if error is not None:
@@ -452,17 +436,11 @@ class Fault(Enum):
     RETRIED = "retried"  # takes effect, then the SDK repeats it and returns what the repetition got
     REFUSED = "refused"  # 409: Conflict, no effect
     TORN = "torn"  # the second half of a listing is as of a later moment
-    KILLED_BEFORE = (
-        "killed before"  # the caller's process dies before the request leaves
-    )
-    KILLED_AFTER = (
-        "killed after"  # the caller's process dies when the request takes effect
-    )
+    KILLED_BEFORE = "killed before"  # the caller's process dies before the request leaves
+    KILLED_AFTER = "killed after"  # the caller's process dies when the request takes effect
 
 
-_EVERYWHERE = frozenset(
-    {Fault.UNAVAILABLE, Fault.LOST, Fault.KILLED_BEFORE, Fault.KILLED_AFTER}
-)
+_EVERYWHERE = frozenset({Fault.UNAVAILABLE, Fault.LOST, Fault.KILLED_BEFORE, Fault.KILLED_AFTER})
 _APPLIES = {
     "get": _EVERYWHERE,
     "list": _EVERYWHERE | {Fault.TORN},
@@ -553,9 +531,7 @@ class SimStore:
         self.tally = backing.tally
         self.backing = backing
         self.faults = faults
-        self.counts: Counter[str] = (
-            Counter()
-        )  # requests by operation, each repetition included
+        self.counts: Counter[str] = Counter()  # requests by operation, each repetition included
         self._sim = sim
         self._latency = latency
         self._random = sim.random_for("store")
@@ -582,13 +558,9 @@ class SimStore:
         return self._call("create", key, lambda: self.backing.create(key, data))
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
-        return self._call(
-            "replace", key, lambda: self.backing.replace(key, data, version)
-        )
+        return self._call("replace", key, lambda: self.backing.replace(key, data, version))
 
-    def list(
-        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
-    ) -> Page:
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
         look = partial(self.backing.list, prefix, limit=limit, delimiter=delimiter)
         page = self._call("list", prefix, _Listing(look, after))
         self._sim.enter().cpu += KEY_CPU * len(page.entries)

@@ -63,9 +63,7 @@ class CountingStore:
         self._count("replace", key)
         return self._store.replace(key, data, version)
 
-    def list(
-        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
-    ) -> Page:
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
         self._count("list", prefix)
         return self._store.list(prefix, after=after, limit=limit, delimiter=delimiter)
 
@@ -127,8 +125,7 @@ def is_alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     try:
         return (
-            not stat.parent.parent.exists()
-            or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+            not stat.parent.parent.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
         )
     except FileNotFoundError:
         return False

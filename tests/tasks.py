@@ -58,11 +58,7 @@ class Gate:
 
     def arrivals(self) -> list[str]:
         """What has come: `number-pid-value`, in order."""
-        return (
-            sorted(p.name for p in self.folder.iterdir())
-            if self.folder.exists()
-            else []
-        )
+        return sorted(p.name for p in self.folder.iterdir()) if self.folder.exists() else []
 
     def await_arrivals(self, count: int = 1) -> list[int]:
         """Process ids of the first so many tasks, once they have come."""

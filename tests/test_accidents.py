@@ -340,8 +340,6 @@ def test_workers_that_cannot_run_anything_are_not_started_for_ever(
     monkeypatch.setattr(executor, "open_launcher", open_childless)
     lone = StarburstExecutor(1, store=directory_url, intervals=QUICK)
     future = lone.submit(double, 1)
-    with pytest.raises(
-        ExecutorBroken, match=r"3 workers of .* child processes in a row"
-    ):
+    with pytest.raises(ExecutorBroken, match=r"3 workers of .* child processes in a row"):
         future.result(PATIENCE)
     lone.cleanup(force=True)

@@ -112,12 +112,9 @@ def script_tasks(scripted: Scripted, *tasks: tuple[str, str | None]) -> None:
     if not tasks:
         return
     described = [
-        {"cpu": cpu, **({"capacityProviderName": name} if name else {})}
-        for cpu, name in tasks
+        {"cpu": cpu, **({"capacityProviderName": name} if name else {})} for cpu, name in tasks
     ]
-    scripted.answer(
-        "ecs", "describe_tasks", {"tasks": described}, cluster="arn:c", tasks=arns
-    )
+    scripted.answer("ecs", "describe_tasks", {"tasks": described}, cluster="arn:c", tasks=arns)
 
 
 def test_the_applied_quota_and_the_open_request_are_read(scripted: Scripted) -> None:
@@ -128,9 +125,7 @@ def test_the_applied_quota_and_the_open_request_are_read(scripted: Scripted) -> 
 
 def test_a_quota_that_was_never_changed_is_awss_default(scripted: Scripted) -> None:
     scripted.refuse("service-quotas", "get_service_quota", "NoSuchResourceException")
-    scripted.answer(
-        "service-quotas", "get_aws_default_service_quota", {"Quota": {"Value": 6.0}}
-    )
+    scripted.answer("service-quotas", "get_aws_default_service_quota", {"Quota": {"Value": 6.0}})
     scripted.answer(
         "service-quotas",
         "list_requested_service_quota_change_history_by_quota",
@@ -141,17 +136,13 @@ def test_a_quota_that_was_never_changed_is_awss_default(scripted: Scripted) -> N
 
 
 @pytest.mark.parametrize(("spot", "used"), [(False, 4.25), (True, 2.0)])
-def test_what_runs_is_counted_by_market(
-    spot: bool, used: float, scripted: Scripted
-) -> None:
+def test_what_runs_is_counted_by_market(spot: bool, used: float, scripted: Scripted) -> None:
     script_tasks(scripted, ("4096", "FARGATE"), ("2048", "FARGATE_SPOT"), ("256", None))
     assert account.used_vcpus(scripted.clients(), use_spot=spot) == used
 
 
 def test_every_cluster_and_page_is_counted(scripted: Scripted) -> None:
-    scripted.answer(
-        "ecs", "list_clusters", {"clusterArns": ["arn:c"], "nextToken": "n"}
-    )
+    scripted.answer("ecs", "list_clusters", {"clusterArns": ["arn:c"], "nextToken": "n"})
     scripted.answer("ecs", "list_tasks", {"taskArns": ["arn:t/1"], "nextToken": "m"})
     scripted.answer("ecs", "describe_tasks", {"tasks": [{"cpu": "1024"}]})
     scripted.answer("ecs", "list_tasks", {"taskArns": ["arn:t/2"]})
@@ -162,9 +153,7 @@ def test_every_cluster_and_page_is_counted(scripted: Scripted) -> None:
 
 
 def test_whoever_launches_goes_on_without_a_quota(scripted: Scripted) -> None:
-    scripted.refuse(
-        "service-quotas", "get_service_quota", "AccessDeniedException", "no", 403
-    )
+    scripted.refuse("service-quotas", "get_service_quota", "AccessDeniedException", "no", 403)
     assert account.fargate_vcpus(scripted.clients(), use_spot=False) is None
 
 
@@ -226,9 +215,7 @@ def test_a_second_request_waits_for_the_first(scripted: Scripted) -> None:
 
 
 def test_a_missing_permission_ends_with_its_own_exit_code(scripted: Scripted) -> None:
-    scripted.refuse(
-        "service-quotas", "get_service_quota", "AccessDeniedException", "no", 403
-    )
+    scripted.refuse("service-quotas", "get_service_quota", "AccessDeniedException", "no", 403)
     assert "--print-policy" in run("quota", code=Exit.CREDENTIALS).output
 
 
@@ -284,10 +271,7 @@ def test_live_prices_are_of_the_region_and_dated(scripted: Scripted) -> None:
     found = prices.prices_for(SPEC, scripted.clients(), TODAY)
     assert (found.vcpu_hour, found.gb_hour) == (0.05, 0.006)
     assert (found.write, found.read) == (0.0000055, 0.00000044)
-    assert (
-        str(found)
-        == "on-demand prices of eu-west-1 from the AWS Pricing API, 2026-10-01"
-    )
+    assert str(found) == "on-demand prices of eu-west-1 from the AWS Pricing API, 2026-10-01"
 
 
 def test_arm_has_prices_of_its_own(scripted: Scripted) -> None:
@@ -374,15 +358,11 @@ def test_a_damaged_cache_is_asked_for_anew(scripted: Scripted) -> None:
     assert prices.prices_for(SPEC, scripted.clients(), TODAY).vcpu_hour == 0.05
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(
-    scripted: Scripted, tmp_path: Path
-) -> None:
+def test_a_cache_that_cannot_be_written_does_no_harm(scripted: Scripted, tmp_path: Path) -> None:
     script_fargate(scripted)
     (tmp_path / "file").touch()
     file = tmp_path / "file" / "prices.json"
-    assert (
-        prices.prices_for(SPEC, scripted.clients(), TODAY, file=file).vcpu_hour == 0.05
-    )
+    assert prices.prices_for(SPEC, scripted.clients(), TODAY, file=file).vcpu_hour == 0.05
 
 
 # --- estimates -----------------------------------------------------------------------
@@ -439,9 +419,7 @@ def test_too_costly_estimates_end_with_an_error(scripted: Scripted) -> None:
         ),
     ],
 )
-def test_wrong_wishes_are_wrong_usage(
-    arguments: list[str], said: str, scripted: Scripted
-) -> None:
+def test_wrong_wishes_are_wrong_usage(arguments: list[str], said: str, scripted: Scripted) -> None:
     assert said in run(*WISH, "--offline", *arguments, code=Exit.USAGE).output
 
 
@@ -492,9 +470,7 @@ def names_in(module: str) -> set[str]:
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     texts = {
-        n.value
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
     }
     return attributes | texts
 
@@ -509,11 +485,7 @@ def test_policies_name_every_call_that_the_code_makes_and_no_other(group: str) -
         for operation in known[name]
     }
     stated = policy.CALLS[group].keys()
-    unstated = {
-        o
-        for o in made - stated
-        if xform_name(o.partition(":")[2]) not in shared(stated)
-    }
+    unstated = {o for o in made - stated if xform_name(o.partition(":")[2]) not in shared(stated)}
     assert not unstated
     assert not stated - made
 

@@ -28,9 +28,7 @@ sys.stdout.buffer.write(dumps(subject, None))
 def sent(program: str) -> Any:
     """What comes out of another process that ends by pickling its global variable `subject`."""
     script = _LATE + _BEGIN + textwrap.dedent(program) + _END
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return loads(done.stdout, _no_blobs)
 

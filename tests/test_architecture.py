@@ -126,9 +126,7 @@ def test_imports_point_down() -> None:
 def test_client_and_worker_do_not_know_each_other() -> None:
     graph: dict[str, set[str]] = {}
     for name, file in modules():
-        graph.setdefault(name, set()).update(
-            imported for imported, _ in own_imports(file)
-        )
+        graph.setdefault(name, set()).update(imported for imported, _ in own_imports(file))
 
     def reach(start: str) -> set[str]:
         seen, todo = set[str](), [start]
@@ -183,7 +181,5 @@ def test_what_is_imported_at_once_is_a_core_dependency() -> None:
     }
     for name, file in modules():
         if name != "joblib_backend":  # of no use without joblib
-            outside = {
-                module.split(".")[0] for module, lazy in imports(file) if not lazy
-            }
+            outside = {module.split(".")[0] for module, lazy in imports(file) if not lazy}
             assert outside - STANDARD <= {*core, NAME}, file

@@ -156,9 +156,7 @@ def test_futures_come_back_in_order_with_results_failures_and_the_unfinished(
     assert second.futures == futures
 
 
-def test_what_attaches_can_submit_more_and_indexes_stay(
-    make: Make, attach: Make, url: str
-) -> None:
+def test_what_attaches_can_submit_more_and_indexes_stay(make: Make, attach: Make, url: str) -> None:
     first = make(url)
     first.submit(double, 1).result()
     session_id = first.detach()
@@ -308,9 +306,7 @@ def test_workers_are_started_again_if_work_is_pending_and_none_lives(
 # --- two at once --------------------------------------------------------------------
 
 
-def test_two_clients_at_once_may_both_submit(
-    make: Make, attach: Make, url: str
-) -> None:
+def test_two_clients_at_once_may_both_submit(make: Make, attach: Make, url: str) -> None:
     first = make(url, 2)
     second = attach(first.session_id, url)
     ours = [first.submit(double, i) for i in range(40)]
@@ -443,9 +439,7 @@ def test_scale_starts_more_workers_and_lets_surplus_ones_leave(
 # --- status, collect, logs ----------------------------------------------------------
 
 
-def test_status_counts_each_state_and_prints_like_a_form(
-    make: Make, url: str, gate: Gate
-) -> None:
+def test_status_counts_each_state_and_prints_like_a_form(make: Make, url: str, gate: Gate) -> None:
     one = make(url, 1, name="monte carlo")
     wait([one.submit(double, 1), one.submit(fail, "no")])
     one.submit(gate.hold)
@@ -533,9 +527,7 @@ def test_logs_show_what_finished_running_and_crashed_tasks_printed(
     assert one.logs(running) == "running\nto stderr\n"
 
 
-def test_logs_refuse_what_is_no_task_of_the_session(
-    make: Make, directory_url: str
-) -> None:
+def test_logs_refuse_what_is_no_task_of_the_session(make: Make, directory_url: str) -> None:
     one, other = make(directory_url), make(directory_url)
     one.submit(double, 1)
     with pytest.raises(ValueError, match="'nonsense' is not a task id"):
@@ -574,9 +566,7 @@ def test_cleanup_stops_the_workers_and_results_stay_readable(
     assert not live_workers(again)
 
 
-def test_forced_cleanup_leaves_no_object_of_the_session(
-    make: Make, url: str, gate: Gate
-) -> None:
+def test_forced_cleanup_leaves_no_object_of_the_session(make: Make, url: str, gate: Gate) -> None:
     other = make(url)
     other.submit(double, 1).result()
     others = keys(url)

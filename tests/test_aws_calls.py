@@ -26,10 +26,7 @@ from tests import together
 from tests.conftest import WHY_PARTIAL
 from tests.recorder import call_recorder
 
-SETUP = {
-    f"aws/deployment/{name}"
-    for name in ("setup", "stack", "network", "teardown", "removal")
-}
+SETUP = {f"aws/deployment/{name}" for name in ("setup", "stack", "network", "teardown", "removal")}
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.
 SHARED = {
     "aws/ecs/api",
@@ -140,9 +137,9 @@ def _actions(statements: list[dict[str, Any]]) -> set[str]:
 
 def _worker_statements() -> list[dict[str, Any]]:
     resources = yaml.load(template(), _Loader)["Resources"]
-    found: list[dict[str, Any]] = resources["TaskPolicy"]["Properties"][
-        "PolicyDocument"
-    ]["Statement"]
+    found: list[dict[str, Any]] = resources["TaskPolicy"]["Properties"]["PolicyDocument"][
+        "Statement"
+    ]
     return found
 
 

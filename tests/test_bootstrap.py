@@ -147,9 +147,7 @@ def test_sixteen_at_once_unpack_once(world: World) -> None:
     assert sum("unpacked" in err for _, err in answers) == 1
 
 
-def test_one_that_is_killed_while_it_unpacks_breaks_nothing(
-    world: World, tmp_path: Path
-) -> None:
+def test_one_that_is_killed_while_it_unpacks_breaks_nothing(world: World, tmp_path: Path) -> None:
     digest = world.ship_pack(lock())
     programs, ready = tmp_path / "programs", tmp_path / "ready"
     programs.mkdir()
@@ -169,9 +167,7 @@ def test_one_that_is_killed_while_it_unpacks_breaks_nothing(
     assert not (Path(folder) / "half").exists()
 
 
-def test_one_that_is_told_to_end_takes_what_it_started_along(
-    world: World, tmp_path: Path
-) -> None:
+def test_one_that_is_told_to_end_takes_what_it_started_along(world: World, tmp_path: Path) -> None:
     digest = world.ship_pack(lock())
     programs, ready = tmp_path / "programs", tmp_path / "ready"
     programs.mkdir()
@@ -255,9 +251,7 @@ def test_a_container_gets_the_file_with_its_task_definition() -> None:
     python, *rest = entry_point(WorkerSpec(launcher="ecs", lock="abc"))
     assert python == "python"
     assert sum(map(len, rest)) < 16_000
-    done = subprocess.run(
-        [sys.executable, *rest[:-1]], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *rest[:-1]], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "usage: bootstrap.py" in done.stderr
 
@@ -270,12 +264,10 @@ def test_requests_are_signed_as_botocore_signs_them(token: str) -> None:
     url = "https://bucket.s3.eu-west-1.amazonaws.com/a/b%20c%2Bd/lock.json"
     request = AWSRequest("GET", url)
     request.headers["x-amz-content-sha256"] = bootstrap._NOTHING
-    S3SigV4Auth(Credentials("AK", "SK", token or None), "s3", "eu-west-1").add_auth(
-        request
+    S3SigV4Auth(Credentials("AK", "SK", token or None), "s3", "eu-west-1").add_auth(request)
+    now = datetime.datetime.strptime(request.headers["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(
+        tzinfo=datetime.UTC
     )
-    now = datetime.datetime.strptime(
-        request.headers["X-Amz-Date"], "%Y%m%dT%H%M%SZ"
-    ).replace(tzinfo=datetime.UTC)
     keys = {"id": "AK", "secret": "SK", "token": token}
     ours = bootstrap.sign(url, "eu-west-1", keys, now)
     assert ours["Authorization"] == request.headers["Authorization"]
@@ -370,9 +362,7 @@ def test_credentials_come_from_the_file_or_it_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "credentials"
-    file.write_text(
-        "[mine]\naws_access_key_id = A\naws_secret_access_key = S\n[sso]\nregion = x\n"
-    )
+    file.write_text("[mine]\naws_access_key_id = A\naws_secret_access_key = S\n[sso]\nregion = x\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.setenv("AWS_PROFILE", "mine")
     assert bootstrap.credentials() == {"id": "A", "secret": "S", "token": ""}

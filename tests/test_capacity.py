@@ -44,9 +44,7 @@ from tests.test_ecs import (
 
 PROFILE = "arn:aws:iam::123456789012:instance-profile/starburst"
 HERE = msgspec.structs.replace(DEPLOYMENT, instance_profile_arn=PROFILE)
-C8A = InstanceType(
-    name="c8a.xlarge", vcpus=4, memory=8192, architecture="X86_64", has_spot=True
-)
+C8A = InstanceType(name="c8a.xlarge", vcpus=4, memory=8192, architecture="X86_64", has_spot=True)
 TAGS = {
     "starburst-executor:cluster": "starburst",
     "starburst-executor:instance-profile": PROFILE,
@@ -117,9 +115,7 @@ def test_a_processor_that_workers_do_not_run_on_is_refused(aws: Scripted) -> Non
 @pytest.mark.parametrize(
     ("cpu", "memory", "fit"), [(4, "7577MB", 1), (1, "1.8GB", 4), (1, "2GB", 3)]
 )
-def test_memory_for_kernel_and_agent_is_left_out(
-    cpu: float, memory: str, fit: int
-) -> None:
+def test_memory_for_kernel_and_agent_is_left_out(cpu: float, memory: str, fit: int) -> None:
     spec = WorkerSpec(launcher="ecs", cpu=cpu, memory=memory)
     assert C8A.fits(worker_size(spec, C8A)) == fit
 
@@ -140,9 +136,7 @@ def test_a_worker_that_does_not_fit_is_refused_with_what_would(
 
 
 def test_a_type_that_is_not_sold_on_spot_is_refused() -> None:
-    lacking = InstanceType(
-        name="x", vcpus=4, memory=8192, architecture="X86_64", has_spot=False
-    )
+    lacking = InstanceType(name="x", vcpus=4, memory=8192, architecture="X86_64", has_spot=False)
     with pytest.raises(ValueError, match="not sold as Spot"):
         worker_size(WorkerSpec(launcher="ecs", use_spot=True), lacking)
 
@@ -215,9 +209,7 @@ def test_what_is_made_is_asked_for_exactly_so(aws: Scripted, use_spot: bool) -> 
                 {"ResourceType": "volume", "Tags": [given, profile]},
             ],
         },
-        TagSpecifications=[
-            {"ResourceType": "launch-template", "Tags": [given, profile, named]}
-        ],
+        TagSpecifications=[{"ResourceType": "launch-template", "Tags": [given, profile, named]}],
     )
     aws.answer(
         "autoscaling",
@@ -282,9 +274,7 @@ def test_an_instance_joins_its_cluster_and_drains_when_spot_takes_it(
 
 
 def test_arm_instances_start_from_the_image_for_them(aws: Scripted) -> None:
-    arm = InstanceType(
-        name="c8g.large", vcpus=2, memory=4096, architecture="ARM64", has_spot=True
-    )
+    arm = InstanceType(name="c8g.large", vcpus=2, memory=4096, architecture="ARM64", has_spot=True)
     one = Capacity(
         HERE,
         arm,
@@ -350,7 +340,9 @@ def test_what_was_just_made_is_waited_for(aws: Scripted) -> None:
 def test_a_group_that_serves_another_provider_is_an_error(aws: Scripted) -> None:
     aws.answer("ec2", "create_launch_template", {})
     aws.answer("autoscaling", "create_auto_scaling_group", {})
-    text = "The specified Auto Scaling group ARN is already being used by another capacity provider."
+    text = (
+        "The specified Auto Scaling group ARN is already being used by another capacity provider."
+    )
     aws.refuse("ecs", "create_capacity_provider", "ClientException", text)
     with pytest.raises(RequestRefused, match="already being used"):
         capacity(aws).make()
@@ -383,9 +375,7 @@ def script_found(aws: Scripted, name: str, tags: dict[str, str]) -> None:
     page = {"capacityProviders": [{"name": "FARGATE"}], "nextToken": "n"}
     aws.answer("ecs", "describe_capacity_providers", page, include=["TAGS"])
     page = {"capacityProviders": [about]}
-    aws.answer(
-        "ecs", "describe_capacity_providers", page, include=["TAGS"], nextToken="n"
-    )
+    aws.answer("ecs", "describe_capacity_providers", page, include=["TAGS"], nextToken="n")
     script_groups(aws, name, large)
     template = {"LaunchTemplateName": name, "Tags": large}
     aws.answer("ec2", "describe_launch_templates", {"LaunchTemplates": [template]})
@@ -504,9 +494,7 @@ class Ec2Script(Script):
             "StatusCode": status,
             **({"StatusMessage": text} if text else {}),
         }
-        self.aws.answer(
-            "autoscaling", "describe_scaling_activities", {"Activities": [activity]}
-        )
+        self.aws.answer("autoscaling", "describe_scaling_activities", {"Activities": [activity]})
 
 
 def worker_arn(number: int) -> str:
@@ -530,9 +518,7 @@ def ec2(aws: Scripted, request: pytest.FixtureRequest) -> Iterator[Ec2Script]:
         spot_fallback=getattr(request, "param", False),
     )
     prices = {True: 0.06, False: 0.2}
-    launcher = EcsLauncher(
-        spec, HERE, VirtualRuntime(), hourly=prices.get, clients=aws.clients()
-    )
+    launcher = EcsLauncher(spec, HERE, VirtualRuntime(), hourly=prices.get, clients=aws.clients())
     ecs, logs = Stubber(launcher._api.ecs), Stubber(launcher._api.logs)
     with ecs, logs:
         script = Ec2Script(launcher, ecs, logs)
@@ -633,9 +619,7 @@ def test_tasks_without_an_instance_are_stopped_and_started_on_demand(
     assert ec2.launcher.live(URL) == set()
     ec2.run_on(1, 2, use_spot=False)
     assert ec2.launcher.launch(URL, 1) == [worker(2)]
-    assert (
-        "on-demand for the next 10 minutes; a worker costs $0.2 an hour" in caplog.text
-    )
+    assert "on-demand for the next 10 minutes; a worker costs $0.2 an hour" in caplog.text
     assert "instead of $0.06" in caplog.text
 
 

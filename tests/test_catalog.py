@@ -19,9 +19,7 @@ from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
 from starburst_executor.store import open_store
 
-QUICK = Intervals(
-    heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05
-)
+QUICK = Intervals(heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
 
 
 def test_the_list_counts_as_the_status_does(directory_url: str) -> None:
@@ -38,9 +36,7 @@ def test_the_list_counts_as_the_status_does(directory_url: str) -> None:
 def test_the_last_activity_never_goes_back_when_workers_leave(
     directory_url: str,
 ) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, keep=True, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
         executor.submit(pow, 2, 3).result()
     session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
     beat = Heartbeat(worker="w-late")
@@ -53,12 +49,8 @@ def test_the_last_activity_never_goes_back_when_workers_leave(
 def test_the_last_activity_never_goes_back_as_batches_are_finished(
     directory_url: str,
 ) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, keep=True, intervals=QUICK
-    ) as executor:
-        session = Session(
-            open_store(directory_url), executor.session_id, SystemRuntime()
-        )
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
+        session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
         gauge = Gauge(session)
         moments = [gauge.look().last_activity]
         for number in range(5):
@@ -68,9 +60,7 @@ def test_the_last_activity_never_goes_back_as_batches_are_finished(
 
 
 def test_attach_takes_an_id_that_is_shortened(directory_url: str) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, keep=True, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
         executor.submit(pow, 2, 3).result()
     whole = executor.session_id
     for short in (whole, whole[:15], whole[-6:], whole[-6:-3]):
@@ -98,9 +88,7 @@ def test_what_tasks_log_is_kept_once_logging_is_set_up_in_their_processes(
         logging.getLogger("mine").info("a line from a task")
 
     set_up = functools.partial(logging.basicConfig, level=logging.INFO)
-    with StarburstExecutor(
-        1, store=directory_url, initializer=set_up, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, initializer=set_up, intervals=QUICK) as executor:
         future = executor.submit(work)
         future.result()
         assert "INFO:mine:a line from a task" in executor.logs(future)

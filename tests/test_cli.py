@@ -100,9 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STARBURST_HOME", str(folder / "home"))
         store = str(folder / "store")
-        executor = StarburstExecutor(
-            2, store=store, keep=True, name="squares", intervals=QUICK
-        )
+        executor = StarburstExecutor(2, store=store, keep=True, name="squares", intervals=QUICK)
         with executor:
             for i in range(10):
                 executor.submit(work, i)
@@ -160,11 +158,7 @@ class Made:
     def begin(self, worker: str = "w-one", count: int = 1) -> None:
         """Have a worker hold so many tasks, and run them."""
         now = self.runtime.time()
-        self.change(
-            lambda r: records.advance(
-                r, worker, now, claim=count, begin=count, solo=True
-            )
-        )
+        self.change(lambda r: records.advance(r, worker, now, claim=count, begin=count, solo=True))
 
     def end(
         self,
@@ -418,9 +412,7 @@ def test_tasks_shows_each_task_in_submission_order(finished: Finished) -> None:
         ("--claimed", []),
     ],
 )
-def test_tasks_can_be_chosen_by_state(
-    made: Made, option: str, expected: list[str]
-) -> None:
+def test_tasks_can_be_chosen_by_state(made: Made, option: str, expected: list[str]) -> None:
     made.begin()
     made.end(0, crash())
     made.begin("w-two")
@@ -493,9 +485,7 @@ def test_errors_are_grouped_by_where_they_happened(finished: Finished) -> None:
     assert group["count"] == 3
     assert group["task_ids"] == ["0-3", "0-6", "0-9"]
     text = finished.run("errors").stdout
-    assert text.startswith(
-        "3 x ValueError: bad 3\n  task 0-3 work(3)\n  task 0-6 work(6)\n"
-    )
+    assert text.startswith("3 x ValueError: bad 3\n  task 0-3 work(3)\n  task 0-6 work(6)\n")
 
 
 def test_errors_of_different_kinds_stand_apart_the_largest_group_first(
@@ -551,9 +541,7 @@ def test_logs_as_json_tell_streams_apart(finished: Finished) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_following_prints_what_is_new_until_the_task_ends(
-    made: Made, as_json: bool
-) -> None:
+def test_following_prints_what_is_new_until_the_task_ends(made: Made, as_json: bool) -> None:
     made.begin()
     made.prints(0, "one\n")
     command = [sys.executable, "-m", "starburst_executor", "logs", made.id, "0-0"]
@@ -595,9 +583,7 @@ def test_following_all_tasks_names_who_speaks(made: Made) -> None:
         ("old", "nothing in common", "nothing in common"),
     ],
 )
-def test_what_is_new_is_found_in_a_tail_too(
-    before: str, now: str, expected: str
-) -> None:
+def test_what_is_new_is_found_in_a_tail_too(before: str, now: str, expected: str) -> None:
     assert added(before, now) == expected
 
 
@@ -623,9 +609,9 @@ def test_collect_gives_what_json_cannot_hold_as_its_repr(tmp_path: Path) -> None
     store = str(tmp_path / "store")
     with StarburstExecutor(1, store=store, keep=True, intervals=QUICK) as executor:
         executor.submit(complex, 1, 2)
-    outcome = parsed(
-        run("collect", executor.session_id, "--json", store=store).stdout, "outcomes"
-    )[0]
+    outcome = parsed(run("collect", executor.session_id, "--json", store=store).stdout, "outcomes")[
+        0
+    ]
     assert (outcome["value"], outcome["repr"]) == (None, "(1+2j)")
     target = tmp_path / "out.json"
     refused = run("collect", executor.session_id, "-o", str(target), store=store)
@@ -635,9 +621,7 @@ def test_collect_gives_what_json_cannot_hold_as_its_repr(tmp_path: Path) -> None
     assert not target.exists()
 
 
-def test_collect_writes_a_pickle_of_outcomes(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_collect_writes_a_pickle_of_outcomes(finished: Finished, tmp_path: Path) -> None:
     target = tmp_path / "results.pkl"
     result = finished.run("collect", "-o", str(target))
     assert (result.exit_code, result.stdout) == (Exit.TASKS_FAILED, "")
@@ -717,9 +701,7 @@ def test_every_reading_verb_works_for_another_version_of_python(made: Made) -> N
     assert OTHER_PYTHON in collected.stderr
 
 
-def test_values_of_another_version_of_python_are_not_written(
-    made: Made, tmp_path: Path
-) -> None:
+def test_values_of_another_version_of_python_are_not_written(made: Made, tmp_path: Path) -> None:
     result = made.run("collect", "-o", str(tmp_path / "r.pkl"))
     assert result.exit_code == Exit.OTHER
     assert OTHER_PYTHON in result.stderr
@@ -732,10 +714,7 @@ def test_tasks_of_another_version_of_python_can_be_retried(made: Made) -> None:
     result = made.run("retry", "0-0")
     assert result.exit_code == 0
     assert result.stdout.startswith("0-0 -> 0-3\n")
-    assert (
-        f"No workers were started: the session is of Python {OTHER_PYTHON}"
-        in result.stdout
-    )
+    assert f"No workers were started: the session is of Python {OTHER_PYTHON}" in result.stdout
     copied = made.session.tasks(Batch(0, 3, 1))
     original = made.session.tasks(made.batch)
     assert made.session.arguments(Batch(0, 3, 1), copied, 0) == made.session.arguments(
@@ -835,18 +814,14 @@ def test_many_failures_are_retried_in_few_batches(directory_url: str) -> None:
     made.amend(lanes=(records.Lane(client="x", taken=False, number=203),))
     assert len(made.run("retry", "--failed").stdout.splitlines()) >= 200
     sights = [s for s in made.session.queue().look() if s.batch.number >= 203]
-    assert [sight.batch.size for sight in sights] == [
-        25
-    ] * 8  # 2 workers, 4 batches each
+    assert [sight.batch.size for sight in sights] == [25] * 8  # 2 workers, 4 batches each
     copied = made.session.tasks(sights[-1].batch)
     assert made.session.arguments(sights[-1].batch, copied, 24) == b"x" * 199
     assert not copied.header.light
 
 
 @pytest.mark.parametrize("arguments", [(), ("0-0", "--failed")])
-def test_retry_wants_either_tasks_or_failed(
-    made: Made, arguments: tuple[str, ...]
-) -> None:
+def test_retry_wants_either_tasks_or_failed(made: Made, arguments: tuple[str, ...]) -> None:
     assert made.run("retry", *arguments).exit_code == Exit.USAGE
 
 
@@ -1018,9 +993,7 @@ def test_an_ambiguous_id_is_refused_and_the_candidates_are_named(
 def test_an_id_that_others_begin_with_is_taken_as_it_is(directory_url: str) -> None:
     Made(directory_url, session_id="run")
     Made(directory_url, session_id="run-2")
-    status = parsed(
-        run("status", "run", "--json", store=directory_url).stdout, "status"
-    )
+    status = parsed(run("status", "run", "--json", store=directory_url).stdout, "status")
     assert status["session_id"] == "run"
 
 
@@ -1229,9 +1202,7 @@ def test_doctor_of_a_store_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert str(file) in result.stdout
 
 
-def test_doctor_examines_a_bucket(
-    ministack: S3Server, s3_env: Callable[..., None]
-) -> None:
+def test_doctor_examines_a_bucket(ministack: S3Server, s3_env: Callable[..., None]) -> None:
     s3_env(ministack)
     result = run("doctor", "--json", store=ministack.fresh_url())
     checks = parsed(result.stdout, "checks")

@@ -124,9 +124,7 @@ def test_profiles_are_chosen_by_argument_or_variable(
         ('store = "s3://x"\n', ["'store'", "[default]"]),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_setting_and_the_place(
-    text: str, said: list[str]
-) -> None:
+def test_a_wrong_file_is_refused_with_the_setting_and_the_place(text: str, said: list[str]) -> None:
     file = write(text)
     with pytest.raises(ConfigError) as caught:
         config.load()

@@ -74,9 +74,7 @@ def test_workers_of_this_machine_cost_nothing() -> None:
 
 
 def test_workers_share_the_price_of_the_instance_that_they_fit_on() -> None:
-    prices = dataclasses.replace(
-        ROUND, instance_hour=0.2, instance_vcpus=4, instance_gb=8
-    )
+    prices = dataclasses.replace(ROUND, instance_hour=0.2, instance_vcpus=4, instance_gb=8)
     assert cost.worker_hour(EC2, prices) == pytest.approx(0.1)
     memory_bound = dataclasses.replace(prices, instance_gb=7.5)
     assert cost.worker_hour(EC2, memory_bound) == pytest.approx(0.2)
@@ -132,9 +130,7 @@ def test_requests_cost_what_the_readme_reckons() -> None:
         (0, 0, 1, 0),
     ],
 )
-def test_workers_that_fit_in_a_quota(
-    quota: float, used: float, cpu: float, fit: int
-) -> None:
+def test_workers_that_fit_in_a_quota(quota: float, used: float, cpu: float, fit: int) -> None:
     assert cost.fitting(quota, used, cpu) == fit
 
 
@@ -156,9 +152,7 @@ def test_too_costly_workers_are_refused_with_the_number_that_is_not() -> None:
 
 
 def test_one_task_for_each_worker_is_one_wave() -> None:
-    found = cost.estimate(
-        FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, startup=60
-    )
+    found = cost.estimate(FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, startup=60)
     assert (found.workers, found.waves, found.seconds) == (10, 1, 660)
     assert found.cost.vcpu_seconds == 4 * 10 * 660
     assert found.hourly == pytest.approx(10 * 8.25)
@@ -170,9 +164,7 @@ def test_no_more_workers_than_tasks_are_reckoned_with() -> None:
 
 
 def test_a_quota_makes_waves() -> None:
-    found = cost.estimate(
-        FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, fit=4, startup=0
-    )
+    found = cost.estimate(FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, fit=4, startup=0)
     assert (found.workers, found.waves, found.seconds) == (4, 3, 1800)
     # In the last wave two work, and two wait for as long as an idle worker does.
     assert found.cost.vcpu_seconds == 4 * (2 * 1800 + 2 * (1200 + 300))
@@ -180,16 +172,12 @@ def test_a_quota_makes_waves() -> None:
 
 def test_slots_share_a_worker() -> None:
     spec = WorkerSpec(launcher="ecs", cpu=4, memory="8GB", slots=4)
-    found = cost.estimate(
-        spec, ROUND, tasks=10, task_seconds=100, workers=10, startup=0
-    )
+    found = cost.estimate(spec, ROUND, tasks=10, task_seconds=100, workers=10, startup=0)
     assert (found.workers, found.waves) == (3, 1)
 
 
 def test_short_tasks_cost_a_minute_for_each_worker() -> None:
-    found = cost.estimate(
-        FARGATE, ROUND, tasks=10, task_seconds=1, workers=10, startup=0
-    )
+    found = cost.estimate(FARGATE, ROUND, tasks=10, task_seconds=1, workers=10, startup=0)
     assert found.cost.vcpu_seconds == 4 * 10 * 60
 
 

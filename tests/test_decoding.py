@@ -77,9 +77,7 @@ print(failed, "failed")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
-def test_every_kind_can_be_decoded_for_the_first_time_by_eight_threads_at_once() -> (
-    None
-):
+def test_every_kind_can_be_decoded_for_the_first_time_by_eight_threads_at_once() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _FRESH_PROCESSES, str(PROCESSES)],
         capture_output=True,

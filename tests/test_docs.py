@@ -94,9 +94,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def output_of(script: Path, cwd: Path) -> str:
     command = [sys.executable, str(script)]
-    ended = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=110
-    )
+    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=110)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert ended.stderr == ""
     return ended.stdout
@@ -152,13 +150,9 @@ def test_partial_collection_shows_early_results_and_then_all(
     run_example: Callable[[str], str],
 ) -> None:
     text = run_example("partial_collection.py")
-    counts = [
-        int(count) for count in re.findall(r": (\d+) outcomes$", text, re.MULTILINE)
-    ]
+    counts = [int(count) for count in re.findall(r": (\d+) outcomes$", text, re.MULTILINE)]
     early, late = re.findall(r"^  (\d+, .*)$", text, re.MULTILINE)
-    assert (
-        12 <= counts[0] <= counts[1] == 14
-    )  # fewer than all, unless this machine stalls
+    assert 12 <= counts[0] <= counts[1] == 14  # fewer than all, unless this machine stalls
     assert late.startswith(early)  # in the order of submission
     assert re.search(r"Progress: .* of 14\)", text)
 
@@ -167,9 +161,7 @@ def test_detach_attach_gets_the_results_in_another_process(
     run_example: Callable[[str], str],
 ) -> None:
     text = run_example("detach_attach.py")
-    left, came = re.findall(
-        r"^process (\d+) (?:submitted|attached)", text, re.MULTILINE
-    )
+    left, came = re.findall(r"^process (\d+) (?:submitted|attached)", text, re.MULTILINE)
     assert left != came
     assert "attached to 200 tasks" in text
     assert "100.0% (200 of 200)" in text
@@ -284,9 +276,7 @@ def runnable(text: str) -> list[Block]:
     return found
 
 
-PROGRAMS = {
-    title: text for name in PAGES for title, text in parts(name) if runnable(text)
-}
+PROGRAMS = {title: text for name in PAGES for title, text in parts(name) if runnable(text)}
 
 
 def program(steps: list[Block]) -> str:
@@ -382,9 +372,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_first_block_runs_in_a_clone_with_an_empty_home(
-    clone: Path, tmp_path: Path
-) -> None:
+def test_the_first_block_runs_in_a_clone_with_an_empty_home(clone: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     base = getattr(sys, "_base_executable", sys.executable)
@@ -434,12 +422,8 @@ def test_links_within_the_repository_lead_somewhere(name: str) -> None:
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
-    listed = [
-        line for tree in blocks(page("index.md"), "{toctree}") for line in tree.split()
-    ]
-    pages = {
-        path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")
-    }
+    listed = [line for tree in blocks(page("index.md"), "{toctree}") for line in tree.split()]
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")}
     assert pages - {"index"} <= set(listed)
 
 
@@ -447,9 +431,7 @@ def test_the_cost_formula_is_that_of_the_code() -> None:
     """Its prices, its table of requests, and the example computed from both."""
     text = page("explanation/costs.md")
     prices = cost.built_in("us-east-1")
-    [formula] = re.findall(
-        r"cost = ([\d.]+) x \(PUTs \+ LISTs\) \+ ([\d.]+) x GETs", text
-    )
+    [formula] = re.findall(r"cost = ([\d.]+) x \(PUTs \+ LISTs\) \+ ([\d.]+) x GETs", text)
     stated = [float(one) for one in formula]
     assert stated == pytest.approx([prices.write, prices.read])
     assert f"{cost.TABLE_DATE:%Y-%m-%d}" in text
@@ -467,15 +449,9 @@ def test_the_cost_formula_is_that_of_the_code() -> None:
         + minutes * int(client[1])
     )
     reads = 10_000 * alone[2] + 100 * minutes * int(busy[2]) + minutes * int(client[2])
-    assert found.cost.requests == pytest.approx(
-        writes * prices.write + reads * prices.read
-    )
-    [said] = re.findall(
-        r"some ([\d,]+) PUTs and LISTs and ([\d,]+) GETs: \$(\d+\.\d+)", text
-    )
-    assert (writes // 1000, reads // 1000) == tuple(
-        int(n.split(",")[0]) for n in said[:2]
-    )
+    assert found.cost.requests == pytest.approx(writes * prices.write + reads * prices.read)
+    [said] = re.findall(r"some ([\d,]+) PUTs and LISTs and ([\d,]+) GETs: \$(\d+\.\d+)", text)
+    assert (writes // 1000, reads // 1000) == tuple(int(n.split(",")[0]) for n in said[:2])
     assert f"{found.cost.requests:.2f}" == said[2]
 
 
@@ -563,11 +539,7 @@ def imports_of(path: Path) -> set[str]:
             package, _, name = node.module.partition(".")
             if package == "starburst_executor":
                 names = [name] if name else [alias.name for alias in node.names]
-                found.update(
-                    name
-                    for name in names
-                    if not name.startswith(("cli", "environment."))
-                )
+                found.update(name for name in names if not name.startswith(("cli", "environment.")))
     return found
 
 

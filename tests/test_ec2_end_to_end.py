@@ -100,9 +100,7 @@ def test_a_session_makes_its_capacity_once_and_runs_on_it(
     assert keys(deployment.store) == []
 
 
-def test_both_markets_have_capacity_of_their_own(
-    server: EcsServer, deployment: Deployment
-) -> None:
+def test_both_markets_have_capacity_of_their_own(server: EcsServer, deployment: Deployment) -> None:
     for use_spot in (False, True):
         with on_ec2(use_spot=use_spot) as executor:
             assert executor.submit(square, 3).result(timeout=60) == 9
@@ -196,8 +194,7 @@ def test_two_clients_at_once_make_one_capacity_and_drop_no_other(
     server.set(attach_delay=0.5)
     clients = Clients("us-east-1")
     types = [
-        describe_instance_type(clients.get("ec2"), name)
-        for name in ("c8a.xlarge", "c8g.large")
+        describe_instance_type(clients.get("ec2"), name) for name in ("c8a.xlarge", "c8g.large")
     ]
     wanted = [(t, spot) for t in types for spot in (False, True)] * 2
     together = threading.Barrier(len(wanted))
@@ -257,14 +254,10 @@ def test_a_cluster_that_lost_a_provider_gets_it_back(
 def test_an_unknown_type_and_a_size_that_does_not_fit_are_refused_and_leave_nothing(
     server: EcsServer, deployment: Deployment
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"no such type in us-east-1; near are c8a\.xlarge"
-    ):
+    with pytest.raises(ValueError, match=r"no such type in us-east-1; near are c8a\.xlarge"):
         StarburstExecutor(1, launch_type="EC2", instance_type="c8a.xlagre")
     with pytest.raises(ValueError, match=r'memory="7577MB" would fit'):
-        StarburstExecutor(
-            1, launch_type="EC2", instance_type="c8a.xlarge", memory="8GB"
-        )
+        StarburstExecutor(1, launch_type="EC2", instance_type="c8a.xlarge", memory="8GB")
     assert keys(deployment.store) == []
     assert providers(server, deployment) == []
 

@@ -26,9 +26,7 @@ T = TypeVar("T")
 SESSION = "20260102-030405-abc234"
 URL = f"s3://bucket/starburst/sessions/{SESSION}"
 CLUSTER = "arn:aws:ecs:eu-west-1:123456789012:cluster/starburst"
-DEFINITION = (
-    "arn:aws:ecs:eu-west-1:123456789012:task-definition/starburst-0123456789abcdef:1"
-)
+DEFINITION = "arn:aws:ecs:eu-west-1:123456789012:task-definition/starburst-0123456789abcdef:1"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FULL = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
 NO_QUOTA = "You've reached the limit on the number of vCPUs you can run concurrently"
@@ -180,9 +178,7 @@ class Script:
             {"taskDefinition": self.launcher._definition.request["family"]},
         )
 
-    def run(
-        self, count: int, *numbers: int, failure: str = "", **expected: Any
-    ) -> None:
+    def run(self, count: int, *numbers: int, failure: str = "", **expected: Any) -> None:
         """A RunTask for so many, that starts these."""
         failures = [{"reason": failure}] * (count - len(numbers)) if failure else []
         tasks = [{"taskArn": arn(number)} for number in numbers]
@@ -192,9 +188,7 @@ class Script:
             {**_RUN, "count": count, **expected},
         )
 
-    def refuse(
-        self, operation: str, code: str, message: str, status: int = 400
-    ) -> None:
+    def refuse(self, operation: str, code: str, message: str, status: int = 400) -> None:
         self.ecs.add_client_error(operation, code, message, status)
 
     def stop(self, number: int) -> None:
@@ -298,9 +292,7 @@ def launched(*numbers: int) -> Iterator[tuple[EcsLauncher, Script]]:
         (16, "120GB", 16384, 122880),
     ],
 )
-def test_a_size_of_fargate_is_taken(
-    cpu: float, memory: str, units: int, mib: int
-) -> None:
+def test_a_size_of_fargate_is_taken(cpu: float, memory: str, units: int, mib: int) -> None:
     size = fargate_size(cpu, memory)
     assert (size.cpu, size.memory) == (units, mib)
 
@@ -548,9 +540,7 @@ def test_a_role_that_nobody_knows_is_an_error_after_the_budget_of_retries() -> N
         script.definition()
         for _ in range(6):
             script.refuse("run_task", "ClientException", text)
-        with pytest.raises(
-            LaunchFailed, match=r"unable to assume.*Check that the exec"
-        ):
+        with pytest.raises(LaunchFailed, match=r"unable to assume.*Check that the exec"):
             launcher.launch(URL, 1)
 
 
@@ -768,9 +758,7 @@ def test_a_worker_that_runs_gives_hope_again() -> None:
         assert not launcher._sessions[URL].doubts
 
 
-@pytest.mark.parametrize(
-    "reason", [FULL, "Your Spot Task was interrupted before it began."]
-)
+@pytest.mark.parametrize("reason", [FULL, "Your Spot Task was interrupted before it began."])
 def test_capacity_that_lacks_at_the_start_is_waited_for(reason: str) -> None:
     code = "SpotInterruption" if "Spot" in reason else "TaskFailedToStart"
     with launched(1) as (launcher, script):
@@ -1016,9 +1004,7 @@ def test_a_worker_starts_others_of_its_own_definition_and_registers_none() -> No
         family = {"family": "mine", "desiredStatus": "STOPPED"}
         where: dict[str, Any] = {"cluster": CLUSTER, "maxResults": 100}
         ecs.add_response("list_tasks", {"taskArns": []}, {**where, **family})
-        ecs.add_response(
-            "list_tasks", {"taskArns": []}, {**where, "startedBy": SESSION}
-        )
+        ecs.add_response("list_tasks", {"taskArns": []}, {**where, "startedBy": SESSION})
         started = {"tasks": [{"taskArn": arn(1)}], "failures": []}
         ecs.add_response("run_task", started, {**_RUN, "taskDefinition": "mine:7"})
         assert launcher.launch(URL, 1) == [worker(1)]

@@ -64,9 +64,7 @@ class Account:
             "cluster": self.deployment.cluster,
             "taskDefinition": definition,
             "count": count,
-            "capacityProviderStrategy": [
-                {"capacityProvider": "FARGATE_SPOT", "weight": 1}
-            ],
+            "capacityProviderStrategy": [{"capacityProvider": "FARGATE_SPOT", "weight": 1}],
             "networkConfiguration": network,
         }
         return self.ecs.run_task(**{**wish, **more})
@@ -78,9 +76,7 @@ class Account:
         return arn
 
     def about(self, arn: str, **more: Any) -> Any:
-        reply = self.ecs.describe_tasks(
-            cluster=self.deployment.cluster, tasks=[arn], **more
-        )
+        reply = self.ecs.describe_tasks(cluster=self.deployment.cluster, tasks=[arn], **more)
         return reply["tasks"][0]
 
     def await_status(self, arn: str, status: str) -> Any:
@@ -176,11 +172,7 @@ def test_the_same_client_token_is_the_same_launch(account: Account) -> None:
         ({"cluster": "no-such"}, "ClusterNotFoundException"),
         ({"taskDefinition": "no-such"}, "ClientException"),
         (
-            {
-                "overrides": {
-                    "containerOverrides": [{"name": "worker", "command": ["x" * 8192]}]
-                }
-            },
+            {"overrides": {"containerOverrides": [{"name": "worker", "command": ["x" * 8192]}]}},
             "InvalidParameterException",
         ),
         (
@@ -189,9 +181,7 @@ def test_the_same_client_token_is_the_same_launch(account: Account) -> None:
         ),
     ],
 )
-def test_what_ecs_refuses_is_refused(
-    account: Account, wish: dict[str, Any], code: str
-) -> None:
+def test_what_ecs_refuses_is_refused(account: Account, wish: dict[str, Any], code: str) -> None:
     definition = account.define("sleep", "60")
     with refused(code):
         account.run(definition, **wish)
@@ -291,9 +281,7 @@ def test_new_tasks_are_not_listed_at_once(account: Account) -> None:
     account.server.set(list_delay=60.0)
     [task] = account.run(account.define("sleep", "60"))["tasks"]
     assert account.listed() == []
-    reply = account.ecs.describe_tasks(
-        cluster=account.deployment.cluster, tasks=[task["taskArn"]]
-    )
+    reply = account.ecs.describe_tasks(cluster=account.deployment.cluster, tasks=[task["taskArn"]])
     assert reply["failures"][0]["reason"] == "MISSING"
     account.server.set(list_delay=0.0)
     assert account.listed() == [task["taskArn"]]

@@ -277,9 +277,7 @@ def test_workers_come_and_leave_as_they_are_wanted(
     ecs: EcsServer, deployment: Deployment, tmp_path: Path
 ) -> None:
     gate, later = Gate(tmp_path / "gate"), Gate(tmp_path / "later")
-    with StarburstExecutor(
-        max_workers=1, idle_timeout=0.5, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(max_workers=1, idle_timeout=0.5, intervals=QUICK) as executor:
         futures = [executor.submit(gate.hold, n) for n in range(3)]
         gate.await_arrivals(1)
         executor.scale(3)
@@ -296,12 +294,8 @@ def test_workers_come_and_leave_as_they_are_wanted(
         assert len(ecs.tasks(deployment.cluster)) == 4  # one for all three
 
 
-def test_trouble_of_ecs_passes_unnoticed(
-    ecs: EcsServer, deployment: Deployment
-) -> None:
-    ecs.set(
-        throttle={"RunTask": 1, "ListTasks": 1}, lose={"RunTask": 1}, list_delay=3.0
-    )
+def test_trouble_of_ecs_passes_unnoticed(ecs: EcsServer, deployment: Deployment) -> None:
+    ecs.set(throttle={"RunTask": 1, "ListTasks": 1}, lose={"RunTask": 1}, list_delay=3.0)
     with StarburstExecutor(max_workers=2, intervals=QUICK) as executor:
         assert list(executor.map(square, range(10))) == [x * x for x in range(10)]
         assert len(ecs.tasks(deployment.cluster)) == 2  # the lost reply's are the same
@@ -418,9 +412,7 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
     gate.await_arrivals()
     executor.detach()
 
-    assert "tasks are unfinished in 1 sessions" in run(
-        "teardown", "--yes", code=Exit.OTHER
-    )
+    assert "tasks are unfinished in 1 sessions" in run("teardown", "--yes", code=Exit.OTHER)
     said = run("teardown", "--yes", "--force")
     bucket = "starburst-executor-000000000000-us-east-1"
     assert f"There remains the bucket s3://{bucket}/ with its results" in said
@@ -429,9 +421,7 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
 
 
 @pytest.mark.slow
-def test_the_check_of_a_real_account_passes_on_this_one(
-    ecs: EcsServer, tmp_path: Path
-) -> None:
+def test_the_check_of_a_real_account_passes_on_this_one(ecs: EcsServer, tmp_path: Path) -> None:
     before = in_account(ecs)
     done = run_python(
         *("-m", "pytest", "-q", "-m", "aws", "-p", "no:cacheprovider"),

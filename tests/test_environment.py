@@ -228,9 +228,7 @@ def test_what_was_found_to_be_there_is_not_asked_for_again(
     own = own_wheel(tmp_path)
     six = Package(name="six", version="1.16.0", line="six==1.16.0")
     prepare(Wishes(), platform=HERE, packages=[six, own])
-    monkeypatch.setattr(
-        "starburst_executor.environment.tool.uv", lambda: "/no/such/program"
-    )
+    monkeypatch.setattr("starburst_executor.environment.tool.uv", lambda: "/no/such/program")
     prepare(Wishes(), platform=HERE, packages=[six, own])
 
 
@@ -335,9 +333,7 @@ def test_a_requirements_file_is_read(tmp_path: Path) -> None:
 
 def test_what_is_refused_leaves_nothing_behind(directory_url: str) -> None:
     with pytest.raises(PackageError, match="six"):
-        StarburstExecutor(
-            1, store=directory_url, environment="sync", packages=["six==0.0.77"]
-        )
+        StarburstExecutor(1, store=directory_url, environment="sync", packages=["six==0.0.77"])
     assert not Path(directory_url).exists()
 
 

@@ -55,9 +55,7 @@ def uv_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def equip(caller: Caller, folder: Path) -> Caller:
     """With an editable package, and a module beside its scripts."""
     text = "def answer():\n    return 42\n"
-    caller.install(
-        "-e", str(make_project(folder / "acme", "acme-lib", {"__init__.py": text}))
-    )
+    caller.install("-e", str(make_project(folder / "acme", "acme-lib", {"__init__.py": text})))
     (caller.scripts / "private.py").write_text(PRIVATE)
     return caller
 

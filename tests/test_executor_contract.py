@@ -281,9 +281,7 @@ def test_submit_from_many_threads(pool: Executor) -> None:
         futures = [pool.submit(double, i) for i in range(start, start + 50)]
         results.extend(f.result() for f in futures)
 
-    submitting = [
-        threading.Thread(target=submit_some, args=(i * 50,)) for i in range(8)
-    ]
+    submitting = [threading.Thread(target=submit_some, args=(i * 50,)) for i in range(8)]
     for thread in submitting:
         thread.start()
     for thread in submitting:
@@ -412,9 +410,7 @@ def test_map_keeps_no_result_that_was_taken(warm: StarburstExecutor) -> None:
     assert taken() is None
 
 
-def test_a_map_in_chunks_pickles_its_function_once(
-    make: Make, directory_url: str
-) -> None:
+def test_a_map_in_chunks_pickles_its_function_once(make: Make, directory_url: str) -> None:
     big = list(range(10_000))
     with make() as executor:
         results = executor.map(lambda i: big[i], range(40), chunksize=4)
@@ -482,9 +478,7 @@ def test_what_has_not_begun_can_be_cancelled(pool: Executor, gate: Gate) -> None
     assert not any(name.endswith("-19") for name in gate.arrivals())
 
 
-def test_tasks_that_are_stored_can_be_cancelled(
-    warm: StarburstExecutor, gate: Gate
-) -> None:
+def test_tasks_that_are_stored_can_be_cancelled(warm: StarburstExecutor, gate: Gate) -> None:
     blocking = [warm.submit(gate.hold, i) for i in range(2)]
     gate.await_arrivals(2)
     stored = [warm.submit(gate.hold, i) for i in range(10, 20)]
@@ -499,9 +493,7 @@ def test_tasks_that_are_stored_can_be_cancelled(
     assert not any(name.endswith("-19") for name in gate.arrivals())
 
 
-def test_cancel_many_at_once_stops_running_tasks_too(
-    warm: StarburstExecutor, gate: Gate
-) -> None:
+def test_cancel_many_at_once_stops_running_tasks_too(warm: StarburstExecutor, gate: Gate) -> None:
     futures = [warm.submit(gate.hold, i) for i in range(20)]
     gate.await_arrivals(2)
     assert warm.cancel(futures)
@@ -510,9 +502,7 @@ def test_cancel_many_at_once_stops_running_tasks_too(
     assert warm.submit(double, 1).result() == 2
 
 
-def test_cancel_can_leave_running_tasks_alone(
-    warm: StarburstExecutor, gate: Gate
-) -> None:
+def test_cancel_can_leave_running_tasks_alone(warm: StarburstExecutor, gate: Gate) -> None:
     running = [warm.submit(gate.hold, i) for i in range(2)]
     until(lambda: all(future.running() for future in running), "both running")
     waiting = warm.submit(gate.hold, 2)
@@ -540,9 +530,7 @@ def test_a_future_can_be_awaited(pool: Executor) -> None:
     assert asyncio.run(run()) == (2, 4, 6, 8)
 
 
-def test_cancelling_who_awaits_cancels_what_has_not_begun(
-    pool: Executor, gate: Gate
-) -> None:
+def test_cancelling_who_awaits_cancels_what_has_not_begun(pool: Executor, gate: Gate) -> None:
     blocking = [pool.submit(gate.hold, i) for i in range(2)]
     gate.await_arrivals(2)
     queued = [pool.submit(gate.hold, i) for i in range(10, 20)]
@@ -593,9 +581,7 @@ def test_shutdown_without_waiting_lets_tasks_finish(
     executor.shutdown(wait=True)
 
 
-def test_shutdown_can_cancel_what_has_not_begun(
-    fresh: Callable[[], Executor], gate: Gate
-) -> None:
+def test_shutdown_can_cancel_what_has_not_begun(fresh: Callable[[], Executor], gate: Gate) -> None:
     executor = fresh()
     futures = [executor.submit(gate.hold, i) for i in range(12)]
     gate.await_arrivals(2)
@@ -608,9 +594,7 @@ def test_shutdown_can_cancel_what_has_not_begun(
     assert all(future.done() for future in futures)
 
 
-def test_leaving_the_with_block_waits(
-    fresh: Callable[[], Executor], gate: Gate
-) -> None:
+def test_leaving_the_with_block_waits(fresh: Callable[[], Executor], gate: Gate) -> None:
     opening = threading.Timer(0.2, gate.open)
     with fresh() as executor:
         future = executor.submit(gate.hold, 7)
@@ -635,9 +619,7 @@ def _open_files() -> int:
     return len(list(Path("/dev/fd").iterdir()))
 
 
-def test_after_shutdown_nothing_is_left(
-    make: Make, directory_url: str, gate: Gate
-) -> None:
+def test_after_shutdown_nothing_is_left(make: Make, directory_url: str, gate: Gate) -> None:
     before = set(threading.enumerate())
     descriptors = _open_files()
     with make() as executor:
@@ -672,9 +654,7 @@ def test_what_was_removed_cannot_be_read_after_shutdown(make: Make) -> None:
             read()
 
 
-def test_an_executor_that_is_never_used_starts_no_worker(
-    make: Make, directory_url: str
-) -> None:
+def test_an_executor_that_is_never_used_starts_no_worker(make: Make, directory_url: str) -> None:
     with make() as executor:
         assert executor.futures == []
         assert executor.status().total == 0
@@ -806,9 +786,7 @@ def test_detach_makes_leaving_the_block_immediate(make: Make, gate: Gate) -> Non
     until(lambda: executor.status().completed == 4, "the workers carry on")
 
 
-def test_a_callback_may_submit_while_the_executor_is_detached(
-    make: Make, gate: Gate
-) -> None:
+def test_a_callback_may_submit_while_the_executor_is_detached(make: Make, gate: Gate) -> None:
     executor = make()
     tried = threading.Event()
 
@@ -987,9 +965,7 @@ def test_futures_know_task_index_and_session(warm: StarburstExecutor) -> None:
 # --- processes and interpreters -----------------------------------------------------
 
 
-def test_a_forked_child_is_refused_and_its_end_does_nothing(
-    make: Make, tmp_path: Path
-) -> None:
+def test_a_forked_child_is_refused_and_its_end_does_nothing(make: Make, tmp_path: Path) -> None:
     said = tmp_path / "said"
     with make() as executor:
         assert executor.submit(double, 1).result() == 2
@@ -1021,9 +997,7 @@ def _forked(executor: StarburstExecutor, said: Path) -> int:
             try:
                 call()
             except RuntimeError as error:
-                lines.append(
-                    type(error).__name__ if "fork" in str(error) else str(error)
-                )
+                lines.append(type(error).__name__ if "fork" in str(error) else str(error))
         said.write_text("\n".join(lines))
         executor.shutdown()
         executor.__exit__(None, None, None)
@@ -1048,9 +1022,7 @@ def _script(tmp_path: Path, text: str) -> Path:
     return script
 
 
-def test_a_script_without_main_guard_runs_once(
-    tmp_path: Path, directory_url: str
-) -> None:
+def test_a_script_without_main_guard_runs_once(tmp_path: Path, directory_url: str) -> None:
     script = _script(
         tmp_path,
         """
@@ -1110,9 +1082,7 @@ def test_a_callback_that_ends_its_thread_harms_no_other_future(
     assert called == [future]
 
 
-def test_local_modules_travel_with_the_session(
-    tmp_path: Path, directory_url: str
-) -> None:
+def test_local_modules_travel_with_the_session(tmp_path: Path, directory_url: str) -> None:
     code = tmp_path / "code"
     (code / "shapes").mkdir(parents=True)
     (code / "shapes" / "__init__.py").write_text("from shapes.circle import area\n")

@@ -150,9 +150,7 @@ def test_a_client_and_a_worker_that_look_at_once_start_no_more_than_lack() -> No
         assert len(world.workers) == 20 + 4 * 10
 
 
-def test_whoever_dies_in_its_turn_to_start_workers_holds_others_up_for_seconds() -> (
-    None
-):
+def test_whoever_dies_in_its_turn_to_start_workers_holds_others_up_for_seconds() -> None:
     dies = once(Fault.KILLED_AFTER, "create", "/launching", process="c")
     with a_world(dies, workers=3) as world:
         world.client("c", submitting(*[Work(seconds=5)] * 9, then=outlasting))
@@ -264,9 +262,7 @@ def test_one_at_a_time_has_the_turn_and_the_next_may_once_it_is_over() -> None:
     assert one.take(20)
 
 
-def test_who_was_held_up_in_its_turn_takes_nobody_elses_away_by_giving_it_back() -> (
-    None
-):
+def test_who_was_held_up_in_its_turn_takes_nobody_elses_away_by_giving_it_back() -> None:
     runtime = Clock()
     session = Session(MemoryStore(runtime), "s", runtime)
     one, two = Turn(session), Turn(session)
@@ -448,9 +444,7 @@ def make(opened: list[StarburstExecutor], directory_url: str) -> Make:
 @pytest.fixture
 def attach(opened: list[StarburstExecutor], directory_url: str) -> Make:
     def attach_one(session_id: str, **options: Any) -> StarburstExecutor:
-        opened.append(
-            StarburstExecutor.attach(session_id, store=directory_url, **options)
-        )
+        opened.append(StarburstExecutor.attach(session_id, store=directory_url, **options))
         return opened[-1]
 
     return attach_one
@@ -594,11 +588,7 @@ def test_min_workers_are_there_before_any_task_and_stay_without_one(
     first = worker_pids(one)
     os.kill(max(first.items())[1], signal.SIGKILL)
     until(
-        lambda: (
-            len(now := worker_pids(one)) >= 2
-            and len(live_workers(one)) == 2
-            and now != first
-        ),
+        lambda: len(now := worker_pids(one)) >= 2 and len(live_workers(one)) == 2 and now != first,
         "another takes its place",
     )
 

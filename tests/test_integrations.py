@@ -105,9 +105,7 @@ def test_cancelling_who_awaits_cancels_the_pending_task(
     assert len(gate.arrivals()) == 2
 
 
-def test_a_time_out_cancels_the_pending_task(
-    executor: StarburstExecutor, gate: Gate
-) -> None:
+def test_a_time_out_cancels_the_pending_task(executor: StarburstExecutor, gate: Gate) -> None:
     async def run() -> None:
         for i in range(2):
             executor.submit(gate.hold, i)

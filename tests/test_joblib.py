@@ -104,9 +104,7 @@ def test_parallel_takes_the_backend_and_its_options_without_a_block(
 
 def test_results_come_in_order_and_one_session_serves_all_calls(block: Block) -> None:
     with block():
-        assert Parallel()(delayed(square)(i) for i in range(10)) == [
-            i * i for i in range(10)
-        ]
+        assert Parallel()(delayed(square)(i) for i in range(10)) == [i * i for i in range(10)]
         first = executor_of_block().session_id
         assert Parallel()(delayed(lambda x: -x)(i) for i in range(3)) == [0, -1, -2]
         assert Parallel()([]) == []
@@ -116,14 +114,10 @@ def test_results_come_in_order_and_one_session_serves_all_calls(block: Block) ->
 def test_a_managed_parallel_can_be_called_again(block: Block) -> None:
     with block(), Parallel(n_jobs=2) as parallel:
         for n in (3, 5):
-            assert parallel(delayed(square)(i) for i in range(n)) == [
-                i * i for i in range(n)
-            ]
+            assert parallel(delayed(square)(i) for i in range(n)) == [i * i for i in range(n)]
 
 
-def test_generator_gives_results_in_order_while_later_calls_run(
-    block: Block, gate: Gate
-) -> None:
+def test_generator_gives_results_in_order_while_later_calls_run(block: Block, gate: Gate) -> None:
     calls = [delayed(square)(3), delayed(gate.hold)("late")]
     with block():
         results = Parallel(return_as="generator")(calls)
@@ -133,9 +127,7 @@ def test_generator_gives_results_in_order_while_later_calls_run(
         assert list(results) == ["late"]
 
 
-def test_generator_unordered_gives_what_is_there_first(
-    block: Block, gate: Gate
-) -> None:
+def test_generator_unordered_gives_what_is_there_first(block: Block, gate: Gate) -> None:
     calls = [delayed(gate.hold)("late"), delayed(square)(3)]
     with block():
         results = Parallel(return_as="generator_unordered")(calls)
@@ -146,16 +138,12 @@ def test_generator_unordered_gives_what_is_there_first(
 
 def test_a_generator_outlives_its_block(block: Block, gate: Gate) -> None:
     with block():
-        results = Parallel(return_as="generator")(
-            delayed(gate.hold)(i) for i in range(3)
-        )
+        results = Parallel(return_as="generator")(delayed(gate.hold)(i) for i in range(3))
     gate.open()
     assert list(results) == [0, 1, 2]
 
 
-def test_pre_dispatch_reads_no_more_calls_than_it_says(
-    block: Block, gate: Gate
-) -> None:
+def test_pre_dispatch_reads_no_more_calls_than_it_says(block: Block, gate: Gate) -> None:
     read: list[int] = []
 
     def calls() -> Iterator[Any]:
@@ -172,9 +160,7 @@ def test_pre_dispatch_reads_no_more_calls_than_it_says(
         assert list(results) == list(range(10))
 
 
-def test_an_array_given_to_many_calls_is_stored_once(
-    block: Block, directory_url: str
-) -> None:
+def test_an_array_given_to_many_calls_is_stored_once(block: Block, directory_url: str) -> None:
     array = np.arange(100_000.0)
     with block():
         sums = Parallel(batch_size=1)(delayed(np.sum)(array) for _ in range(12))
@@ -188,9 +174,7 @@ def test_an_array_given_to_many_calls_is_stored_once(
 
 def test_a_batch_of_calls_is_one_task(block: Block) -> None:
     with block():
-        Parallel(batch_size=5, pre_dispatch="all")(
-            delayed(square)(i) for i in range(20)
-        )
+        Parallel(batch_size=5, pre_dispatch="all")(delayed(square)(i) for i in range(20))
         assert executor_of_block().status().total == 4
 
 
@@ -242,9 +226,7 @@ def test_an_exception_comes_as_itself_and_the_block_goes_on(block: Block) -> Non
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
 
-def test_calls_that_run_when_another_fails_are_stopped(
-    block: Block, gate: Gate
-) -> None:
+def test_calls_that_run_when_another_fails_are_stopped(block: Block, gate: Gate) -> None:
     def fail() -> None:
         until(lambda: gate.arrivals())
         raise ValueError("no")
@@ -258,9 +240,7 @@ def test_calls_that_run_when_another_fails_are_stopped(
         until(lambda: not is_alive(held), "the process that ran it is ended")
 
 
-def test_a_call_that_takes_too_long_times_out_and_is_stopped(
-    block: Block, gate: Gate
-) -> None:
+def test_a_call_that_takes_too_long_times_out_and_is_stopped(block: Block, gate: Gate) -> None:
     with block():
         with pytest.raises(multiprocessing.TimeoutError):
             Parallel(timeout=0.5)([delayed(gate.hold)(i) for i in range(2)])
@@ -455,9 +435,7 @@ def test_threads_of_libraries_can_be_limited_and_the_users_initializer_runs(
 
     options = {"initializer": initialize, "initargs": ("limit ",)}
     with block(inner_max_num_threads=3, **options):
-        calls = [
-            delayed(os.getenv)(name) for name in ("OMP_NUM_THREADS", "SET_BY_TEST")
-        ]
+        calls = [delayed(os.getenv)(name) for name in ("OMP_NUM_THREADS", "SET_BY_TEST")]
         assert Parallel()(calls) == ["3", "limit 3"]
 
 
@@ -477,9 +455,7 @@ def test_numpy_is_not_there_before_the_limits_are(block: Block) -> None:
 
 
 def test_an_option_that_does_not_exist_is_named_at_once(block: Block) -> None:
-    with pytest.raises(
-        TypeError, match=r"no argument 'stor'; it has max_workers, .*store"
-    ):
+    with pytest.raises(TypeError, match=r"no argument 'stor'; it has max_workers, .*store"):
         joblib.parallel_config(backend="starburst", stor="s3://bucket")
     with block(), pytest.raises(TypeError, match="no argument 'bogus'"):
         Parallel(bogus=1)([delayed(square)(1)])
@@ -488,9 +464,7 @@ def test_an_option_that_does_not_exist_is_named_at_once(block: Block) -> None:
 def test_an_option_that_comes_too_late_is_refused(block: Block, tmp_path: Path) -> None:
     with block():
         Parallel()([delayed(square)(1)])
-        with pytest.raises(
-            ValueError, match=r"store given to Parallel, but session .* is there"
-        ):
+        with pytest.raises(ValueError, match=r"store given to Parallel, but session .* is there"):
             Parallel(store=str(tmp_path / "other"))([delayed(square)(1)])
 
 
@@ -510,9 +484,7 @@ def iris() -> tuple[Any, Any]:
     from sklearn.datasets import load_iris  # type: ignore[import-untyped]
 
     features, labels = load_iris(return_X_y=True)
-    return np.tile(features, (20, 1)), np.tile(
-        labels, 20
-    )  # so that it travels as a blob
+    return np.tile(features, (20, 1)), np.tile(labels, 20)  # so that it travels as a blob
 
 
 def grid_search() -> Any:
@@ -540,9 +512,7 @@ def assert_grid_search_is_as_without(store: str, iris: tuple[Any, Any]) -> None:
     until(lambda: not keys(store, "sessions/"), "the session is gone")
 
 
-def test_grid_search_runs_on_it_unchanged(
-    directory_url: str, iris: tuple[Any, Any]
-) -> None:
+def test_grid_search_runs_on_it_unchanged(directory_url: str, iris: tuple[Any, Any]) -> None:
     assert_grid_search_is_as_without(directory_url, iris)
 
 
@@ -553,9 +523,7 @@ def test_grid_search_runs_over_s3(
     assert_grid_search_is_as_without(ministack.fresh_url(), iris)
 
 
-def test_cross_val_score_runs_on_it_unchanged(
-    block: Block, iris: tuple[Any, Any]
-) -> None:
+def test_cross_val_score_runs_on_it_unchanged(block: Block, iris: tuple[Any, Any]) -> None:
     from sklearn.model_selection import cross_val_score
     from sklearn.svm import SVC
 
@@ -566,9 +534,7 @@ def test_cross_val_score_runs_on_it_unchanged(
     assert np.array_equal(scores, expected)
 
 
-def test_an_estimator_with_a_bug_raises_its_own_error(
-    block: Block, iris: tuple[Any, Any]
-) -> None:
+def test_an_estimator_with_a_bug_raises_its_own_error(block: Block, iris: tuple[Any, Any]) -> None:
     from sklearn.model_selection import cross_val_score
     from sklearn.svm import SVC
 

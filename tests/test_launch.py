@@ -179,9 +179,7 @@ def test_worker_outlives_its_client_and_is_stopped_by_another_process(
         client.kill()
     launcher = LocalLauncher(folder)
     assert launcher.live(URL) == {worker_id}
-    assert (
-        os.getsid(pid) == pid
-    )  # closing the client's terminal does not reach it either
+    assert os.getsid(pid) == pid  # closing the client's terminal does not reach it either
     launcher.stop(URL, grace=5)
     assert launcher.live(URL) == set()
     assert launcher.ended(URL) == {worker_id}
@@ -196,9 +194,7 @@ def test_worker_killed_with_9_has_ended_at_once(folder: Path, ready: Ready) -> N
     assert launcher.live(URL) == set()
 
 
-def test_ended_worker_is_no_zombie_after_the_next_look(
-    folder: Path, ready: Ready
-) -> None:
+def test_ended_worker_is_no_zombie_after_the_next_look(folder: Path, ready: Ready) -> None:
     launcher = LocalLauncher(folder, worker("plain", ready))
     launcher.launch(URL, 1)
     pid = ready.pid()
@@ -210,9 +206,7 @@ def test_ended_worker_is_no_zombie_after_the_next_look(
 
 
 @pytest.mark.parametrize("behaviour", ["plain", "lingering"])
-def test_stopped_worker_is_gone_and_no_zombie(
-    folder: Path, ready: Ready, behaviour: str
-) -> None:
+def test_stopped_worker_is_gone_and_no_zombie(folder: Path, ready: Ready, behaviour: str) -> None:
     launcher = LocalLauncher(folder, worker(behaviour, ready))
     launcher.launch(URL, 1)
     pid = ready.pid()
@@ -259,9 +253,7 @@ def test_stop_spares_a_process_that_got_the_pid_of_an_ended_worker(
     assert launcher.live(URL) == {living}
 
 
-def test_lock_is_not_inherited_by_what_the_worker_starts(
-    folder: Path, ready: Ready
-) -> None:
+def test_lock_is_not_inherited_by_what_the_worker_starts(folder: Path, ready: Ready) -> None:
     launcher = LocalLauncher(folder, worker("parent", ready))
     (worker_id,) = launcher.launch(URL, 1)
     pid = ready.pid()
@@ -458,9 +450,7 @@ def test_worker_runs_the_code_of_its_client_whatever_lies_in_the_current_directo
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
     cwd = tmp_path / "cwd"
     cwd.mkdir()
-    (cwd / "json.py").write_text(
-        "raise SystemExit('not the json of the standard library')"
-    )
+    (cwd / "json.py").write_text("raise SystemExit('not the json of the standard library')")
     code = "import json, os, starburst_executor as s; print(s.__file__, os.getcwd())"
     client = (
         f"import sys; sys.path.insert(0, {str(copy.parent)!r})\n"
@@ -522,16 +512,14 @@ def test_data_home_is_the_platforms_own_place_otherwise(
     assert data_home().is_relative_to(tmp_path)
 
 
-def test_workers_are_noted_under_data_home(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_workers_are_noted_under_data_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STARBURST_HOME", str(tmp_path))
     launcher = LocalLauncher(command=SLEEPER)
     (worker_id,) = launcher.launch(URL, 1)
     launcher.stop(URL, grace=5)
-    assert [
-        path.name for path in (tmp_path / "workers").glob("*/*") if not path.suffix
-    ] == [worker_id]
+    assert [path.name for path in (tmp_path / "workers").glob("*/*") if not path.suffix] == [
+        worker_id
+    ]
 
 
 # -- specifications
@@ -607,9 +595,7 @@ def test_wrong_specification_is_refused_by_argument_value_and_remedy(
     [
         WorkerSpec(),
         WorkerSpec(cpu=0.25, memory="512MB", slots=4, region="eu-west-1"),
-        WorkerSpec(
-            launcher="ecs", launch_type="EC2", instance_type="c8a.xlarge", use_spot=True
-        ),
+        WorkerSpec(launcher="ecs", launch_type="EC2", instance_type="c8a.xlarge", use_spot=True),
         WorkerSpec(launch_type="EC2", instance_type="u-6tb1.112xlarge"),
         WorkerSpec(launch_type="EC2", instance_type="m7i-flex.large"),
         WorkerSpec(launch_type="EC2", instance_type="c8g.metal-24xl"),

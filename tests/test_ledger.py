@@ -152,9 +152,7 @@ def test_workers_of_this_machine_cost_nothing_and_their_requests_do() -> None:
 
 def test_an_estimate_and_the_bill_of_just_such_a_run_agree() -> None:
     listed = cost.built_in("us-east-1", use_spot=True)
-    expected = cost.estimate(
-        SPOT, listed, tasks=10, task_seconds=600, workers=10, startup=60
-    )
+    expected = cost.estimate(SPOT, listed, tasks=10, task_seconds=600, workers=10, startup=60)
     made = manifest(rate=rate_of(SPOT, listed), workers=10)
     found = bill(made, [Life(660, live=True)] * 10)
     assert found is not None
@@ -178,9 +176,7 @@ def test_a_live_worker_is_billed_until_now_though_its_clock_is_fast(
     assert found.hourly == 3.6
 
 
-def test_a_worker_that_left_is_billed_to_its_last_word(
-    session: Session, clock: Clock
-) -> None:
+def test_a_worker_that_left_is_billed_to_its_last_word(session: Session, clock: Clock) -> None:
     session.bury(beat(session, "w-1", 600))
     clock.now += 1000
     found = look(session)
@@ -263,9 +259,7 @@ def test_a_live_worker_is_read_again_with_its_next_heartbeat_and_not_at_each_loo
     assert counted(session, "list ended") == 1
 
 
-def test_one_that_ended_meanwhile_is_read_for_its_last_word(
-    session: Session, clock: Clock
-) -> None:
+def test_one_that_ended_meanwhile_is_read_for_its_last_word(session: Session, clock: Clock) -> None:
     own = Ledger(session)
     first = beat(session, "w-1", 600, writes=1)
     look(session, own)
@@ -418,9 +412,7 @@ def test_whoever_attaches_may_set_other_limits(dear: Session) -> None:
     executor.detach()
 
 
-def test_a_session_whose_price_is_not_known_is_refused_where_a_limit_is_to_be_kept() -> (
-    None
-):
+def test_a_session_whose_price_is_not_known_is_refused_where_a_limit_is_to_be_kept() -> None:
     unknown = manifest(rate=None, max_hourly_cost=5.0)
     with pytest.raises(ValueError, match="pricing:GetProducts"):
         check_workers(unknown)

@@ -91,9 +91,7 @@ def test_what_is_installed_and_ourselves_and_main_stay_behind() -> None:
     assert (
         found()
         .keys()
-        .isdisjoint(
-            {"numpy", "json", "pytest", "starburst_executor", "__main__", "sys", "os"}
-        )
+        .isdisjoint({"numpy", "json", "pytest", "starburst_executor", "__main__", "sys", "os"})
     )
 
 
@@ -182,9 +180,7 @@ def test_a_file_that_claims_a_path_travels_as_a_file(root: Path) -> None:
 
 
 def test_a_module_travels_by_the_name_it_was_imported_as(root: Path) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "renamed", write(root / "original.py")
-    )
+    spec = importlib.util.spec_from_file_location("renamed", write(root / "original.py"))
     assert spec is not None
     sys.modules["renamed"] = importlib.util.module_from_spec(spec)
     [source] = [s for s in local_modules() if s.name == "renamed"]
@@ -217,9 +213,7 @@ def test_an_extra_may_be_a_name_a_module_or_a_path(root: Path, tmp_path: Path) -
     file = write(tmp_path / "by_file.py")
     write(tmp_path / "by_folder" / "__init__.py")
 
-    got = found(
-        "by_name", "by_dotted.inner", str(file), tmp_path / "by_folder", np.linalg
-    )
+    got = found("by_name", "by_dotted.inner", str(file), tmp_path / "by_folder", np.linalg)
 
     assert "by_name" not in sys.modules
     assert got["by_name"] == (named,)
@@ -397,9 +391,7 @@ def test_files_that_come_and_go_while_packing_do_no_harm(
     monkeypatch.setattr(modules, "_walk", busy_walk)
     monkeypatch.setattr(modules, "_size", busy_size)
 
-    assert [m for m in members(build_archive(source).data) if "out" in m] == [
-        "busy/out/2.txt"
-    ]
+    assert [m for m in members(build_archive(source).data) if "out" in m] == ["busy/out/2.txt"]
 
 
 def test_a_directory_that_vanishes_while_packing_does_no_harm(
@@ -510,9 +502,7 @@ def test_each_reload_is_shipped(root: Path, times: int) -> None:
     tracker.refresh()
 
     for i in range(1, times + 1):
-        write(
-            file, f"x = {i} + 0 * {'1' * i}"
-        )  # of another size: .pyc go by the second
+        write(file, f"x = {i} + 0 * {'1' * i}")  # of another size: .pyc go by the second
         reload(again)
         assert again.x == i
         assert text_of(tracker, shipped, "again", "again.py").startswith(f"x = {i} ")
@@ -656,9 +646,7 @@ def test_whoever_refreshes_meanwhile_waits_for_the_shipping(tmp_path: Path) -> N
 # --- on the worker ----------------------------------------------------------------
 
 
-def test_a_function_of_a_shipped_module_runs_in_another_process(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_function_of_a_shipped_module_runs_in_another_process(root: Path, tmp_path: Path) -> None:
     write(root / "sums" / "__init__.py")
     write(root / "sums" / "plus.py", "from sums_helper import one\ndef f(x): return x + one()\n")  # fmt: skip
     write(root / "sums_helper.py", "def one(): return 1\n")
@@ -783,9 +771,7 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, name: str) -
 
 
 def test_a_damaged_archive_is_recognised_and_leaves_nothing(tmp_path: Path) -> None:
-    write(
-        tmp_path / "big" / "__init__.py", "".join(f"x{i} = {i}\n" for i in range(999))
-    )
+    write(tmp_path / "big" / "__init__.py", "".join(f"x{i} = {i}\n" for i in range(999)))
     data = build_archive(Source(name="big", paths=(tmp_path / "big",))).data
     middle = 500
     flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]

@@ -207,9 +207,7 @@ def test_programs_that_know_no_names_find_everything_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 300_000])
-def test_names_are_found_behind_arguments_of_any_size(
-    directory_url: str, size: int
-) -> None:
+def test_names_are_found_behind_arguments_of_any_size(directory_url: str, size: int) -> None:
     session = Session(open_store(directory_url), "s", SystemRuntime())
     batch, names = Batch(0, 0, 2), [Name("f", "1"), Name("f", "2", "second")]
     calls = [Queued("f", b"x" * size, name) for name in names]
@@ -257,9 +255,7 @@ def area(width: int, height: int = 1, label: str = "") -> int:
 
 
 def test_people_see_names_wherever_tasks_are_shown(directory_url: str) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, keep=True, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
         executor.submit(area, 3, height=2)
         executor.options(label="the odd one").submit(area, -1)
         list(executor.map(area, [5, 6], chunksize=2))
@@ -274,9 +270,7 @@ def test_people_see_names_wherever_tasks_are_shown(directory_url: str) -> None:
     assert "task 0-1 the odd one" in run(directory_url, "errors", session_id)
 
 
-def test_inspection_unpickles_nothing(
-    directory_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inspection_unpickles_nothing(directory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with StarburstExecutor(1, store=directory_url, keep=True) as executor:
         executor.submit(area, 3).result()
 
@@ -308,21 +302,15 @@ def test_a_label_is_a_text(directory_url: str, label: Any) -> None:
 
 
 def test_what_cannot_be_pickled_keeps_its_name(directory_url: str) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, keep=True, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
         future = executor.submit(area, cast(Any, (i for i in range(3))))
         assert future.name == "area(<generator>)"
     assert "area(<generator>)" in run(directory_url, "tasks", executor.session_id)
 
 
 def test_an_executor_and_its_futures_say_which_they_are(directory_url: str) -> None:
-    executor = StarburstExecutor(
-        1, store=directory_url, name="my run", keep=True, intervals=QUICK
-    )
-    whole = (
-        f"<StarburstExecutor session {executor.session_id} 'my run' in {executor.store}"
-    )
+    executor = StarburstExecutor(1, store=directory_url, name="my run", keep=True, intervals=QUICK)
+    whole = f"<StarburstExecutor session {executor.session_id} 'my run' in {executor.store}"
     assert repr(executor) == f"{whole}, open>"
     good, bad = executor.submit(area, 3), executor.submit(area, -1)
     where = f"of session {executor.session_id}"

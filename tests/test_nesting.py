@@ -28,9 +28,7 @@ def nested(store, depth):
 """
 
 
-def _run_to_its_end(
-    *arguments: str, folder: Path, seconds: float = 60
-) -> tuple[int, str]:
+def _run_to_its_end(*arguments: str, folder: Path, seconds: float = 60) -> tuple[int, str]:
     """Exit code and output; whatever the script left running is found, killed and reported."""
     mark = f"STARBURST_TEST_MARK={folder}"
     process = subprocess.Popen(

@@ -51,9 +51,7 @@ def test_a_status_is_a_bar_with_counts() -> None:
 
 
 def test_a_session_without_tasks_has_an_empty_bar() -> None:
-    assert "0 completed" in html(
-        status(total=0, pending=0, running=0, completed=0, failed=0)
-    )
+    assert "0 completed" in html(status(total=0, pending=0, running=0, completed=0, failed=0))
 
 
 def test_an_outcome_shows_its_value_or_its_error() -> None:
@@ -238,24 +236,16 @@ def _cell(source: str) -> dict[str, Any]:
 
 
 def outputs(cell: Any, kind: str) -> list[str]:
-    return [
-        "".join(out["data"][kind])
-        for out in cell.outputs
-        if kind in out.get("data", {})
-    ]
+    return ["".join(out["data"][kind]) for out in cell.outputs if kind in out.get("data", {})]
 
 
 def test_a_notebook_shows_everything_and_works_inside_its_event_loop(
     notebook: Any,
 ) -> None:
-    made, mapped, awaited, failed, outcome, executor, now, sessions, _, attached = (
-        notebook.cells
-    )
+    made, mapped, awaited, failed, outcome, executor, now, sessions, _, attached = notebook.cells
     assert outputs(mapped, "text/plain")[0].endswith("841]")
     assert outputs(awaited, "text/plain") == ["(True, 49)"]
-    assert (
-        "ValueError: 1 is &lt;b&gt;wrong&lt;/b&gt;" in outputs(failed, "text/html")[0]
-    )
+    assert "ValueError: 1 is &lt;b&gt;wrong&lt;/b&gt;" in outputs(failed, "text/html")[0]
     assert "<pre" in outputs(outcome, "text/html")[0]
     assert "32 completed" not in outputs(executor, "text/html")[0]
     assert "31 completed" in outputs(executor, "text/html")[0]

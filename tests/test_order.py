@@ -54,9 +54,7 @@ def run(works: Sequence[Work], workers: int, seed: int = 1, **settings: Any) -> 
 
 @pytest.mark.parametrize("seconds", [0.3, 1, 7])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_few_workers_begin_tasks_in_submission_order(
-    workers: int, seconds: float
-) -> None:
+def test_few_workers_begin_tasks_in_submission_order(workers: int, seconds: float) -> None:
     for seed in range(3):
         world = run([Work(seconds=seconds)] * 80, workers, seed)
         # A worker claims about a second of work at a time, and the next before that has ended.
@@ -95,15 +93,11 @@ def test_what_was_sent_back_is_again_the_first_in_order() -> None:
         assert held
         leaver.stop("it got SIGTERM")
         world.run(65 + 25)
-        assert {
-            b.label for b in world.bodies if b.worker == "w-b" and b.began > 65
-        } & held
+        assert {b.label for b in world.bodies if b.worker == "w-b" and b.began > 65} & held
 
 
 @pytest.mark.parametrize(("workers", "tasks"), [(16, 1600), (100, 2000), (150, 2400)])
-def test_many_workers_overtake_no_more_than_is_promised(
-    workers: int, tasks: int
-) -> None:
+def test_many_workers_overtake_no_more_than_is_promised(workers: int, tasks: int) -> None:
     world = run([Work(seconds=1)] * tasks, workers)
     batch = max(batch.size for batch in world.ledger.batches())
     assert overtaken(begun(world.bodies)) <= 2 * workers * batch

@@ -83,9 +83,7 @@ def test_a_directory_that_is_gone_is_named_before_any_task_runs(
     assert future.result(60) == str(home)
 
 
-def test_tasks_have_the_arguments_of_the_script(
-    tmp_path: Path, directory_url: str
-) -> None:
+def test_tasks_have_the_arguments_of_the_script(tmp_path: Path, directory_url: str) -> None:
     file = script(
         tmp_path / "code",
         """

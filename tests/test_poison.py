@@ -29,9 +29,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 class PoisonBench(Bench):
     """Slots whose children are limited in what they may use."""
 
-    def limited(
-        self, jobs_max: int | None = None, memory_max: float = 150 << 20
-    ) -> None:
+    def limited(self, jobs_max: int | None = None, memory_max: float = 150 << 20) -> None:
         self.slots = ProcessSlots(
             1,
             folder=self.spool,
@@ -166,9 +164,7 @@ def interrupts_its_main_thread() -> str:
 def interrupts_a_subprocess() -> int:
     code = "import time; print(flush=True); time.sleep(60)"
     program = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)

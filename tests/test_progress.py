@@ -362,9 +362,7 @@ def test_a_terminal_of_another_size_gets_the_display_at_its_foot() -> None:
 def test_a_narrow_terminal_gets_what_matters_in_two_whole_lines() -> None:
     with terminal(12, 40) as (stream, reader):
         display = open_display(stream, SystemRuntime())
-        display.show(
-            Progress(status=status(5, name="a rather long name"), rate=1.0, left=5.0)
-        )
+        display.show(Progress(status=status(5, name="a rather long name"), rate=1.0, left=5.0))
         screen = Screen(12, 40)
         screen.write(read(reader))
         display.close()
@@ -416,9 +414,7 @@ subprocess.run([sys.executable, "-c", sys.argv[1]], process_group={group}, check
 
 
 @pytest.mark.parametrize(("group", "draws"), [("0", False), ("None", True)])
-def test_a_process_in_the_background_of_its_terminal_does_not_draw(
-    group: str, draws: bool
-) -> None:
+def test_a_process_in_the_background_of_its_terminal_does_not_draw(group: str, draws: bool) -> None:
     text = on_a_terminal(_SHELL.format(group=group), _BACKGROUND)
     assert "type: LiveDisplay" in text
     assert "1 of 10 done" in text
@@ -471,9 +467,7 @@ def test_a_ticker_ends_quietly_with_its_session(
 def test_progress_of_an_executor_is_written_to_stderr(
     directory_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, progress=True, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, progress=True, intervals=QUICK) as executor:
         list(executor.map(abs, range(20)))
     printed = capsys.readouterr()
     assert "100%, 20 of 20 done" in printed.err
@@ -500,9 +494,7 @@ with StarburstExecutor(1, store=sys.argv[1], progress=True, intervals=quick) as 
 
 
 @pytest.mark.parametrize("end", ["pass", "raise KeyboardInterrupt", "sys.exit(3)"])
-def test_the_terminal_is_given_back_however_the_program_ends(
-    directory_url: str, end: str
-) -> None:
+def test_the_terminal_is_given_back_however_the_program_ends(directory_url: str, end: str) -> None:
     text = on_a_terminal(_PROGRAM.format(end=end), directory_url)
     regions = re.findall(r"\x1b\[(?:1;\d+)?r", text)
     assert regions[-1:] in ([], ["\x1b[r"])
@@ -519,9 +511,7 @@ def test_the_command_line_watches_live_on_a_terminal_and_ends_with_the_status(
     directory_url: str,
 ) -> None:
     session = finished_session(directory_url)
-    text = on_a_terminal(
-        _COMMAND, "status", session.id, "--watch", "--store", directory_url
-    )
+    text = on_a_terminal(_COMMAND, "status", session.id, "--watch", "--store", directory_url)
     assert "\x1b[1;22r" in text
     screen = Screen(24, 80)
     screen.write(text)
@@ -533,13 +523,9 @@ def test_the_command_line_watches_live_on_a_terminal_and_ends_with_the_status(
 def test_a_table_on_a_terminal_is_coloured_and_cut_at_its_edge(
     directory_url: str,
 ) -> None:
-    with StarburstExecutor(
-        1, store=directory_url, keep=True, intervals=QUICK
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
         executor.submit(int, "no number " * 20)
-    text = on_a_terminal(
-        _COMMAND, "tasks", executor.session_id, "--store", directory_url
-    )
+    text = on_a_terminal(_COMMAND, "tasks", executor.session_id, "--store", directory_url)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     assert max(map(len, plain)) == 80
     assert plain[1].endswith("…")

@@ -288,9 +288,7 @@ def test_a_claim_that_lands_long_after_its_worker_went_elsewhere_is_found() -> N
         world.client("c", submitting(*works, then=SimClient.detach))
         world.start_worker("w-a", delay=0.5)
         # One is claimed late, the other after that was given up.
-        world.run_until(
-            lambda: [task.attempt for task in world.tasks().values()] == [1, 1], 300
-        )
+        world.run_until(lambda: [task.attempt for task in world.tasks().values()] == [1, 1], 300)
         world.start_worker("w-b")
         world.run_until(lambda: len(world.bodies) == 2, world.sim.now + 60)
         assert {body.worker for body in world.bodies} == {"w-a", "w-b"}
@@ -307,9 +305,7 @@ def test_an_idle_worker_that_leaves_does_not_miss_what_is_submitted_and_left(
 
         def script(client: SimClient) -> None:
             client.create()
-            client.runtime.signal().wait(
-                leaves + offset * 0.01 - client.runtime.monotonic()
-            )
+            client.runtime.signal().wait(leaves + offset * 0.01 - client.runtime.monotonic())
             client.submit([Work()])
             client.detach()
             client.exit()
@@ -334,9 +330,7 @@ def test_a_worker_whose_process_outlives_its_goodbye_is_not_counted_on(
         def script(client: SimClient) -> None:
             client.create()
             client.submit([Work()])
-            client.runtime.signal().wait(
-                leaves + offset * 0.01 - client.runtime.monotonic()
-            )
+            client.runtime.signal().wait(leaves + offset * 0.01 - client.runtime.monotonic())
             client.submit([Work()])
             client.detach()
             client.exit()
@@ -359,8 +353,7 @@ def lagging(world: World, lag: float) -> None:
         return {
             worker
             for worker in world.workers
-            if world.sim.now - died.get(worker, world.sim.now) < lag
-            or worker not in died
+            if world.sim.now - died.get(worker, world.sim.now) < lag or worker not in died
         }
 
     def ended(session_url: str) -> set[str]:
@@ -379,9 +372,7 @@ def _leaving_time(limits: Limits) -> float:
         return world.sim.now
 
 
-def test_the_first_two_workers_stay_while_a_long_task_runs_and_finish_it_if_lost() -> (
-    None
-):
+def test_the_first_two_workers_stay_while_a_long_task_runs_and_finish_it_if_lost() -> None:
     limits = Limits(idle_timeout=60)
     with a_world(limits=limits, knows=False, workers=50) as world:
         without_launcher(world)
@@ -523,9 +514,7 @@ def test_a_poison_task_fails_alone() -> None:
         client = world.client("c", submitting(*works))
         world.run_until(lambda: client.dead, 3000)
         states = [task.state for _, task in sorted(world.tasks().items())]
-        assert states == [
-            State.FAILED if n == 7 else State.COMPLETED for n in range(20)
-        ]
+        assert states == [State.FAILED if n == 7 else State.COMPLETED for n in range(20)]
         assert world.tasks()[0, 7].losses == Limits().max_attempts
 
 
@@ -596,9 +585,7 @@ def test_what_waits_behind_a_task_that_turned_out_long_is_handed_back() -> None:
         assert max(task.losses for task in world.tasks().values()) == 0
 
 
-def test_a_straggler_before_thousands_of_finished_batches_costs_a_short_listing() -> (
-    None
-):
+def test_a_straggler_before_thousands_of_finished_batches_costs_a_short_listing() -> None:
     with a_world() as world:
         ledger = world.ledger
         ledger._checked = False
@@ -761,9 +748,7 @@ def test_no_worker_is_started_for_a_session_that_was_terminated() -> None:
         assert isinstance(client.error, SessionTerminated)
 
 
-def test_workers_that_never_get_to_work_break_their_client_instead_of_hanging_it() -> (
-    None
-):
+def test_workers_that_never_get_to_work_break_their_client_instead_of_hanging_it() -> None:
     errors: list[Exception] = []
 
     def broken(error: Exception) -> None:
@@ -811,17 +796,13 @@ def test_tasks_cancelled_before_a_client_died_in_storing_them_are_finished() -> 
         assert only_task(world).state is State.CANCELLED
 
 
-def test_the_one_worker_left_takes_what_was_sent_back_in_the_batch_it_stays_with() -> (
-    None
-):
+def test_the_one_worker_left_takes_what_was_sent_back_in_the_batch_it_stays_with() -> None:
     with a_world(workers=1, knows=False) as world:
         without_launcher(world)
         world.client("c", submitting(*[Work(seconds=3)] * 6, then=SimClient.detach))
         world.start_worker("w-a", delay=0.5)
         other = world.start_worker("w-b", delay=0.5)
-        world.run_until(
-            lambda: sum(t.worker == "w-b" for t in world.tasks().values()) > 0, 10
-        )
+        world.run_until(lambda: sum(t.worker == "w-b" for t in world.tasks().values()) > 0, 10)
         other.crash()
         world.run_until(lambda: world.finished, 600)
 
@@ -861,9 +842,7 @@ def test_an_idle_worker_makes_at_most_six_requests_a_minute(unfinished: bool) ->
         assert idle.actor.requests - before <= 60
 
 
-def test_a_client_that_waits_for_a_long_task_makes_at_most_twenty_requests_a_minute() -> (
-    None
-):
+def test_a_client_that_waits_for_a_long_task_makes_at_most_twenty_requests_a_minute() -> None:
     with a_world(workers=1) as world:
         client = world.client("c", submitting(Work(seconds=5000), then=outlasting))
         world.run(100)

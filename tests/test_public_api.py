@@ -42,7 +42,9 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_importing_the_package_imports_nothing_large() -> None:
-    code = f"import starburst_executor, sys; print([m for m in {NEVER_IMPORTED} if m in sys.modules])"
+    code = (
+        f"import starburst_executor, sys; print([m for m in {NEVER_IMPORTED} if m in sys.modules])"
+    )
     assert run_python("-c", code).stdout == "[]\n"
 
 
@@ -69,9 +71,7 @@ def test_public_things_have_docstrings(name: str) -> None:
     if not inspect.isclass(thing):
         return
     for attribute, value in vars(thing).items():
-        is_code = callable(value) or isinstance(
-            value, (property, classmethod, staticmethod)
-        )
+        is_code = callable(value) or isinstance(value, (property, classmethod, staticmethod))
         if is_code and not attribute.startswith("_"):
             assert inspect.getdoc(getattr(thing, attribute)), f"{name}.{attribute}"
 

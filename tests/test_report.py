@@ -70,9 +70,7 @@ def manifest(**changes: Any) -> Manifest:
 T = 1000.0  # the times below are seconds from here; 0 itself would mean "never"
 
 
-def attempt(
-    number: int, worker: str, since: float, start: float, end: float, how: str
-) -> Run:
+def attempt(number: int, worker: str, since: float, start: float, end: float, how: str) -> Run:
     return Run(number, worker, T + since, T + start, T + start, T + end, how)
 
 
@@ -145,9 +143,7 @@ def test_a_worker_free_beside_the_last_task_counts_as_tail() -> None:
     assert found.speedup == 1.2
 
 
-def test_waiting_for_workers_that_are_not_there_is_named_though_nobody_paid_for_it() -> (
-    None
-):
+def test_waiting_for_workers_that_are_not_there_is_named_though_nobody_paid_for_it() -> None:
     found = reviewed([trace(0, 60, 61)], [stay(59, 61)])
     assert found.work.missing == 59
     assert found.work.paid == 2
@@ -176,9 +172,7 @@ def test_clocks_that_disagree_make_no_wait_below_nought() -> None:
 
 
 def test_curves_end_at_what_was_finished() -> None:
-    traces = [
-        trace(i, i, i + 1, how="failed" if i % 2 else "completed") for i in range(10)
-    ]
+    traces = [trace(i, i, i + 1, how="failed" if i % 2 else "completed") for i in range(10)]
     last = reviewed(traces, [stay(0, 10)]).stretches[-1]
     assert (last.finished, last.failed) == (10, 5)
     assert last.busy == pytest.approx(1)
@@ -197,13 +191,9 @@ def test_curves_end_at_what_was_finished() -> None:
          "1 of 2 tasks so far took 4.0 s for 4.0 s of work: no faster than one after another."),
     ],
 )  # fmt: skip
-def test_the_headline_says_whether_it_was_worth_it(
-    traces: list[Trace], says: str
-) -> None:
+def test_the_headline_says_whether_it_was_worth_it(traces: list[Trace], says: str) -> None:
     workers = sorted({run.worker for one in traces for run in one.runs})
-    found = reviewed(
-        traces, [stay(0, max(t.over for t in traces) - T, w) for w in workers]
-    )
+    found = reviewed(traces, [stay(0, max(t.over for t in traces) - T, w) for w in workers])
     assert headline(found)[0] == says
 
 
@@ -219,9 +209,7 @@ def test_of_many_tasks_those_are_shown_that_were_lost_or_ran_long() -> None:
 
 def test_a_worker_of_two_slots_has_a_row_for_each() -> None:
     traces = [trace(0, 0, 5), trace(1, 1, 3), trace(2, 3.5, 6)]
-    spec = {c.name: c.spec for c in charts(reviewed(traces, [stay(0, 6, slots=2)]))}[
-        "workers"
-    ]
+    spec = {c.name: c.spec for c in charts(reviewed(traces, [stay(0, 6, slots=2)]))}["workers"]
     assert [value["lane"] for value in spec["data"]["values"]] == [0, 1, 1]
 
 
@@ -247,9 +235,7 @@ def big_session(url: str, tasks: int, workers: int) -> Session:
     for first in range(0, tasks, 256):
         size = min(256, tasks - first)
         batch = Batch(0, first, size)
-        record = Record(
-            tasks=tuple(_big_task(rng, free) for _ in range(size)), nonce="n"
-        )
+        record = Record(tasks=tuple(_big_task(rng, free) for _ in range(size)), nonce="n")
         calls = [Queued("f" * 64, b"arguments")] * size
         session.put_batch(batch, encode_tasks(calls, {}))
         store.put(session.key(batch.record_key), records.encode(record))
@@ -260,9 +246,7 @@ def big_session(url: str, tasks: int, workers: int) -> Session:
 
 def _big_task(rng: random.Random, free: list[float]) -> Task:
     worker = (
-        min(range(len(free)), key=free.__getitem__)
-        if len(free) < 50
-        else rng.randrange(len(free))
+        min(range(len(free)), key=free.__getitem__) if len(free) < 50 else rng.randrange(len(free))
     )
     began, ran = free[worker] + 0.004, rng.lognormvariate(-0.5, 0.8)
     past: tuple[Past, ...] = ()
@@ -316,9 +300,7 @@ def test_100_000_tasks_make_a_small_page_that_opens_quickly(tmp_path: Path) -> N
     assert time.monotonic() - began < 30  # some 2 s on an idle machine
     assert shown.body["data-drawn"] == "yes"
     assert shown.texts["headline"].startswith("100,000 tasks took")
-    assert any("tasks begun: " in label for label in shown.labels), (
-        "hovering names tasks"
-    )
+    assert any("tasks begun: " in label for label in shown.labels), "hovering names tasks"
 
 
 # --- a real session, with all that can go wrong ------------------------------------
@@ -376,9 +358,7 @@ def written(eventful: tuple[str, str], tmp_path: Path) -> Path:
     """Its report, as the command line writes it."""
     store, session_id = eventful
     target = tmp_path / "report.html"
-    done = CliRunner().invoke(
-        main, ["report", session_id, "--store", store, "-o", str(target)]
-    )
+    done = CliRunner().invoke(main, ["report", session_id, "--store", store, "-o", str(target)])
     assert done.exit_code == 0, done.output
     assert "26 tasks took" in done.output
     assert f"Written to {target}." in done.output
@@ -425,11 +405,7 @@ def test_lost_and_retried_attempts_can_be_seen(written: Path) -> None:
     shown = dom(written)
     lost = [label for label in shown.labels if "ended: lost" in label]
     assert any("task: 0-0" in label and "attempt: 1 of 2" in label for label in lost)
-    again = [
-        label
-        for label in shown.labels
-        if "task: 0-0" in label and "attempt: 2 of 2" in label
-    ]
+    again = [label for label in shown.labels if "task: 0-0" in label and "attempt: 2 of 2" in label]
     assert any("ended: completed" in label for label in again)
 
 
@@ -446,20 +422,13 @@ for (const kind of ["pointerover", "pointermove", "mouseover", "mousemove"])
 
 
 def test_the_page_follows_light_and_dark(written: Path) -> None:
-    script = (
-        "document.body.dataset.paper = getComputedStyle(document.body).backgroundColor"
-    )
-    papers = {
-        dom(written, dark=dark, script=script).body["data-paper"]
-        for dark in (False, True)
-    }
+    script = "document.body.dataset.paper = getComputedStyle(document.body).backgroundColor"
+    papers = {dom(written, dark=dark, script=script).body["data-paper"] for dark in (False, True)}
     assert papers == {"rgb(255, 255, 255)", "rgb(20, 23, 28)"}
 
 
 def test_the_page_fits_a_narrow_window(written: Path) -> None:
-    script = (
-        "document.body.dataset.over = document.documentElement.scrollWidth - innerWidth"
-    )
+    script = "document.body.dataset.over = document.documentElement.scrollWidth - innerWidth"
     assert int(dom(written, width=500, script=script).body["data-over"] or "1") <= 0
 
 
@@ -502,9 +471,7 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
     store.put(session.key(batch.record_key), records.encode(record))
     seen = observe(session)
     runtime.close()
-    assert seen.traces[0].runs[0].ended == now + 60, (
-        "the last beat, and the time to the next"
-    )
+    assert seen.traces[0].runs[0].ended == now + 60, "the last beat, and the time to the next"
     assert seen.stays[0].ended == now + 60
     assert seen.stays[0].why == "lost: no heartbeat for 61 s"
 
@@ -512,9 +479,7 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
 # --- doors -------------------------------------------------------------------------
 
 
-def test_an_executor_writes_its_report_while_at_work(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_an_executor_writes_its_report_while_at_work(directory_url: str, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     with StarburstExecutor(1, store=directory_url, intervals=QUICK) as executor:
         future = executor.submit(gate.hold)
@@ -536,9 +501,7 @@ def test_a_session_without_tasks_has_a_page_without_charts(
     assert "svg" not in shown.tags
 
 
-def test_a_session_that_is_not_there_is_said_so(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_a_session_that_is_not_there_is_said_so(directory_url: str, tmp_path: Path) -> None:
     runtime = SystemRuntime()
     gone = Session(open_store(directory_url), "gone", runtime)
     with pytest.raises(SessionNotFound, match="there is no session 'gone'"):
@@ -554,9 +517,7 @@ def test_without_the_extra_the_message_says_what_to_install(
     page.library.cache_clear()
     store, session_id = eventful
     target = tmp_path / "report.html"
-    done = CliRunner().invoke(
-        main, ["report", session_id, "--store", store, "-o", str(target)]
-    )
+    done = CliRunner().invoke(main, ["report", session_id, "--store", store, "-o", str(target)])
     assert done.exit_code == 1
     assert "pip install 'starburst-executor[report]'" in done.output
     assert not target.exists()

@@ -14,9 +14,7 @@ from starburst_executor.cli import Exit, main
 from starburst_executor.collect import TaskOutcome
 from starburst_executor.retry import Retries, healed
 
-QUICK = Intervals(
-    heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05
-)
+QUICK = Intervals(heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
 
 
 def run(executor: StarburstExecutor, verb: str, *arguments: str) -> Result:
@@ -85,9 +83,7 @@ def test_cancelled_tasks_are_retried_when_that_is_asked_for(
     assert executor.retry() == []
     again = executor.retry(cancelled=True)
     assert len(again) == len(cancelled)
-    assert [future.result() for future in again] == [
-        2**future.index for future in cancelled
-    ]
+    assert [future.result() for future in again] == [2**future.index for future in cancelled]
 
 
 def test_one_kind_or_both_can_be_retried_from_the_command_line(

@@ -10,9 +10,7 @@ from starburst_executor.runtime import SystemRuntime
 def test_gather_gives_results_in_order() -> None:
     runtime = SystemRuntime(width=4)
     try:
-        assert runtime.gather([partial(pow, 2, n) for n in range(50)]) == [
-            2**n for n in range(50)
-        ]
+        assert runtime.gather([partial(pow, 2, n) for n in range(50)]) == [2**n for n in range(50)]
     finally:
         runtime.close()
 

@@ -161,12 +161,8 @@ KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "abc"}
 
 
 @pytest.mark.usefixtures("aws_keys")
-@pytest.mark.parametrize(
-    ("call", "condition"), [(put, {}), (create, {"IfNoneMatch": "*"})]
-)
-def test_each_write_asks_for_the_encryption(
-    call: Call, condition: dict[str, str]
-) -> None:
+@pytest.mark.parametrize(("call", "condition"), [(put, {}), (create, {"IfNoneMatch": "*"})])
+def test_each_write_asks_for_the_encryption(call: Call, condition: dict[str, str]) -> None:
     with stubbed(KMS_URL) as (store, stub):
         request = {**PLACE, "Body": b"x", **condition, **KMS}
         stub.add_response("put_object", {"ETag": '"abc"'}, request)
@@ -187,9 +183,7 @@ def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begin_upload(stub: Stubber, **encryption: str) -> None:
     stub.add_client_error("head_object", "404", "Not Found", 404, expected_params=PLACE)
-    stub.add_response(
-        "create_multipart_upload", {"UploadId": "up"}, {**PLACE, **encryption}
-    )
+    stub.add_response("create_multipart_upload", {"UploadId": "up"}, {**PLACE, **encryption})
 
 
 def upload_parts(stub: Stubber) -> None:
@@ -375,9 +369,7 @@ def test_a_missing_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store(URL).list("")
 
 
-def test_a_missing_bucket_is_named(
-    ministack: S3Server, s3_env: Callable[..., None]
-) -> None:
+def test_a_missing_bucket_is_named(ministack: S3Server, s3_env: Callable[..., None]) -> None:
     s3_env(ministack)
     store = open_store("s3://no-such-bucket/prefix")
     for call in OPERATIONS:
@@ -401,9 +393,7 @@ def test_a_wrong_secret_is_denied(
 
 
 @pytest.fixture
-def toy(
-    monkeypatch: pytest.MonkeyPatch, aws_keys: None
-) -> Iterator[Callable[[type[Toy]], Store]]:
+def toy(monkeypatch: pytest.MonkeyPatch, aws_keys: None) -> Iterator[Callable[[type[Toy]], Store]]:
     """A function that starts a toy server and opens a store on it; botocore's waits take no time."""
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
     with contextlib.ExitStack() as stack:
@@ -429,9 +419,7 @@ def test_a_server_that_grants_everything_is_refused(
 
 
 class WithoutEtag(Toy):
-    def reply(
-        self, status: int, data: bytes = b"", promised: int | None = None
-    ) -> None:
+    def reply(self, status: int, data: bytes = b"", promised: int | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -578,9 +566,7 @@ def test_each_operation_is_one_request_on_one_connection(
         store.close()
 
 
-def test_threads_share_one_store(
-    ministack: S3Server, s3_env: Callable[..., None]
-) -> None:
+def test_threads_share_one_store(ministack: S3Server, s3_env: Callable[..., None]) -> None:
     s3_env(ministack)
     store = open_store(ministack.fresh_url())
     together = threading.Barrier(8)

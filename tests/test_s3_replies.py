@@ -121,16 +121,12 @@ def fate(store: Store, operation: str, reply: Reply) -> str:
 
 @pytest.mark.parametrize("reply", ODD)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_odd_reply_is_never_an_accident(
-    store: Store, operation: str, reply: str
-) -> None:
+def test_an_odd_reply_is_never_an_accident(store: Store, operation: str, reply: str) -> None:
     fate(store, operation, ODD[reply])
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_page_in_place_of_an_answer_is_a_store_that_is_away(
-    store: Store, operation: str
-) -> None:
+def test_a_page_in_place_of_an_answer_is_a_store_that_is_away(store: Store, operation: str) -> None:
     assert fate(store, operation, ODD["a log-in page"]) == StoreUnavailable.__name__
 
 
@@ -148,9 +144,7 @@ def test_a_redirect_that_leads_nowhere_names_endpoint_and_region(
 ) -> None:
     for reply in (name for name in ODD if name.startswith("a redirect")):
         Odd.odd = ODD[reply]
-        with pytest.raises(
-            StoreUnavailable, match=r"http://127\.0\.0\.1:\d+ in region eu-west-1"
-        ):
+        with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:\d+ in region eu-west-1"):
             OPERATIONS[operation](store)
 
 
@@ -165,9 +159,7 @@ def test_a_refused_condition_is_a_conflict_however_it_is_worded(
     assert fate(store, operation, ODD[reply]) == Conflict.__name__
 
 
-@pytest.mark.parametrize(
-    "reply", [name for name in ODD if name.startswith("a refusal")]
-)
+@pytest.mark.parametrize("reply", [name for name in ODD if name.startswith("a refusal")])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_refusal_is_a_denial_however_it_is_worded(
     store: Store, operation: str, reply: str
@@ -179,9 +171,7 @@ def test_a_refusal_is_a_denial_however_it_is_worded(
 def test_an_object_that_is_not_there_is_not_found_however_it_is_worded(
     store: Store, operation: str
 ) -> None:
-    assert (
-        fate(store, operation, ODD["not found, as a page"]) == ObjectNotFound.__name__
-    )
+    assert fate(store, operation, ODD["not found, as a page"]) == ObjectNotFound.__name__
 
 
 def test_a_deletion_that_does_not_tell_of_each_object_has_not_happened(
@@ -195,9 +185,7 @@ def test_a_deletion_that_does_not_tell_of_each_object_has_not_happened(
 
 
 @pytest.mark.parametrize("etag", ['"abc"', "abc", 'W/"abc"', "&quot;abc&quot;"])
-def test_a_version_is_the_same_from_a_write_and_from_a_listing(
-    store: Store, etag: str
-) -> None:
+def test_a_version_is_the_same_from_a_write_and_from_a_listing(store: Store, etag: str) -> None:
     entry = LISTED.format(etag, "2026-01-01T00:00:00.250Z")
     Odd.odd = (200, {"ETag": etag.replace("&quot;", '"')}, listing(entry + NONE_LEFT))
     [listed] = store.list("").entries

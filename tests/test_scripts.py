@@ -72,9 +72,7 @@ def test_every_kind_comes_back_to_a_second_run_of_the_script(
 
 
 @pytest.mark.parametrize("how", ["-c", "-"])
-def test_every_kind_works_in_a_program_without_a_file(
-    how: str, directory_url: str
-) -> None:
+def test_every_kind_works_in_a_program_without_a_file(how: str, directory_url: str) -> None:
     code = KINDS.read_text()
     arguments = ["-c", code] if how == "-c" else ["-"]
     done = subprocess.run(
@@ -93,9 +91,7 @@ def test_every_kind_works_in_a_program_without_a_file(
 # --- one namespace, and whose values are in it ----------------------------------------
 
 
-def test_a_task_sees_the_globals_of_its_own_submit(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_a_task_sees_the_globals_of_its_own_submit(directory_url: str, tmp_path: Path) -> None:
     printed = run_code(
         """
         import sys
@@ -128,9 +124,7 @@ def test_a_task_sees_the_globals_of_its_own_submit(
     assert printed == f"[{first}, {second}, {third}]\n"
 
 
-def test_a_task_sees_them_after_a_task_that_saw_others(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_a_task_sees_them_after_a_task_that_saw_others(directory_url: str, tmp_path: Path) -> None:
     printed = run_script(
         tmp_path,
         """
@@ -153,9 +147,7 @@ def test_a_task_sees_them_after_a_task_that_saw_others(
     assert printed == "[10, 20, 11, 21, 12, 22, 13, 23]\n"
 
 
-def test_what_tasks_put_into_a_global_stays_there(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_what_tasks_put_into_a_global_stays_there(directory_url: str, tmp_path: Path) -> None:
     printed = run_script(
         tmp_path,
         """
@@ -250,9 +242,7 @@ def fit(v):
 """
 
 
-def test_results_leave_the_classes_of_the_client_alone(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_results_leave_the_classes_of_the_client_alone(directory_url: str, tmp_path: Path) -> None:
     printed = run_script(
         tmp_path,
         MODELS
@@ -269,9 +259,7 @@ with StarburstExecutor(1, store=sys.argv[1]) as ex:
     assert printed.splitlines() == ["[1, 2, 3] mine ['Special']", "True"]
 
 
-def test_results_of_a_script_are_as_small_as_their_data(
-    directory_url: str, tmp_path: Path
-) -> None:
+def test_results_of_a_script_are_as_small_as_their_data(directory_url: str, tmp_path: Path) -> None:
     run_script(
         tmp_path,
         MODELS
@@ -338,7 +326,9 @@ print(ex.detach())
 def test_an_edit_elsewhere_in_the_script_does_not_part_it_from_its_results(
     directory_url: str, tmp_path: Path
 ) -> None:
-    leave = "\nex = StarburstExecutor(1, store=sys.argv[1])\nex.submit(fit, -3)\nprint(ex.detach())\n"
+    leave = (
+        "\nex = StarburstExecutor(1, store=sys.argv[1])\nex.submit(fit, -3)\nprint(ex.detach())\n"
+    )
     session = run_script(tmp_path, MODELS + leave, directory_url).strip()
     printed = run_script(
         tmp_path,

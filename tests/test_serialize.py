@@ -133,9 +133,7 @@ def test_a_class_of_main_travels_to_another_process(tmp_path: Path) -> None:
         sys.stdout.buffer.write(dumps(Point(21), None))
         """)
     )
-    cargo = subprocess.run(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, check=True
-    ).stdout
+    cargo = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, check=True).stdout
 
     assert loads(cargo, Blobs().fetch).double() == 42
 
@@ -183,9 +181,7 @@ def test_an_object_with_slots_comes_back_from_where_its_class_was_made_anew(
     subprocess.run([sys.executable, str(script)], check=True)
 
 
-def test_plain_values_do_without_cloudpickle(
-    monkeypatch: pytest.MonkeyPatch, blobs: Blobs
-) -> None:
+def test_plain_values_do_without_cloudpickle(monkeypatch: pytest.MonkeyPatch, blobs: Blobs) -> None:
     made = []
 
     class Counting(Pickler):
@@ -516,9 +512,7 @@ def test_a_keyword_argument_is_named(blobs: Blobs) -> None:
 
 
 def test_a_result_is_called_what_the_caller_calls_it(blobs: Blobs) -> None:
-    with pytest.raises(
-        SerializationError, match=r"cannot pickle result \[0\], of type"
-    ):
+    with pytest.raises(SerializationError, match=r"cannot pickle result \[0\], of type"):
         dumps([threading.Lock()], blobs.keep, what="result")
 
 

@@ -47,9 +47,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("starburst_executor.aws.deployment.stack._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(
-        "starburst_executor.aws.deployment.teardown._LOOK_SECONDS", 0.01
-    )
+    monkeypatch.setattr("starburst_executor.aws.deployment.teardown._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("starburst_executor.aws.deployment.removal._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("starburst_executor.aws.ecs.requests._FIRST_PAUSE", 0.01)
 
@@ -173,9 +171,7 @@ def test_a_bucket_that_was_brought_along_loses_the_store_only(account: Clients) 
     s3.put_object(Bucket="starburst-executor-of-mine", Key="other/thing", Body=b"x")
     run("setup", "--yes", "--store", "s3://starburst-executor-of-mine/runs")
     s3.put_object(Bucket="starburst-executor-of-mine", Key="runs/a", Body=b"x")
-    assert config.load().settings.store.startswith(
-        "s3://starburst-executor-of-mine/runs?"
-    )
+    assert config.load().settings.store.startswith("s3://starburst-executor-of-mine/runs?")
     output = run("teardown", "--yes", "--delete-data").output
     assert "which was brought along" in output
     found = s3.list_objects_v2(Bucket="starburst-executor-of-mine")["Contents"]
@@ -240,18 +236,14 @@ def test_instance_types_are_prepared_at_no_instances_and_taken_down_again(
     account: Clients,
 ) -> None:
     wish = ("--instance-type", "m5.large", "--instance-type", "c5.xlarge")
-    assert (
-        "capacity providers for m5.large (" in run("setup", "--dry-run", *wish).output
-    )
+    assert "capacity providers for m5.large (" in run("setup", "--dry-run", *wish).output
     assert not [n for n in left_over(account) if n.startswith("starburst-m5")]
     output = run("setup", "--yes", *wish).output
     assert output.count(": no instances") >= 4
     run("setup", "--yes", *wish)  # again, which changes nothing
     cluster = config.load_deployment()
     assert cluster is not None
-    [found] = account.get("ecs").describe_clusters(clusters=[cluster.cluster])[
-        "clusters"
-    ]
+    [found] = account.get("ecs").describe_clusters(clusters=[cluster.cluster])["clusters"]
     names = found["capacityProviders"]
     assert {"FARGATE", "FARGATE_SPOT"} <= set(names)
     assert len(names) == len(set(names)) == 6
@@ -530,14 +522,10 @@ def event(number: int, name: str, status: str, reason: str = "") -> dict[str, An
 def test_a_failing_stack_says_what_failed_first(scripted: Scripted) -> None:
     said: list[str] = []
     scripted.answer("cloudformation", "create_stack", {"StackId": "s"})
-    scripted.answer(
-        "cloudformation", "describe_stacks", stack_reply("ROLLBACK_IN_PROGRESS")
-    )
+    scripted.answer("cloudformation", "describe_stacks", stack_reply("ROLLBACK_IN_PROGRESS"))
     first = [event(1, "Cluster", "CREATE_FAILED", "not authorized")]
     scripted.answer("cloudformation", "describe_stack_events", {"StackEvents": first})
-    scripted.answer(
-        "cloudformation", "describe_stacks", stack_reply("ROLLBACK_COMPLETE")
-    )
+    scripted.answer("cloudformation", "describe_stacks", stack_reply("ROLLBACK_COMPLETE"))
     later = [event(2, "Bucket", "CREATE_FAILED", "cancelled"), *first]
     scripted.answer("cloudformation", "describe_stack_events", {"StackEvents": later})
     with pytest.raises(
@@ -561,17 +549,13 @@ def test_what_is_left_of_a_failed_try_is_removed_first(scripted: Scripted) -> No
     scripted.answer("cloudformation", "create_stack", {"StackId": "s"})
     scripted.answer("cloudformation", "describe_stacks", stack_reply("CREATE_COMPLETE"))
     scripted.answer("cloudformation", "describe_stack_events", {"StackEvents": []})
-    found = put_stack(
-        scripted.clients(), "s", debris, {}, SystemRuntime(), lambda line: None
-    )
+    found = put_stack(scripted.clients(), "s", debris, {}, SystemRuntime(), lambda line: None)
     assert found.status == "CREATE_COMPLETE"
 
 
 def test_a_stack_that_is_being_changed_is_left_alone(scripted: Scripted) -> None:
     scripted.answer("sts", "get_caller_identity", {"Account": ACCOUNT})
-    scripted.answer(
-        "cloudformation", "describe_stacks", stack_reply("UPDATE_IN_PROGRESS")
-    )
+    scripted.answer("cloudformation", "describe_stacks", stack_reply("UPDATE_IN_PROGRESS"))
     with pytest.raises(AccountError, match="being changed already"):
         aws_setup.plan(scripted.clients(), SetupOptions())
 
@@ -591,9 +575,7 @@ class Loader(yaml.SafeLoader):
     """Reads CloudFormation's short forms as {name: value}."""
 
 
-def _short_form(
-    loader: yaml.SafeLoader, suffix: str, node: yaml.Node
-) -> dict[str, Any]:
+def _short_form(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
     if isinstance(node, yaml.ScalarNode):
         return {suffix: loader.construct_scalar(node)}
     if isinstance(node, yaml.SequenceNode):
@@ -627,9 +609,7 @@ def test_the_bucket_is_private_encrypted_and_never_expires_objects() -> None:
     properties = bucket["Properties"]
     assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
     rules = properties["LifecycleConfiguration"]["Rules"]
-    assert [set(rule) for rule in rules] == [
-        {"Id", "Status", "AbortIncompleteMultipartUpload"}
-    ]
+    assert [set(rule) for rule in rules] == [{"Id", "Status", "AbortIncompleteMultipartUpload"}]
     assert "ServerSideEncryptionConfiguration" in properties["BucketEncryption"]
 
 
@@ -638,17 +618,14 @@ def test_nobody_reaches_workers() -> None:
 
 
 def worker_statements() -> list[dict[str, Any]]:
-    statements: list[dict[str, Any]] = resources()["TaskPolicy"]["Properties"][
-        "PolicyDocument"
-    ]["Statement"]
+    statements: list[dict[str, Any]] = resources()["TaskPolicy"]["Properties"]["PolicyDocument"][
+        "Statement"
+    ]
     return statements
 
 
 def actions(statements: Sequence[dict[str, Any]]) -> set[str]:
-    lists = [
-        s["Action"] if isinstance(s["Action"], list) else [s["Action"]]
-        for s in statements
-    ]
+    lists = [s["Action"] if isinstance(s["Action"], list) else [s["Action"]] for s in statements]
     return {action for one in lists for action in one}
 
 
@@ -687,9 +664,7 @@ def test_print_policy_prints_policies_without_credentials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    documents = json.loads(
-        run("setup", "--print-policy", "--store", "s3://mine/runs").output
-    )
+    documents = json.loads(run("setup", "--print-policy", "--store", "s3://mine/runs").output)
     assert len(documents) == 2
     text = json.dumps(documents)
     assert "arn:aws:s3:::mine/runs/*" in text

@@ -686,9 +686,7 @@ def torn_listing(*, limit: int = 1000, delimiter: str = "") -> tuple[list[str], 
                 store.backing.put(f"q/{key}/x", b"")
             store.backing.delete(["q/f/x"])
 
-        actor = sim.spawn(
-            "reader", lambda: store.list("q/", limit=limit, delimiter=delimiter)
-        )
+        actor = sim.spawn("reader", lambda: store.list("q/", limit=limit, delimiter=delimiter))
         sim.at(0.75, change)
         sim.run()
     page = actor.result

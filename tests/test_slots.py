@@ -233,9 +233,7 @@ WHAT = {"kill": kill_nine, "exit": exit_hard, "raise": raise_error, "hang": hang
 
 @pytest.mark.parametrize("where", ["unpickle", "run", "pickle"])
 @pytest.mark.parametrize("what", WHAT)
-def test_exactly_one_job_is_blamed_and_all_others_run(
-    bench: Bench, what: str, where: str
-) -> None:
+def test_exactly_one_job_is_blamed_and_all_others_run(bench: Bench, what: str, where: str) -> None:
     bench.open()
     bench.warm_up()
     act = WHAT[what]
@@ -911,9 +909,7 @@ def test_child_is_replaced_if_its_modules_change_and_kept_if_they_only_grow(
 
 def test_jobs_with_different_modules_share_the_slots(bench: Bench) -> None:
     bench.open(2)
-    paths = [
-        write_module(bench.folder / str(i), "shipped", f"VALUE = {i}") for i in range(3)
-    ]
+    paths = [write_module(bench.folder / str(i), "shipped", f"VALUE = {i}") for i in range(3)]
     for i in range(30):
         bench.start(import_values, "shipped", path=(paths[i // 3 % 3],), key=i)
     for ended in bench.wait(30):

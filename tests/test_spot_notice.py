@@ -58,15 +58,11 @@ def test_the_notice_is_heard_once_with_what_and_when(
     metadata.take_back()
     assert heard.event.wait(10)
     watching.close()
-    assert heard.said == [
-        "EC2 takes its Spot instance back (terminate at 2026-01-02T03:04:05Z)"
-    ]
+    assert heard.said == ["EC2 takes its Spot instance back (terminate at 2026-01-02T03:04:05Z)"]
     assert len(metadata.tokens) == 1
 
 
-def test_a_token_that_has_run_out_is_renewed(
-    metadata: MetadataServer, quick_looks: None
-) -> None:
+def test_a_token_that_has_run_out_is_renewed(metadata: MetadataServer, quick_looks: None) -> None:
     heard = Heard()
     watching = SpotNotice(heard)
     until(lambda: metadata.looks > 0, "a look")
@@ -117,8 +113,6 @@ def test_a_worker_elsewhere_asks_nobody(
     metadata: MetadataServer, directory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STARBURST_MARKET", "on-demand")
-    with StarburstExecutor(
-        1, store=directory_url, intervals=QUICK, **ON_EC2_SPOT
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK, **ON_EC2_SPOT) as executor:
         assert executor.submit(pow, 2, 3).result(timeout=60) == 8
     assert metadata.looks == 0

@@ -81,9 +81,7 @@ def test_relative_and_home_directories_get_absolute_urls(
         ("s3://bucket?sse=AES256", "s3://bucket?sse=AES256"),
     ],
 )
-def test_an_s3_url_is_canonical_and_opens_the_same_store(
-    url: str, canonical: str
-) -> None:
+def test_an_s3_url_is_canonical_and_opens_the_same_store(url: str, canonical: str) -> None:
     store = open_store(url)
     assert isinstance(store, S3Store)
     assert store.url == canonical
@@ -170,9 +168,7 @@ class Forgetful(MemoryStore):
     ("ignored", "what"),
     [("create", "refused"), ("replace", "If-Match"), ("refuses", "refused")],
 )
-def test_the_probe_refuses_a_store_that_ignores_conditions(
-    ignored: str, what: str
-) -> None:
+def test_the_probe_refuses_a_store_that_ignores_conditions(ignored: str, what: str) -> None:
     store = Forgetful(SystemRuntime())
     store.ignored = ignored
     with pytest.raises(StoreNotConditional, match=what) as caught:
@@ -237,9 +233,7 @@ def test_versions_never_repeat_within_a_tick_of_the_clock(
     assert len(set(versions)) == len(versions)
 
 
-def test_a_version_is_newer_though_the_clock_went_back(
-    store: DirectoryStore, root: Path
-) -> None:
+def test_a_version_is_newer_though_the_clock_went_back(store: DirectoryStore, root: Path) -> None:
     store.create("key", b"one")
     future = 4_000_000_000 * 10**9
     os.utime(root / "key", ns=(future, future))
@@ -261,9 +255,7 @@ def test_the_files_of_the_system_and_of_the_store_are_no_objects(
     assert store.list("", delimiter="/").prefixes == ["a/"]
 
 
-def test_deleting_the_last_object_removes_its_folders(
-    store: DirectoryStore, root: Path
-) -> None:
+def test_deleting_the_last_object_removes_its_folders(store: DirectoryStore, root: Path) -> None:
     store.put("a/b/c", b"x")
     store.put("a/d", b"x")
     store.delete(["a/b/c"])
@@ -286,9 +278,7 @@ def test_an_object_in_the_place_of_a_folder_is_told(store: DirectoryStore) -> No
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_one_may_not_write_is_denied_by_name(
-    store: DirectoryStore, root: Path
-) -> None:
+def test_a_directory_one_may_not_write_is_denied_by_name(store: DirectoryStore, root: Path) -> None:
     root.mkdir()
     root.chmod(0o500)
     with pytest.raises(StoreDenied, match=str(root)):
@@ -370,9 +360,7 @@ def test_a_refused_write_leaves_no_temporary_file(store: DirectoryStore) -> None
     assert _leftovers(store) == []
 
 
-def test_closing_leaves_nothing_but_the_objects(
-    store: DirectoryStore, root: Path
-) -> None:
+def test_closing_leaves_nothing_but_the_objects(store: DirectoryStore, root: Path) -> None:
     store.put("key", b"x")
     store.list("")
     store.close()
@@ -411,9 +399,7 @@ def test_what_a_killed_writer_left_is_never_seen_and_swept_a_day_later(
     assert not left.exists()
 
 
-def test_a_killed_process_gives_its_lock_back(
-    store: DirectoryStore, root: Path
-) -> None:
+def test_a_killed_process_gives_its_lock_back(store: DirectoryStore, root: Path) -> None:
     version = store.create("key", b"one")
     holding = "with store._locked('key'): print(flush=True); sys.stdin.read()"
     with _child(holding, root) as holder:

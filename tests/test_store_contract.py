@@ -134,9 +134,7 @@ def test_a_range_is_read(store: Store, start: int, stop: int, data: bytes) -> No
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (5, None), (0, 0)])
-def test_a_range_of_an_empty_object_is_empty(
-    store: Store, start: int, stop: int | None
-) -> None:
+def test_a_range_of_an_empty_object_is_empty(store: Store, start: int, stop: int | None) -> None:
     store.create("key", b"")
     got = store.get("key", start=start, stop=stop)
     assert got is not None
@@ -295,9 +293,7 @@ def test_a_prefix_is_a_string_not_a_folder(store: Store) -> None:
         ("r", []),
     ],
 )
-def test_a_listing_begins_after_any_key(
-    store: Store, after: str, expected: list[str]
-) -> None:
+def test_a_listing_begins_after_any_key(store: Store, after: str, expected: list[str]) -> None:
     put_all(store, ["p/1", "q/1/r", "q/1/t", "q/2/r", "q/2/t", "s/1"])
     assert keys_of(store.list("q/", after=after)) == expected
 
@@ -449,9 +445,7 @@ def test_a_failed_download_leaves_nothing(store: Store, tmp_path: Path) -> None:
 def test_a_large_object_passes_through_little_memory(
     store_url: str, from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "starburst_executor.aws.s3_transfer.PART", 5 * MIB
-    )  # S3's least
+    monkeypatch.setattr("starburst_executor.aws.s3_transfer.PART", 5 * MIB)  # S3's least
     size = 48 * MIB + 12_345
     content = os.urandom(MIB) * 49
     content = content[:size]
@@ -605,9 +599,7 @@ def _race(racer: Racer, url: str) -> list[list[str]]:
     return [outcome for outcome in found if not isinstance(outcome, BaseException)]
 
 
-def _race_here(
-    racer: Racer, url: str, barrier: Barrier, outcomes: Queue[list[Outcome]]
-) -> None:
+def _race_here(racer: Racer, url: str, barrier: Barrier, outcomes: Queue[list[Outcome]]) -> None:
     store = open_store(url)
 
     def run(number: int) -> Outcome:

@@ -129,9 +129,7 @@ def test_a_terminated_session_says_that_its_tasks_will_not_run(left: Session) ->
 def test_the_limit_is_warned_of_before_and_when_it_is_reached(
     directory_url: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = StarburstExecutor(
-        1, store=directory_url, absolute_timeout=4, intervals=RARELY_READ
-    )
+    executor = StarburstExecutor(1, store=directory_url, absolute_timeout=4, intervals=RARELY_READ)
     future = executor.submit(gate.hold, 5)
     gate.await_arrivals()
     until(lambda: "until its absolute time limit" in caplog.text, "said before")
@@ -154,9 +152,7 @@ def test_the_limit_is_warned_of_before_and_when_it_is_reached(
 def test_the_limit_of_a_session_that_another_client_extended_is_not_warned_of(
     directory_url: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = StarburstExecutor(
-        1, store=directory_url, absolute_timeout=2, intervals=RARELY_READ
-    )
+    executor = StarburstExecutor(1, store=directory_url, absolute_timeout=2, intervals=RARELY_READ)
     deadline = executor.status().deadline.timestamp()
     executor.submit(gate.hold, 5)
     gate.await_arrivals()
@@ -172,9 +168,7 @@ def test_the_limit_of_a_session_that_another_client_extended_is_not_warned_of(
 def test_who_attaches_past_the_limit_is_told_at_once(
     directory_url: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = StarburstExecutor(
-        1, store=directory_url, absolute_timeout=1, intervals=RARELY_READ
-    )
+    executor = StarburstExecutor(1, store=directory_url, absolute_timeout=1, intervals=RARELY_READ)
     executor.submit(gate.hold, 5)
     until(lambda: "past its limit" in caplog.text, "past it")
     executor.detach()

@@ -91,9 +91,7 @@ def test_the_source_is_that_of_what_ran_though_the_script_was_edited(
     assert "return 1 / x  # as it ran\n" in text
 
 
-def test_a_cell_of_a_notebook_shows_its_source(
-    tmp_path: Path, directory_url: str
-) -> None:
+def test_a_cell_of_a_notebook_shows_its_source(tmp_path: Path, directory_url: str) -> None:
     script = written(
         tmp_path / "kernel.py",
         RUN,
@@ -169,9 +167,7 @@ def test_a_reloaded_module_runs_anew_and_shows_its_new_source(
             print(ex.submit(again.f).exception(60).__cause__)
         """,
     )
-    ran = run_python(
-        script, directory_url, str(times), PYTHONPATH=str(tmp_path / "code")
-    )
+    ran = run_python(script, directory_url, str(times), PYTHONPATH=str(tmp_path / "code"))
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert lines[: times + 1] == [str(i) for i in range(times + 1)]

@@ -76,9 +76,7 @@ def test_a_stream_that_is_not_there_yet_is_empty_and_a_missing_group_is_an_error
     assert list(logs.more(WORKER)) == []
     text = "The specified log group does not exist."
     scripted.refuse("logs", "get_log_events", code, text)
-    with pytest.raises(
-        AccountError, match=r"/group does not exist in eu-west-1.*setup"
-    ):
+    with pytest.raises(AccountError, match=r"/group does not exist in eu-west-1.*setup"):
         list(logs.more(WORKER))
 
 

@@ -103,9 +103,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- workers that die ---------------------------------------------------------------
 
 
-def test_a_task_whose_worker_is_killed_is_run_by_another(
-    make: Make, gate: Gate
-) -> None:
+def test_a_task_whose_worker_is_killed_is_run_by_another(make: Make, gate: Gate) -> None:
     one = make()
     future = one.submit(parent_once, gate, 1)
     others = [one.submit(double, i) for i in range(5)]
@@ -122,9 +120,7 @@ def test_a_task_that_takes_its_worker_down_each_time_ends_with_worker_lost(
     one = make(max_attempts=3)
     future = one.submit(parent_once, gate, 99)
     innocent = [one.submit(double, i) for i in range(10)]
-    with pytest.raises(
-        WorkerLost, match=r"attempt 1 on w-.*attempt 2 on w-.*attempt 3 on w-"
-    ):
+    with pytest.raises(WorkerLost, match=r"attempt 1 on w-.*attempt 2 on w-.*attempt 3 on w-"):
         future.result(60)
     assert len(gate.arrivals()) == 3
     assert [f.result(30) for f in innocent] == [2 * i for i in range(10)]
@@ -149,16 +145,12 @@ def test_a_lost_worker_is_found_by_its_lease_on_s3(
 ) -> None:
     s3_env(ministack)
     # S3's clock counts whole seconds.
-    lease = Intervals(
-        lease=4, heartbeat=0.5, poll_first=0.1, poll_last=0.5, look_last=0.2
-    )
+    lease = Intervals(lease=4, heartbeat=0.5, poll_first=0.1, poll_last=0.5, look_last=0.2)
     one = make(2, store=ministack.fresh_url(), intervals=lease)
     assert one.submit(parent_once, gate, 1).result(50) == 2
 
 
-def test_a_worker_that_is_told_to_end_hands_back_within_two_seconds(
-    make: Make, gate: Gate
-) -> None:
+def test_a_worker_that_is_told_to_end_hands_back_within_two_seconds(make: Make, gate: Gate) -> None:
     one = make(max_attempts=1)
     future = one.submit(hold_the_first, gate)
     gate.await_arrivals()
@@ -169,14 +161,10 @@ def test_a_worker_that_is_told_to_end_hands_back_within_two_seconds(
     assert time.monotonic() - began < 2
     assert future.result(20) == 2
     [outcome] = one.collect()
-    assert (
-        outcome.attempt == 2
-    )  # and yet only one was allowed: a hand-back does not count
+    assert outcome.attempt == 2  # and yet only one was allowed: a hand-back does not count
 
 
-def test_a_worker_that_is_told_to_end_stops_its_children(
-    make: Make, gate: Gate
-) -> None:
+def test_a_worker_that_is_told_to_end_stops_its_children(make: Make, gate: Gate) -> None:
     one = make()
     one.submit(gate.hold)
     [child] = gate.await_arrivals()
@@ -224,9 +212,7 @@ def test_a_task_whose_process_dies_fails_alone_and_says_how(
     assert len(worker_pids(one)) == 1  # the worker itself lives on
 
 
-def test_a_task_over_its_time_is_stopped_and_fails_alone(
-    make: Make, gate: Gate
-) -> None:
+def test_a_task_over_its_time_is_stopped_and_fails_alone(make: Make, gate: Gate) -> None:
     one = make(task_timeout=0.5)
     slow = one.submit(gate.hold)
     quick = one.submit(double, 2)
@@ -293,9 +279,7 @@ def test_a_result_that_cannot_be_unpickled_here_fails_its_future_alone(
         return Odd()
 
     one = make()
-    with pytest.raises(
-        SerializationError, match=r"cannot unpickle the result.*no number"
-    ):
+    with pytest.raises(SerializationError, match=r"cannot unpickle the result.*no number"):
         one.submit(build).result(20)
     assert one.submit(double, 1).result(20) == 2
 
@@ -322,9 +306,7 @@ def test_workers_that_end_before_they_begin_break_the_executor_with_what_they_pr
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     one = make(2)
     future = one.submit(double, 1)
-    with pytest.raises(
-        ExecutorBroken, match=r"(?s)in a row ended.*this click is broken"
-    ):
+    with pytest.raises(ExecutorBroken, match=r"(?s)in a row ended.*this click is broken"):
         future.result(20)
     with pytest.raises(ExecutorBroken):
         one.submit(double, 2)
@@ -405,9 +387,7 @@ def test_what_a_task_prints_is_its_own(make: Make) -> None:
         ]
 
 
-def test_results_too_large_for_the_record_go_to_packs(
-    make: Make, directory_url: str
-) -> None:
+def test_results_too_large_for_the_record_go_to_packs(make: Make, directory_url: str) -> None:
     one = make()
     texts = list(one.map(lambda i: f"{i}" * 20_000, range(10)))
     assert texts == [f"{i}" * 20_000 for i in range(10)]
@@ -420,9 +400,7 @@ def test_results_too_large_for_the_record_go_to_packs(
     store.close()
 
 
-def test_an_array_given_to_many_tasks_is_stored_once(
-    make: Make, directory_url: str
-) -> None:
+def test_an_array_given_to_many_tasks_is_stored_once(make: Make, directory_url: str) -> None:
     one = make()
     array = np.arange(200_000.0)
     sums = list(one.map(lambda a, i: a.sum() + i, [array] * 8, range(8)))
@@ -456,9 +434,7 @@ def prepared(
     return one, futures
 
 
-def object_keys(
-    one: StarburstExecutor, store_url: str, part: str, name: str
-) -> list[str]:
+def object_keys(one: StarburstExecutor, store_url: str, part: str, name: str) -> list[str]:
     found = keys(store_url, f"sessions/{one.session_id}/{part}/")
     return [key for key in found if key.endswith(name)]
 
@@ -488,9 +464,7 @@ def test_a_damaged_function_or_blob_fails_the_tasks_that_need_it(
     assert [futures[i].result(20) is not None for i in (0, 1, 3)] == [True] * 3
 
 
-def _named_by(
-    future: TaskFuture[Any], one: StarburstExecutor, part: str, url: str
-) -> str:
+def _named_by(future: TaskFuture[Any], one: StarburstExecutor, part: str, url: str) -> str:
     from starburst_executor.serialize import references
 
     batch = future.batch
@@ -536,9 +510,7 @@ def test_a_record_of_a_newer_version_is_refused_and_left_alone(
     assert got.data == newer
 
 
-def test_a_damaged_pack_of_results_fails_the_tasks_in_it(
-    make: Make, directory_url: str
-) -> None:
+def test_a_damaged_pack_of_results_fails_the_tasks_in_it(make: Make, directory_url: str) -> None:
     one = make(keep=True)
     with one:
         futures = [one.submit(lambda i: f"{i}" * 30_000, i) for i in range(6)]
@@ -557,9 +529,7 @@ def test_a_damaged_pack_of_results_fails_the_tasks_in_it(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"schema": 1}'])
-def test_a_damaged_manifest_is_named(
-    make: Make, directory_url: str, data: bytes
-) -> None:
+def test_a_damaged_manifest_is_named(make: Make, directory_url: str, data: bytes) -> None:
     one = make()
     session_id = one.detach()
     key = f"sessions/{session_id}/session.json"
@@ -573,9 +543,7 @@ def test_a_damaged_manifest_is_named(
     store.close()
 
 
-def test_a_manifest_of_a_newer_version_is_refused(
-    make: Make, directory_url: str
-) -> None:
+def test_a_manifest_of_a_newer_version_is_refused(make: Make, directory_url: str) -> None:
     one = make()
     session_id = one.detach()
     key = f"sessions/{session_id}/session.json"
@@ -584,9 +552,7 @@ def test_a_manifest_of_a_newer_version_is_refused(
     assert got is not None
     store.put(
         key,
-        got.data.replace(b'"schema":1', b'"schema":2').replace(
-            b"{", b'{"schema":2,', 1
-        ),
+        got.data.replace(b'"schema":1', b'"schema":2').replace(b"{", b'{"schema":2,', 1),
     )
     with pytest.raises(NewerSchema, match=r"schema 2.*upgrade"):
         StarburstExecutor.attach(session_id, store=directory_url)

@@ -138,15 +138,9 @@ def test_an_unknown_session_on_s3_is_named_with_bucket_and_region(
     assert "us-east-1" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "session_id", ["", "../../etc", "a/b", ".hidden", "with space"]
-)
-def test_what_cannot_be_a_session_id_is_refused(
-    directory_url: str, session_id: str
-) -> None:
-    with pytest.raises(
-        ValueError, match="is not the id of a session, which looks like"
-    ):
+@pytest.mark.parametrize("session_id", ["", "../../etc", "a/b", ".hidden", "with space"])
+def test_what_cannot_be_a_session_id_is_refused(directory_url: str, session_id: str) -> None:
+    with pytest.raises(ValueError, match="is not the id of a session, which looks like"):
         StarburstExecutor.attach(session_id, store=directory_url)
 
 
@@ -244,9 +238,7 @@ def test_a_store_that_ignores_conditions_is_refused(
         return Forgetful(url)
 
     monkeypatch.setattr(executor, "open_store", open_forgetful)
-    with pytest.raises(
-        StoreNotConditional, match=f"(?s){directory_url}.*Use Amazon S3"
-    ):
+    with pytest.raises(StoreNotConditional, match=f"(?s){directory_url}.*Use Amazon S3"):
         StarburstExecutor(store=directory_url)
     assert keys(directory_url) == []
 

@@ -20,9 +20,7 @@ class Toy(http.server.BaseHTTPRequestHandler):
     seen: ClassVar[list[tuple[str, Mapping[str, str]]]]
     objects: ClassVar[dict[str, bytes]]
 
-    def reply(
-        self, status: int, data: bytes = b"", promised: int | None = None
-    ) -> None:
+    def reply(self, status: int, data: bytes = b"", promised: int | None = None) -> None:
         self.send_response(status)
         self.send_header("ETag", '"etag"')
         self.send_header("Last-Modified", DATE)

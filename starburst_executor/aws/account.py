@@ -64,9 +64,7 @@ class Clients:
         make: Makes one.
     """
 
-    def __init__(
-        self, region: str | None = None, make: Callable[..., Any] = make_client
-    ) -> None:
+    def __init__(self, region: str | None = None, make: Callable[..., Any] = make_client) -> None:
         self._region = region
         self._make = make
         self._made: dict[tuple[str, str | None], Any] = {}
@@ -86,9 +84,7 @@ class Clients:
                     "no AWS region is set; give --region, or set AWS_DEFAULT_REGION"
                 ) from error
             except _NO_CREDENTIALS as error:
-                raise AccountDenied(
-                    f"the AWS settings cannot be used: {error}"
-                ) from error
+                raise AccountDenied(f"the AWS settings cannot be used: {error}") from error
         return self._made[key]
 
     @property
@@ -159,9 +155,7 @@ def find_credentials() -> Credentials | None:
         found: Any = botocore.session.get_session().get_credentials()
         if found is None:
             return None
-        return Credentials(
-            source=found.method, key_id=found.get_frozen_credentials().access_key
-        )
+        return Credentials(source=found.method, key_id=found.get_frozen_credentials().access_key)
     except BotoCoreError as error:
         raise AccountDenied(
             f"the credentials that the AWS settings name cannot be had: {error}"

@@ -76,9 +76,7 @@ def prices_for(
             return kept
         if spec.launch_type == "EC2":
             raise
-        return cost.built_in(
-            clients.region, use_spot=spec.use_spot, architecture=architecture
-        )
+        return cost.built_in(clients.region, use_spot=spec.use_spot, architecture=architecture)
     _keep(file, name, asked)
     return asked
 
@@ -118,18 +116,14 @@ def ask_prices(
 # --- asking --------------------------------------------------------------------------
 
 
-def _fargate(
-    clients: Clients, architecture: Architecture, *, use_spot: bool
-) -> dict[str, Any]:
+def _fargate(clients: Clients, architecture: Architecture, *, use_spot: bool) -> dict[str, Any]:
     by_name: dict[str, float] = {}
     for product in _products(clients, "AmazonECS", productFamily="Compute"):
         match = _FARGATE.fullmatch(_usage(product))
         if match and bool(match[1]) == (architecture == "ARM64"):
             by_name[match[2].partition("-")[0]] = _dollars(product)
     if by_name.keys() != {"vCPU", "GB"}:
-        raise AccountError(
-            f"the Pricing API lists no Fargate prices for {clients.region}"
-        )
+        raise AccountError(f"the Pricing API lists no Fargate prices for {clients.region}")
     source = "the AWS Pricing API"
     share = (1.0, 1.0)
     if use_spot:
@@ -196,9 +190,7 @@ def _spot_price(clients: Clients, instance_type: str, today: date) -> tuple[floa
         if zone not in newest or entry["Timestamp"] > newest[zone]["Timestamp"]:
             newest[zone] = entry
     if not newest:
-        raise AccountError(
-            f"there is no Spot price of {instance_type} in {clients.region}"
-        )
+        raise AccountError(f"there is no Spot price of {instance_type} in {clients.region}")
     dearest = max(newest.values(), key=lambda entry: float(entry["SpotPrice"]))
     return (
         float(dearest["SpotPrice"]),
@@ -264,9 +256,7 @@ def _kept(file: Path) -> dict[str, Prices]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:
-        log.info(
-            "prices kept in %s cannot be read and are asked for anew: %s", file, error
-        )
+        log.info("prices kept in %s cannot be read and are asked for anew: %s", file, error)
         return {}
 
 

@@ -186,9 +186,7 @@ class S3Store:
         # Without quotes: some servers take no other form.
         return self._put(key, data, condition="If-Match", IfMatch=version)
 
-    def list(
-        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
-    ) -> Page:
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
         """One page of the objects below `prefix`, in key order: one request."""
         check_listing(prefix, limit, delimiter)
         request: ListObjectsV2RequestTypeDef = {
@@ -258,9 +256,7 @@ class S3Store:
 
     # Requests
 
-    def _put(
-        self, key: str, data: Bytes, *, condition: str | None = None, **header: str
-    ) -> str:
+    def _put(self, key: str, data: Bytes, *, condition: str | None = None, **header: str) -> str:
         name = self._key(key)
         with self._errors.translating("PutObject", key, condition):
             reply = self._s3().put_object(
@@ -276,9 +272,7 @@ class S3Store:
         """Delete up to 1,000 objects; returns what failed. Each key must be in the reply."""
         names: list[ObjectIdentifierTypeDef] = [{"Key": self._key(key)} for key in keys]
         with self._errors.translating("DeleteObjects", keys[0]):
-            reply = self._s3().delete_objects(
-                Bucket=self._bucket, Delete={"Objects": names}
-            )
+            reply = self._s3().delete_objects(Bucket=self._bucket, Delete={"Objects": names})
             failed = reply.get("Errors", [])
             answered = len(reply.get("Deleted", [])) + len(failed)
             if answered < len(names):
@@ -308,17 +302,13 @@ class S3Store:
 
     def _parts_of(self, key: str) -> MultipartUpload:
         place = {"Bucket": self._bucket, "Key": self._key(key)}
-        return MultipartUpload(
-            self._s3(), place, self._encryption, self._errors, key, self._exists
-        )
+        return MultipartUpload(self._s3(), place, self._encryption, self._errors, key, self._exists)
 
     def _key(self, key: str) -> str:
         check_key(key)
         return self._prefix + key
 
-    def _get_request(
-        self, key: str, start: int, stop: int | None
-    ) -> GetObjectRequestTypeDef:
+    def _get_request(self, key: str, start: int, stop: int | None) -> GetObjectRequestTypeDef:
         request: GetObjectRequestTypeDef = {
             "Bucket": self._bucket,
             "Key": self._key(key),
@@ -327,9 +317,7 @@ class S3Store:
             request["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         return request
 
-    def _get(
-        self, request: GetObjectRequestTypeDef, start: int, stop: int | None
-    ) -> Got:
+    def _get(self, request: GetObjectRequestTypeDef, start: int, stop: int | None) -> Got:
         reply, data = self._read(request)
         size = reply["ContentLength"]
         if "ContentRange" in reply:
@@ -344,9 +332,7 @@ class S3Store:
             now=self._now(reply["ResponseMetadata"]),
         )
 
-    def _read(
-        self, request: GetObjectRequestTypeDef
-    ) -> tuple[GetObjectOutputTypeDef, bytes]:
+    def _read(self, request: GetObjectRequestTypeDef) -> tuple[GetObjectOutputTypeDef, bytes]:
         for _ in range(_READ_TRIES - 1):
             reply = self._s3().get_object(**request)
             with contextlib.suppress(*NO_ANSWER):

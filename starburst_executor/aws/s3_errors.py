@@ -97,9 +97,7 @@ class S3Errors:
         self._uses_kms = uses_kms
 
     @contextlib.contextmanager
-    def translating(
-        self, operation: str, key: str, condition: str | None = None
-    ) -> Iterator[None]:
+    def translating(self, operation: str, key: str, condition: str | None = None) -> Iterator[None]:
         """Raise what goes wrong within as an error of the store.
 
         Args:

@@ -78,14 +78,10 @@ class MultipartUpload:
 
     def _begin(self) -> str:
         with self._errors.translating("CreateMultipartUpload", self._key):
-            reply = self._client.create_multipart_upload(
-                **self._place, **self._encryption
-            )
+            reply = self._client.create_multipart_upload(**self._place, **self._encryption)
         return reply["UploadId"]
 
-    def _send_part(
-        self, upload_id: str, number: int, data: bytes
-    ) -> CompletedPartTypeDef:
+    def _send_part(self, upload_id: str, number: int, data: bytes) -> CompletedPartTypeDef:
         with self._errors.translating("UploadPart", self._key):
             reply = self._client.upload_part(
                 **self._place, UploadId=upload_id, PartNumber=number, Body=data

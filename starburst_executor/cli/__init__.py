@@ -82,9 +82,7 @@ _SECTIONS = {
         "worker": ("machine", "Work for a session."),
     },
 }
-_VERBS = {
-    verb: line for section in _SECTIONS.values() for verb, line in section.items()
-}
+_VERBS = {verb: line for section in _SECTIONS.values() for verb, line in section.items()}
 
 
 class Failed(click.ClickException):
@@ -108,18 +106,14 @@ class _Verbs(click.Group):
         command: click.Command = module.VERBS[name]
         return command
 
-    def format_commands(
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, verbs in _SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(verb, text) for verb, (_, text) in verbs.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
-            formatter.write_dl(
-                [(str(int(code)), text) for code, text in _MEANING.items()]
-            )
+            formatter.write_dl([(str(int(code)), text) for code, text in _MEANING.items()])
         super().format_epilog(ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -135,9 +129,7 @@ class _Verbs(click.Group):
 def _fail(error: StarburstError) -> NoReturn:
     code = Exit.OTHER
     # A worker says "terminated" of a session that is gone, because it is not there.
-    if any(
-        isinstance(e, SessionNotFound | StoreMissing) for e in (error, error.__cause__)
-    ):
+    if any(isinstance(e, SessionNotFound | StoreMissing) for e in (error, error.__cause__)):
         code = Exit.NOT_FOUND
     elif isinstance(error, StoreDenied | AccountDenied):
         code = Exit.CREDENTIALS

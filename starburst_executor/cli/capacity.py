@@ -43,9 +43,7 @@ def _clients(region: str | None) -> Any:
     show_default=True,
     help="vCPUs of a worker, to say how many fit.",
 )
-@click.option(
-    "--request", type=float, metavar="VCPUS", help="Ask AWS for so many vCPUs at once."
-)
+@click.option("--request", type=float, metavar="VCPUS", help="Ask AWS for so many vCPUs at once.")
 @click.option("--dry-run", is_flag=True, help="Say what would be asked for, and stop.")
 @_spot_option
 @json_option
@@ -88,9 +86,7 @@ def quota(
     if request is not None and not dry_run:
         rows[use_spot]["requested"] = request
     if as_json:
-        click.echo(
-            document("quota", {"region": clients.region, "cpu": cpu, "markets": rows})
-        )
+        click.echo(document("quota", {"region": clients.region, "cpu": cpu, "markets": rows}))
         return
     click.echo(f"Fargate vCPUs at once in {clients.region}")
     echo_table(
@@ -109,9 +105,7 @@ def quota(
     )  # fmt: skip
 
 
-def _request(
-    clients: Any, found: Any, vcpus: float, *, dry_run: bool, aside: bool
-) -> None:
+def _request(clients: Any, found: Any, vcpus: float, *, dry_run: bool, aside: bool) -> None:
     """Ask AWS for a quota of so many vCPUs instead of the one found, unless that makes no sense."""
     from starburst_executor.aws import account
 
@@ -138,15 +132,9 @@ def _request(
 
 @click.command()
 @click.option("--tasks", type=click.IntRange(1), required=True, help="How many.")
-@click.option(
-    "--seconds", type=click.FloatRange(0), required=True, help="How long each takes."
-)
-@click.option(
-    "--max-workers", type=click.IntRange(1), required=True, help="Most at once."
-)
-@click.option(
-    "--cpu", type=float, default=1.0, show_default=True, help="vCPUs of a worker."
-)
+@click.option("--seconds", type=click.FloatRange(0), required=True, help="How long each takes.")
+@click.option("--max-workers", type=click.IntRange(1), required=True, help="Most at once.")
+@click.option("--cpu", type=float, default=1.0, show_default=True, help="vCPUs of a worker.")
 @click.option("--memory", default="2GB", show_default=True, help="Memory of a worker.")
 @click.option(
     "--launch-type",
@@ -168,9 +156,7 @@ def _request(
     metavar="DOLLARS",
     help="Fail if it would cost more an hour.",
 )
-@click.option(
-    "--offline", is_flag=True, help="Ask AWS nothing: built-in prices, no quota."
-)
+@click.option("--offline", is_flag=True, help="Ask AWS nothing: built-in prices, no quota.")
 @_spot_option
 @_region_option
 @json_option
@@ -225,9 +211,7 @@ def estimate(
     _check(max_hourly_cost, found)
 
 
-def _known(
-    spec: Any, region: str | None, *, offline: bool
-) -> tuple[Any, int | None, bool]:
+def _known(spec: Any, region: str | None, *, offline: bool) -> tuple[Any, int | None, bool]:
     """Prices, how many workers fit in the quota (None: not known), and whether they have public addresses."""
     from starburst_executor import config, cost
     from starburst_executor.aws import account
@@ -237,9 +221,7 @@ def _known(
     settings = config.load().settings
     if offline:
         if spec.launch_type == "EC2":
-            raise click.UsageError(
-                "the built-in prices are Fargate's alone; leave --offline out"
-            )
+            raise click.UsageError("the built-in prices are Fargate's alone; leave --offline out")
         name = region or settings.region
         return (
             cost.built_in(name, use_spot=spec.use_spot),

@@ -49,8 +49,7 @@ def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
     with at_session(store, id) as session:
         chosen = _chosen(session, task, _UNFINISHED)
         cancelled = sum(
-            _cancel(session, batch, positions)
-            for batch, positions in _by_batch(chosen).items()
+            _cancel(session, batch, positions) for batch, positions in _by_batch(chosen).items()
         )
     ended = len(chosen) - cancelled
     click.echo(
@@ -59,9 +58,7 @@ def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
     )
 
 
-def _chosen(
-    session: Session, names: tuple[str, ...], states: Iterable[State]
-) -> list[Found]:
+def _chosen(session: Session, names: tuple[str, ...], states: Iterable[State]) -> list[Found]:
     """The tasks of those names; without names, all that are in one of the states."""
     if names:
         found = {one.task_id: one for one in (find_task(session, n) for n in names)}
@@ -85,9 +82,7 @@ def _cancel(session: Session, batch: Batch, positions: list[int]) -> int:
 @click.command()
 @session_argument
 @tasks_argument
-@click.option(
-    "--failed", is_flag=True, help="All that failed and were not retried yet."
-)
+@click.option("--failed", is_flag=True, help="All that failed and were not retried yet.")
 @click.option("--cancelled", is_flag=True, help="The same of those cancelled.")
 @click.option("--all", "both", is_flag=True, help="Both.")
 @store_option
@@ -106,9 +101,7 @@ def retry(
     """
     states = [State.FAILED] * (failed or both) + [State.CANCELLED] * (cancelled or both)
     if bool(states) == bool(task):
-        raise click.UsageError(
-            "name one or more tasks, or give --failed, --cancelled or --all"
-        )
+        raise click.UsageError("name one or more tasks, or give --failed, --cancelled or --all")
     with at_session(store, id) as session:
         if task:
             chosen = _chosen(session, task, ())
@@ -156,9 +149,7 @@ def extend(id: str, seconds: float, store: str | None) -> None:
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="SECONDS") from error
         status = catalog.status(session)
-        click.echo(
-            f"Session {session.id} goes on until {status.deadline:%Y-%m-%d %H:%M:%S} UTC."
-        )
+        click.echo(f"Session {session.id} goes on until {status.deadline:%Y-%m-%d %H:%M:%S} UTC.")
         if manifest.state != "terminated":
             start_workers(session)
 
@@ -209,9 +200,7 @@ def cleanup(id: str, force: bool, store: str | None) -> None:
             click.echo(f"Session {session.id} is deleted.")
         else:
             catalog.terminate(session, launcher_of(session.load()))
-            click.echo(
-                f"Session {session.id} is terminated; its results stay readable."
-            )
+            click.echo(f"Session {session.id} is terminated; its results stay readable.")
 
 
 def _launcher(session: Session) -> Launcher:
@@ -257,9 +246,7 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
     click.echo(f"{what} {done}.", err=True)
 
 
-def _prune_environments(
-    store: Store, runtime: Runtime, limit: float, *, dry_run: bool
-) -> int:
+def _prune_environments(store: Store, runtime: Runtime, limit: float, *, dry_run: bool) -> int:
     """Delete the environments that no session names; returns how many."""
     used: set[str] = set()
     for session_id in catalog.session_ids(store):

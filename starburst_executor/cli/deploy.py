@@ -69,9 +69,7 @@ def config(profile: str | None, as_json: bool) -> None:
         click.echo(document("config", content))
         return
     click.echo(f"Profile {found.profile} of {settings.config_file()}")
-    rows = [
-        (name, _shown(value), found.sources[name]) for name, value in values.items()
-    ]
+    rows = [(name, _shown(value), found.sources[name]) for name, value in values.items()]
     echo_table(("setting", "value", "from"), rows)
 
 
@@ -88,27 +86,21 @@ def _shown(value: Any) -> str:
 @_profile_option
 @_region_option
 @_stack_option
-@click.option(
-    "--store", metavar="URL", help="A place in a bucket of yours: s3://bucket/prefix."
-)
+@click.option("--store", metavar="URL", help="A place in a bucket of yours: s3://bucket/prefix.")
 @click.option("--vpc", metavar="ID", help="The VPC for workers; default the account's.")
 @click.option(
     "--subnets",
     metavar="ID,ID",
     help="Subnets for workers; default the VPC's public ones.",
 )
-@click.option(
-    "--security-groups", metavar="ID,ID", help="Security groups of yours for workers."
-)
+@click.option("--security-groups", metavar="ID,ID", help="Security groups of yours for workers.")
 @click.option("--cluster", metavar="NAME", help="An ECS cluster of yours.")
 @click.option(
     "--execution-role-arn",
     metavar="ARN",
     help="A role of yours by which ECS pulls images and writes logs.",
 )
-@click.option(
-    "--task-role-arn", metavar="ARN", help="A role of yours for workers and tasks."
-)
+@click.option("--task-role-arn", metavar="ARN", help="A role of yours for workers and tasks.")
 @click.option(
     "--instance-profile-arn",
     metavar="ARN",
@@ -234,9 +226,7 @@ def _echo_plan(plan: Plan) -> None:
     from starburst_executor import cost
 
     verb = "Updates" if plan.found else "Makes"
-    click.echo(
-        f"{verb} the stack {plan.stack} in {plan.region}, account {plan.account}, with"
-    )
+    click.echo(f"{verb} the stack {plan.stack} in {plan.region}, account {plan.account}, with")
     for line in plan.makes:
         click.echo(f"  + {line}")
     click.echo("and uses")
@@ -306,9 +296,7 @@ def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
         account = account_id(clients)
     except AccountError:
         account = "ACCOUNT_ID"  # administrators fill it in
-    bucket, _, prefix = (
-        (store or "").removeprefix("s3://").partition("?")[0].partition("/")
-    )
+    bucket, _, prefix = (store or "").removeprefix("s3://").partition("?")[0].partition("/")
     scope = policy.Scope(
         account=account,
         region=clients.region,
@@ -330,12 +318,8 @@ def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
 @_profile_option
 @_region_option
 @_stack_option
-@click.option(
-    "--delete-data", is_flag=True, help="Delete the store too, with all results."
-)
-@click.option(
-    "--force", is_flag=True, help="Although tasks are unfinished; they are given up."
-)
+@click.option("--delete-data", is_flag=True, help="Delete the store too, with all results.")
+@click.option("--force", is_flag=True, help="Although tasks are unfinished; they are given up.")
 @_yes_option
 def teardown(
     profile: str | None,

@@ -106,9 +106,7 @@ class Follower:
         return iter([history.read_again(self._session, self._only)])
 
     def _say(self, found: Found, output: Output) -> None:
-        attempt, before = self._seen.get(
-            found.task_id, (0, Output(stdout="", stderr=""))
-        )
+        attempt, before = self._seen.get(found.task_id, (0, Output(stdout="", stderr="")))
         if attempt != found.task.attempt:
             before = Output(stdout="", stderr="")
         self._seen[found.task_id] = found.task.attempt, output

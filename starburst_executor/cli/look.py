@@ -75,9 +75,7 @@ def list_(store: str | None, as_json: bool) -> None:
 @seconds_option
 @store_option
 @json_option
-def status(
-    id: str, watch: bool, timeout: float | None, store: str | None, as_json: bool
-) -> None:
+def status(id: str, watch: bool, timeout: float | None, store: str | None, as_json: bool) -> None:
     """Print how far a session is.
 
     With --watch it goes on until every task is finished, and then ends with exit code 6 if one failed or
@@ -90,9 +88,7 @@ def status(
             now = catalog.status(session, reckon=Ledger(session).look)
             _echo_status(session, now, as_json)
             return
-        display: Display = (
-            EchoJson() if as_json else open_display(sys.stdout, session.runtime)
-        )
+        display: Display = EchoJson() if as_json else open_display(sys.stdout, session.runtime)
         last = Watch(session, display, timeout).until_finished()
         if not as_json:
             _echo_status(session, last, as_json)
@@ -119,9 +115,7 @@ def _echo_status(session: Session, now: catalog.SessionStatus, as_json: bool) ->
 
 def _only(state: State, which: str) -> Callable[[F], F]:
     """`--pending` and so on."""
-    return click.option(
-        f"--{state}", "state", flag_value=str(state), help=f"Only those {which}."
-    )
+    return click.option(f"--{state}", "state", flag_value=str(state), help=f"Only those {which}.")
 
 
 @click.command()
@@ -211,9 +205,7 @@ def find_task(session: Session, text: str) -> Found:
 
 def _echo_history(whole: TaskHistory, again: str | None) -> None:
     task = whole.task
-    click.echo(
-        click.style(f"Task {task.task_id}", bold=True) + f" (index {task.index})"
-    )
+    click.echo(click.style(f"Task {task.task_id}", bold=True) + f" (index {task.index})")
     lines = [
         *([f"  Label:      {task.label}"] if task.label else []),
         f"  Call:       {task.call or '-'}",
@@ -287,9 +279,7 @@ def logs(
             click.echo(line, nl=False)
 
 
-def _print_worker_logs(
-    session: Session, worker: str | None, follow: bool, as_json: bool
-) -> None:
+def _print_worker_logs(session: Session, worker: str | None, follow: bool, as_json: bool) -> None:
     from starburst_executor.cli.worker_logs import WorkerPrinter
 
     printer = WorkerPrinter(session, worker, as_json)

@@ -48,9 +48,7 @@ def _echo(name: str, ok: bool, found: str, mend: str) -> None:
 
 @click.command()
 @click.argument("session_url", metavar="URL")
-@click.option(
-    "--id", "worker_id", metavar="WORKER_ID", help="Its id; default a new one."
-)
+@click.option("--id", "worker_id", metavar="WORKER_ID", help="Its id; default a new one.")
 def worker(session_url: str, worker_id: str | None) -> None:
     """Work for the session whose URL is <store>/sessions/<session id>, until there is no reason to stay.
 

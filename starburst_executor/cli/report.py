@@ -60,9 +60,7 @@ def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
     click.echo(f"Written to {output}.")
 
 
-def _gist(
-    review: Review, output: Path, sentences: tuple[str, str]
-) -> dict[str, object]:
+def _gist(review: Review, output: Path, sentences: tuple[str, str]) -> dict[str, object]:
     """What the page says in figures; times in seconds."""
     return {
         "session_id": review.observed.manifest.session_id,

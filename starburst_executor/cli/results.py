@@ -229,9 +229,7 @@ def _repr(value: object) -> str:
     try:
         return repr(value)
     except Exception as error:  # code of the user's
-        return (
-            f"<{type(value).__qualname__}: its repr raised {type(error).__qualname__}>"
-        )
+        return f"<{type(value).__qualname__}: its repr raised {type(error).__qualname__}>"
 
 
 def _as_json(outcome: TaskOutcome) -> dict[str, Any]:

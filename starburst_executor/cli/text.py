@@ -24,9 +24,7 @@ __all__ = [
     "terminal_width",
 ]
 
-SCHEMA = (
-    1  # of every JSON document; goes up when a field changes its meaning or goes away
-)
+SCHEMA = 1  # of every JSON document; goes up when a field changes its meaning or goes away
 
 _COLOURS = {
     "completed": "green",

@@ -57,9 +57,7 @@ class Watch:
         timeout: Seconds to wait at most.
     """
 
-    def __init__(
-        self, session: Session, display: Display, timeout: float | None
-    ) -> None:
+    def __init__(self, session: Session, display: Display, timeout: float | None) -> None:
         self._session = session
         self._runtime = session.runtime
         self._display = display

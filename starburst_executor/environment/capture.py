@@ -88,9 +88,7 @@ def prepare(
         PackageError: something cannot be built or had; named, with what to do.
     """
     found = installed() if packages is None else packages
-    asked = {
-        normalized(line) for line in (*(wishes.requirements or ()), *wishes.packages)
-    }
+    asked = {normalized(line) for line in (*(wishes.requirements or ()), *wishes.packages)}
     out = {normalized(name) for name in wishes.exclude} | (INSTALLERS - asked)
     own = [p for p in found if p.name == _SELF] or [_missing_self()]
     kept = own if wishes.requirements is not None else found
@@ -102,11 +100,7 @@ def prepare(
     lines = [p.line for p in kept if p.line is not None]
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     target = _Target(python=python, platform=platform, indexes=at)
-    if (
-        wishes.requirements is not None
-        or wishes.packages
-        or platform != bootstrap.here()
-    ):
+    if wishes.requirements is not None or wishes.packages or platform != bootstrap.here():
         lines = target.resolved(lines, files, found, wishes)
     lines = sorted(line for line in lines if normalized(line) not in out)
     prepared = _locked(target, lines, files)
@@ -153,16 +147,12 @@ class _Target:
 
 def _pickling(found: Sequence[Package], wishes: Wishes) -> list[str]:
     """The versions that client and worker must share, unless others are asked for."""
-    asked = {
-        normalized(line) for line in (*(wishes.requirements or ()), *wishes.packages)
-    }
+    asked = {normalized(line) for line in (*(wishes.requirements or ()), *wishes.packages)}
     shared = {"cloudpickle", "msgspec"} - asked
     return [p.line for p in found if p.name in shared and p.line is not None]
 
 
-def _locked(
-    target: _Target, lines: Sequence[str], files: Mapping[str, Path]
-) -> Prepared:
+def _locked(target: _Target, lines: Sequence[str], files: Mapping[str, Path]) -> Prepared:
     wheels = tuple(
         Wheel(name=name, file=file.name, sha256=digest_of(file))
         for name, file in sorted(files.items())
@@ -208,9 +198,7 @@ def _put_on_shelf(prepared: Prepared, shelf: Path) -> None:
     for name, file in prepared.files.items():
         with file.open("rb") as source:
             _appear(shelf / "wheels" / name, source.read())
-    _appear(
-        shelf / "lock.json", prepared.lock.encode()
-    )  # last: it is what tells that all is there
+    _appear(shelf / "lock.json", prepared.lock.encode())  # last: it is what tells that all is there
 
 
 def _appear(target: Path, data: bytes) -> None:

@@ -103,9 +103,7 @@ def _direct(name: str, one: Distribution, said: dict[str, Any]) -> Package:
     if "vcs_info" in said:
         vcs = said["vcs_info"]
         at = f"{vcs['vcs']}+{stripped(url)}@{vcs['commit_id']}"
-        return Package(
-            name=name, version=one.version, line=f"{name} @ {at}{_fragment(inner)}"
-        )
+        return Package(name=name, version=one.version, line=f"{name} @ {at}{_fragment(inner)}")
     if url.startswith("file:"):
         source = Path(unquote(urlsplit(url).path)) / said.get("subdirectory", "")
         return Package(name=name, version=one.version, source=source)

@@ -62,9 +62,7 @@ def resolve(
             f"the packages for Python {python} on {platform} cannot be found:\n{done.stdout.strip()}\n{_MEND}"
         )
     lines = (line.strip() for line in done.stdout.splitlines())
-    return [
-        line for line in lines if line and not line.startswith(("#", "-", "warning"))
-    ]
+    return [line for line in lines if line and not line.startswith(("#", "-", "warning"))]
 
 
 def check(lines: Sequence[str], *, python: str, platform: str, indexes: Indexes) -> str:

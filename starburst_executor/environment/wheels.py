@@ -48,11 +48,7 @@ def build(package: Package, cache: Path, indexes: Indexes) -> Path:
     if found:
         return found[0]
     with tempfile.TemporaryDirectory(prefix="starburst-wheel-") as scratch:
-        made = (
-            source
-            if source.suffix == ".whl"
-            else _built(package, Path(scratch), indexes)
-        )
+        made = source if source.suffix == ".whl" else _built(package, Path(scratch), indexes)
         target = Path(scratch) / "canonical" / made.name
         target.parent.mkdir()
         _write_canonical(made, target)
@@ -112,9 +108,7 @@ def _state(source: Path) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not _is_skipped(Path(place) / f))
-        yield from (
-            Path(place) / name for name in sorted(names) if not name.endswith(".pyc")
-        )
+        yield from (Path(place) / name for name in sorted(names) if not name.endswith(".pyc"))
 
 
 def _is_skipped(folder: Path) -> bool:

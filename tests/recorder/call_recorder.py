@@ -16,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-FOLDER = "CALL_RECORD_FOLDER"  # variable that says where to write; each process has a file of its own
+FOLDER = (
+    "CALL_RECORD_FOLDER"  # variable that says where to write; each process has a file of its own
+)
 _PACKAGE = "starburst_executor"
 _ON_BEHALF = f"{os.sep}requests.py"  # makes calls for other modules
 _OF_SESSIONS = re.compile(r"(^|/)(sessions|environments)/")

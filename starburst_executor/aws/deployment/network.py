@@ -113,9 +113,7 @@ def _default_vpc(ec2: Any) -> str:
 def _tables(clients: Clients, vpc: str) -> list[Any]:
     filters = [{"Name": "vpc-id", "Values": [vpc]}]
     with asking("looking at the route tables"):
-        found: list[Any] = clients.get("ec2").describe_route_tables(Filters=filters)[
-            "RouteTables"
-        ]
+        found: list[Any] = clients.get("ec2").describe_route_tables(Filters=filters)["RouteTables"]
     return found
 
 
@@ -145,9 +143,7 @@ def _leads_to(table: Any, kind: str) -> bool:
     )
 
 
-def _warnings(
-    subnets: Iterable[Any], tables: Sequence[Any], *, public_ip: bool
-) -> Iterable[str]:
+def _warnings(subnets: Iterable[Any], tables: Sequence[Any], *, public_ip: bool) -> Iterable[str]:
     for subnet in subnets:
         table, name = _table_of(subnet, tables), subnet["SubnetId"]
         if _leads_to(table, "igw-") and not public_ip:

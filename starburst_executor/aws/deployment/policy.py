@@ -45,9 +45,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "logs:GetLogEvents": ("logs:GetLogEvents",),
     },
     "placement": {
-        "autoscaling:DescribeScalingActivities": (
-            "autoscaling:DescribeScalingActivities",
-        ),
+        "autoscaling:DescribeScalingActivities": ("autoscaling:DescribeScalingActivities",),
         "ec2:DescribeInstanceTypes": ("ec2:DescribeInstanceTypes",),
     },
     "capacity": {
@@ -77,9 +75,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "removal": {
         "autoscaling:DeleteAutoScalingGroup": ("autoscaling:DeleteAutoScalingGroup",),
-        "autoscaling:DescribeAutoScalingGroups": (
-            "autoscaling:DescribeAutoScalingGroups",
-        ),
+        "autoscaling:DescribeAutoScalingGroups": ("autoscaling:DescribeAutoScalingGroups",),
         "ec2:DeleteLaunchTemplate": ("ec2:DeleteLaunchTemplate",),
         "ec2:DescribeLaunchTemplates": ("ec2:DescribeLaunchTemplates",),
         "ecs:DeleteCapacityProvider": ("ecs:DeleteCapacityProvider",),
@@ -93,9 +89,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "ecs:DescribeTasks": ("ecs:DescribeTasks",),
         "ecs:ListClusters": ("ecs:ListClusters",),
         "ecs:ListTasks": ("ecs:ListTasks",),
-        "service-quotas:GetAWSDefaultServiceQuota": (
-            "servicequotas:GetAWSDefaultServiceQuota",
-        ),
+        "service-quotas:GetAWSDefaultServiceQuota": ("servicequotas:GetAWSDefaultServiceQuota",),
         "service-quotas:GetServiceQuota": ("servicequotas:GetServiceQuota",),
         "service-quotas:ListRequestedServiceQuotaChangeHistoryByQuota": (
             "servicequotas:ListRequestedServiceQuotaChangeHistoryByQuota",
@@ -116,9 +110,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "cloudformation:DeleteStack": ("cloudformation:DeleteStack",),
         "cloudformation:DescribeStackEvents": ("cloudformation:DescribeStackEvents",),
-        "cloudformation:DescribeStackResources": (
-            "cloudformation:DescribeStackResources",
-        ),
+        "cloudformation:DescribeStackResources": ("cloudformation:DescribeStackResources",),
         "cloudformation:DescribeStacks": ("cloudformation:DescribeStacks",),
         "cloudformation:UpdateStack": (
             "cloudformation:TagResource",
@@ -225,9 +217,7 @@ class Scope:
         stack: Name of the stack, which cluster and roles are named after.
     """
 
-    def __init__(
-        self, *, account: str, region: str, bucket: str, prefix: str, stack: str
-    ) -> None:
+    def __init__(self, *, account: str, region: str, bucket: str, prefix: str, stack: str) -> None:
         self.bucket = f"arn:aws:s3:::{bucket}"
         self.objects = f"{self.bucket}/{prefix}*"
         self.cluster = f"arn:aws:ecs:{region}:{account}:cluster/{stack}"
@@ -242,9 +232,7 @@ class Scope:
         self.tasks = f"arn:aws:ecs:{region}:{account}:task/*"
         self.roles = f"arn:aws:iam::{account}:role/{stack}-*"
         self.stack = f"arn:aws:cloudformation:{region}:{account}:stack/{stack}/*"
-        self.logs = (
-            f"arn:aws:logs:{region}:{account}:log-group:/starburst-executor/{stack}:*"
-        )
+        self.logs = f"arn:aws:logs:{region}:{account}:log-group:/starburst-executor/{stack}:*"
 
 
 def client_policy(scope: Scope) -> dict[str, Any]:
@@ -266,9 +254,7 @@ def _actions(*modules: str) -> set[str]:
 
 
 _PASSING = {
-    "StringEquals": {
-        "iam:PassedToService": ["ecs-tasks.amazonaws.com", "ec2.amazonaws.com"]
-    }
+    "StringEquals": {"iam:PassedToService": ["ecs-tasks.amazonaws.com", "ec2.amazonaws.com"]}
 }
 _LINKED = {
     "StringEquals": {
@@ -341,9 +327,7 @@ def _place(action: str, scope: Scope) -> tuple[str, str]:
     return by_service[service], ""
 
 
-def _statement(
-    actions: list[str], resource: str, condition: str, scope: Scope
-) -> dict[str, Any]:
+def _statement(actions: list[str], resource: str, condition: str, scope: Scope) -> dict[str, Any]:
     statement: dict[str, Any] = {
         "Effect": "Allow",
         "Action": actions,

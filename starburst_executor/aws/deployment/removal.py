@@ -35,10 +35,7 @@ class Owner:
 
     def has(self, tags: Iterable[Any]) -> bool:
         """Whether something with these tags is theirs."""
-        said = {
-            tag.get("key", tag.get("Key")): tag.get("value", tag.get("Value"))
-            for tag in tags
-        }
+        said = {tag.get("key", tag.get("Key")): tag.get("value", tag.get("Value")) for tag in tags}
         profile = self.instance_profile_arn
         return said.get(CLUSTER_TAG) == self.cluster and (
             profile is None or said.get(PROFILE_TAG) == profile
@@ -70,9 +67,7 @@ def remove_capacity(clients: Clients, owner: Owner, runtime: Runtime, say: Say) 
     with asking(f"removing the EC2 capacity of {owner.cluster}"):
         for name in groups:
             say(f"removing Auto Scaling group {name} and its instances")
-            autoscaling.delete_auto_scaling_group(
-                AutoScalingGroupName=name, ForceDelete=True
-            )
+            autoscaling.delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
         for name in providers:
             say(f"removing capacity provider {name}")
             ecs.delete_capacity_provider(capacityProvider=name)
@@ -84,9 +79,7 @@ def remove_capacity(clients: Clients, owner: Owner, runtime: Runtime, say: Say) 
         _forget_instances(clients, owner.cluster)
 
 
-def _detach(
-    clients: Clients, cluster: str, names: list[str], calls: PacedRequests
-) -> None:
+def _detach(clients: Clients, cluster: str, names: list[str], calls: PacedRequests) -> None:
     """Take providers out of the cluster's list; only then can they be deleted."""
     ecs = clients.get("ecs")
 
@@ -174,9 +167,7 @@ def _forget_instances(clients: Clients, cluster: str) -> None:
     ecs = clients.get("ecs")
     with asking(f"deregistering the instances of {cluster}"):
         for arn in _instances(ecs, cluster):
-            ecs.deregister_container_instance(
-                cluster=cluster, containerInstance=arn, force=True
-            )
+            ecs.deregister_container_instance(cluster=cluster, containerInstance=arn, force=True)
 
 
 def _instances(ecs: Any, cluster: str) -> Iterator[str]:

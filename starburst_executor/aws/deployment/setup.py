@@ -222,9 +222,7 @@ def _bucket(
         return _bucket_parameters(made, "", make=not there)
     match = re.fullmatch(r"s3://([^/?]+)/?([^?]*)", store)
     if match is None:
-        raise ValueError(
-            f"{store!r} is not a place in a bucket; write s3://bucket/prefix"
-        )
+        raise ValueError(f"{store!r} is not a place in a bucket; write s3://bucket/prefix")
     name, prefix = match[1], match[2].strip("/")
     if before.get("BucketName") == name and before.get("MakeBucket") == "true":
         return _bucket_parameters(name, prefix, make=True)

@@ -76,8 +76,7 @@ def find_stack(clients: Clients, name: str) -> Stack | None:
         name=name,
         status=found["StackStatus"],
         parameters={
-            p["ParameterKey"]: p.get("ParameterValue", "")
-            for p in found.get("Parameters", ())
+            p["ParameterKey"]: p.get("ParameterValue", "") for p in found.get("Parameters", ())
         },
         outputs={o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", ())},
     )
@@ -91,9 +90,7 @@ def resource_of(clients: Clients, stack: str, logical: str) -> str | None:
     """
     with asking(f"looking at the stack {stack}"):
         try:
-            reply = clients.get("cloudformation").describe_stack_resources(
-                StackName=stack
-            )
+            reply = clients.get("cloudformation").describe_stack_resources(StackName=stack)
         except ClientError as error:
             if "does not exist" in str(error):
                 return None
@@ -168,8 +165,7 @@ def _request(name: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         "StackName": name,
         "TemplateBody": template(),
         "Parameters": [
-            {"ParameterKey": key, "ParameterValue": value}
-            for key, value in parameters.items()
+            {"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()
         ],
         "Capabilities": ["CAPABILITY_IAM"],
         "Tags": _TAGS,

@@ -33,8 +33,7 @@ def unfinished_sessions(store: Store) -> list[catalog.SessionSummary]:
     return [
         summary
         for summary in catalog.summaries(store)
-        if summary.pending + summary.running
-        and summary.state != str(SessionState.TERMINATED)
+        if summary.pending + summary.running and summary.state != str(SessionState.TERMINATED)
     ]
 
 
@@ -80,9 +79,7 @@ def teardown(
         _forget_definitions(clients, outputs["TaskRoleArn"], say)
         # A stack of an earlier version made no instance profile, so that nothing stands on one.
         profile = None if whole else outputs.get("InstanceProfileArn", "")
-        owner = Owner(
-            cluster=outputs["Cluster"].rpartition("/")[2], instance_profile_arn=profile
-        )
+        owner = Owner(cluster=outputs["Cluster"].rpartition("/")[2], instance_profile_arn=profile)
         remove_capacity(clients, owner, runtime, say)
     delete_stack(clients, stack.name, runtime, say)
     bucket, prefix = parameters["BucketName"], parameters["KeyPrefix"]
@@ -94,9 +91,7 @@ def teardown(
     say(f"deleting s3://{bucket}/{prefix}")
     _delete_objects(clients, bucket, prefix)
     if not own:
-        return [
-            f"the bucket {bucket}, which was brought along, without s3://{bucket}/{prefix}"
-        ]
+        return [f"the bucket {bucket}, which was brought along, without s3://{bucket}/{prefix}"]
     _delete_bucket(clients, bucket)
     return []
 
@@ -117,9 +112,7 @@ def _stop_workers(
         while left := _tasks(ecs, cluster, outputs["Store"], whole=whole):
             for arn in left - told:
                 say(f"stopping task {arn.rpartition('/')[2]}")
-                ecs.stop_task(
-                    cluster=cluster, task=arn, reason="starburst-executor teardown"
-                )
+                ecs.stop_task(cluster=cluster, task=arn, reason="starburst-executor teardown")
             told |= left
             if runtime.monotonic() > deadline:
                 raise AccountError(
@@ -134,9 +127,7 @@ def _tasks(ecs: Any, cluster: str, store: str, *, whole: bool) -> set[str]:
     found: set[str] = set()
     # Those that were told to stop are listed as stopped at once, but their network goes only with them.
     for status in ("RUNNING", "STOPPED"):
-        pages = ecs.get_paginator("list_tasks").paginate(
-            cluster=cluster, desiredStatus=status
-        )
+        pages = ecs.get_paginator("list_tasks").paginate(cluster=cluster, desiredStatus=status)
         for page in pages:
             if page["taskArns"]:
                 tasks = ecs.describe_tasks(
@@ -145,8 +136,7 @@ def _tasks(ecs: Any, cluster: str, store: str, *, whole: bool) -> set[str]:
                 found |= {
                     task["taskArn"]
                     for task in tasks
-                    if task.get("lastStatus") != "STOPPED"
-                    and (whole or _is_of(task, store))
+                    if task.get("lastStatus") != "STOPPED" and (whole or _is_of(task, store))
                 }
     return found
 
@@ -161,9 +151,7 @@ def _forget_definitions(clients: Clients, task_role: str, say: Say) -> None:
     """Deregister the task definitions that launching registered for this role."""
     ecs = clients.get("ecs")
     with asking("removing task definitions"):
-        for page in ecs.get_paginator("list_task_definitions").paginate(
-            status="ACTIVE"
-        ):
+        for page in ecs.get_paginator("list_task_definitions").paginate(status="ACTIVE"):
             for arn in filter(_FAMILY.fullmatch, page["taskDefinitionArns"]):
                 about = ecs.describe_task_definition(taskDefinition=arn)
                 if about["taskDefinition"].get("taskRoleArn") == task_role:
@@ -174,14 +162,10 @@ def _forget_definitions(clients: Clients, task_role: str, say: Say) -> None:
 def _delete_objects(clients: Clients, bucket: str, prefix: str) -> None:
     s3 = clients.get("s3")
     with asking(f"deleting the objects of s3://{bucket}/{prefix}"):
-        for page in s3.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket, Prefix=prefix
-        ):
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
             if keys:
-                reply = s3.delete_objects(
-                    Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
-                )
+                reply = s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
                 _check_deleted(bucket, reply.get("Errors", ()))
         for page in s3.get_paginator("list_multipart_uploads").paginate(
             Bucket=bucket, Prefix=prefix

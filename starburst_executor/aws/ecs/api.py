@@ -53,9 +53,7 @@ class EcsApi:
 
     def run(self, **request: Any) -> RunTaskResponseTypeDef:
         """RunTask in the cluster."""
-        reply: RunTaskResponseTypeDef = self._call(
-            "run_task", **self._in_cluster(request)
-        )
+        reply: RunTaskResponseTypeDef = self._call("run_task", **self._in_cluster(request))
         return reply
 
     def task_arns(self, pages: int | None = None, **filters: str) -> list[str]:

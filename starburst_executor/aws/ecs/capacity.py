@@ -121,9 +121,7 @@ class Capacity:
                     "SpotAllocationStrategy": "price-capacity-optimized",
                 },
             },
-            Tags=[
-                {**tag, "PropagateAtLaunch": True} for tag in self._tags("Key", "Value")
-            ],
+            Tags=[{**tag, "PropagateAtLaunch": True} for tag in self._tags("Key", "Value")],
         )
 
     def _make_provider(self) -> None:
@@ -159,16 +157,12 @@ class Capacity:
         before = found["clusters"][0]
         if self.name in before.get("capacityProviders", ()):
             if before.get("attachmentsStatus") == _ATTACHING:
-                raise NotYet(
-                    f"capacity provider {self.name} is being added to {cluster}"
-                )
+                raise NotYet(f"capacity provider {self.name} is being added to {cluster}")
             return
         ecs.put_cluster_capacity_providers(
             cluster=cluster,
             capacityProviders=[*before.get("capacityProviders", ()), self.name],
-            defaultCapacityProviderStrategy=before.get(
-                "defaultCapacityProviderStrategy", []
-            ),
+            defaultCapacityProviderStrategy=before.get("defaultCapacityProviderStrategy", []),
         )
         raise NotYet(f"capacity provider {self.name} was just added to {cluster}")
 
@@ -224,13 +218,9 @@ class Capacity:
             "ECS_ENABLE_SPOT_INSTANCE_DRAINING=true",
             "ECS_ENABLE_AWSLOGS_EXECUTIONROLE_OVERRIDE=true",
         )
-        return "\n".join(
-            ("#!/bin/bash", "cat >> /etc/ecs/ecs.config <<END", *lines, "END", "")
-        )
+        return "\n".join(("#!/bin/bash", "cat >> /etc/ecs/ecs.config <<END", *lines, "END", ""))
 
-    def _tags(
-        self, key: str, value: str, *, named: bool = True
-    ) -> list[dict[str, str]]:
+    def _tags(self, key: str, value: str, *, named: bool = True) -> list[dict[str, str]]:
         tags = {
             CLUSTER_TAG: cluster_name(self._deployment),
             PROFILE_TAG: self._deployment.instance_profile_arn,

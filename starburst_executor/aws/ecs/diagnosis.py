@@ -142,9 +142,7 @@ _CREDENTIALS = re.compile(
 )
 
 _QUOTA_ADVICE = "It is the account's quota of Fargate vCPUs at once; `starburst-executor quota` shows it and can ask for more."
-_IMAGE_ADVICE = (
-    "Check `image`: its name, its tag, and whether it is built for this architecture."
-)
+_IMAGE_ADVICE = "Check `image`: its name, its tag, and whether it is built for this architecture."
 _REGISTRY_ADVICE = "The registry refuses the execution role, or wants a login: check the role's permissions and the image's name."
 _NETWORK_ADVICE = (
     "Workers cannot reach the registry or AWS: they need a public address (assign_public_ip), a NAT gateway or "
@@ -251,10 +249,7 @@ def judge_error(error: ClientError | BotoCoreError | NotYet) -> Diagnosis:
         return _diagnosis(Retryability.NEVER, text, advice)
     if code in _NEVER_CODES:
         return _diagnosis(Retryability.NEVER, text, _NEVER_CODES[code])
-    if (
-        code in _PASSING_CODES
-        or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
-    ):
+    if code in _PASSING_CODES or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
         return _diagnosis(Retryability.LATER, text, "")
     return _by_text(text, Retryability.NEVER)  # the request itself was refused
 
@@ -285,9 +280,7 @@ def _by_text(text: str, otherwise: Retryability) -> Diagnosis:
 
 
 def _diagnosis(retryability: Retryability, text: str, advice: str) -> Diagnosis:
-    return Diagnosis(
-        retryability=retryability, text=f"{text.rstrip('. ')}. {advice}".rstrip()
-    )
+    return Diagnosis(retryability=retryability, text=f"{text.rstrip('. ')}. {advice}".rstrip())
 
 
 def _is_new(error: ClientError) -> bool:

@@ -119,9 +119,7 @@ class EcsLauncher:
     """
 
     name = "ecs"
-    lag = (
-        LOOK_SECONDS + 3.0
-    )  # ListTasks shows new tasks within seconds, and is asked as often
+    lag = LOOK_SECONDS + 3.0  # ListTasks shows new tasks within seconds, and is asked as often
 
     def __init__(
         self,
@@ -140,9 +138,7 @@ class EcsLauncher:
         once = clients or Clients(deployment.region, partial(make_client, tries=1))
         placement = place(spec, deployment, self._requests, once, vcpus)
         self._api = EcsApi(deployment, self._requests)
-        self._definition = TaskDefinition(
-            self._api, spec, deployment, placement, definition
-        )
+        self._definition = TaskDefinition(self._api, spec, deployment, placement, definition)
         self._stopper = TaskStopper(self._api, self._runtime)
         fallback = SpotFallback(spec, placement, self._stopper, self._runtime, hourly)
         self._observer = TaskObserver(
@@ -183,11 +179,7 @@ class EcsLauncher:
         """Ids of the workers that are starting or running; None while ECS does not answer."""
         with self._lock:
             session_tasks = self._looked_at(session_url)
-            return (
-                workers_of(session_tasks.having(*THERE))
-                if session_tasks.known
-                else None
-            )
+            return workers_of(session_tasks.having(*THERE)) if session_tasks.known else None
 
     def ended(self, session_url: str) -> set[str]:
         """Ids of the workers whose process has ended, of those that ECS still tells of."""
@@ -245,9 +237,7 @@ class EcsLauncher:
     def _tasks_of(self, session_url: str) -> SessionTasks:
         if session_url not in self._sessions:
             _, session_id = split_session_url(session_url)
-            self._sessions[session_url] = SessionTasks(
-                url=session_url, session_id=session_id
-            )
+            self._sessions[session_url] = SessionTasks(url=session_url, session_id=session_id)
         return self._sessions[session_url]
 
     def _looked_at(self, session_url: str) -> SessionTasks:
@@ -260,9 +250,7 @@ class EcsLauncher:
             tasks = self._tasks_of(session_url).tasks.values()
             return next((t.stop for t in tasks if t.worker == worker_id), None)
 
-    def _left(
-        self, session_tasks: SessionTasks, worker_ids: Collection[str] | None
-    ) -> list[Task]:
+    def _left(self, session_tasks: SessionTasks, worker_ids: Collection[str] | None) -> list[Task]:
         """The tasks, of those named or of all, that are not over."""
         try:
             self._observer.look(session_tasks)

@@ -74,10 +74,7 @@ class TaskObserver:
         """Look, unless that was done just now; without an answer the tasks are not `known`."""
         now = self._runtime.monotonic()
         pause = LOOK_SECONDS if session_tasks.known else _LOOK_AGAIN
-        if (
-            session_tasks.looked_at is not None
-            and now - session_tasks.looked_at < pause
-        ):
+        if session_tasks.looked_at is not None and now - session_tasks.looked_at < pause:
             return
         try:
             self.look(session_tasks)
@@ -103,21 +100,15 @@ class TaskObserver:
         for arn in arns:
             session_tasks.take(arn, now)
         unsure = session_tasks.unsure(listed)
-        described = {
-            t["taskArn"]: t for t in self._api.describe([t.arn for t in unsure])
-        }
+        described = {t["taskArn"]: t for t in self._api.describe([t.arn for t in unsure])}
         over = [
             task
             for task in unsure
             if self._update(session_tasks, task, described.get(task.arn), now)
         ]
-        self._fallback.check_waiting(
-            session_tasks, Waiting.among(unsure, described, now)
-        )
+        self._fallback.check_waiting(session_tasks, Waiting.among(unsure, described, now))
         for old in stopped:
-            self._update(
-                session_tasks, session_tasks.take(old["taskArn"], now), old, now
-            )
+            self._update(session_tasks, session_tasks.take(old["taskArn"], now), old, now)
         session_tasks.known = True
         self._tell(session_tasks, over)
 
@@ -125,13 +116,9 @@ class TaskObserver:
         """Tasks of the session that ended before this launcher looked for the first time."""
         # ListTasks filters by startedBy or by status, not by both.
         family = self._definition.family
-        arns = self._api.task_arns(
-            pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED"
-        )
+        arns = self._api.task_arns(pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED")
         tasks = self._api.describe(arns)
-        return [
-            task for task in tasks if task.get("startedBy") == session_tasks.session_id
-        ]
+        return [task for task in tasks if task.get("startedBy") == session_tasks.session_id]
 
     def _update(
         self,
@@ -175,9 +162,7 @@ class TaskObserver:
                     fate,
                 )
             else:
-                printed = (
-                    self._api.log_tail(tasks[0].id) if tasks[0].stop.exit_code else ""
-                )
+                printed = self._api.log_tail(tasks[0].id) if tasks[0].stop.exit_code else ""
                 log.warning(
                     "session %s: %s ended: %s%s",
                     session_tasks.session_id, names_of(tasks), fate, f"; it printed:\n{printed}" if printed else "",
@@ -209,9 +194,7 @@ class TaskObserver:
             return judge_shortage(f"{diagnosis.text} {session_tasks.shortage}")
         return diagnosis
 
-    def _tell_slow(
-        self, session_tasks: SessionTasks, task: Task, said: TaskTypeDef
-    ) -> None:
+    def _tell_slow(self, session_tasks: SessionTasks, task: Task, said: TaskTypeDef) -> None:
         if not task.slow:
             task.slow = True
             log.warning(

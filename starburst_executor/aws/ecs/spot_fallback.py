@@ -49,10 +49,7 @@ class SpotFallback:
 
     def takes_spot(self, session_tasks: SessionTasks) -> bool:
         """Whether to start workers on Spot now."""
-        return (
-            self._spec.use_spot
-            and self._runtime.monotonic() >= session_tasks.on_demand_until
-        )
+        return self._spec.use_spot and self._runtime.monotonic() >= session_tasks.on_demand_until
 
     def wanted(self, diagnosis: Diagnosis | None) -> bool:
         """Whether what Spot lacks, by this diagnosis, is to be started on-demand."""
@@ -68,9 +65,7 @@ class SpotFallback:
             )  # fmt: skip
         session_tasks.on_demand_until = self._runtime.monotonic() + _SPOT_AGAIN
 
-    def check_waiting(
-        self, session_tasks: SessionTasks, waiting: list[Waiting]
-    ) -> None:
+    def check_waiting(self, session_tasks: SessionTasks, waiting: list[Waiting]) -> None:
         """Find out why no instances come for tasks that have waited for some time, and act on it."""
         now = self._runtime.monotonic()
         if now < session_tasks.ask_shortage_at:
@@ -97,9 +92,7 @@ class SpotFallback:
         elif use_spot and self.wanted(diagnosis):
             self.begin(session_tasks, diagnosis)
         else:
-            self._tell_shortage(
-                session_tasks, len(waiting), said, diagnosis, use_spot=use_spot
-            )
+            self._tell_shortage(session_tasks, len(waiting), said, diagnosis, use_spot=use_spot)
             return
         try:
             self._stopper.stop(session_tasks, [w.task for w in waiting])

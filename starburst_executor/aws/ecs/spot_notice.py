@@ -38,9 +38,7 @@ class SpotNotice:
         self._token = ""
         self._silent = False  # that there is no answer was said
         self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name="starburst-spot-notice", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="starburst-spot-notice", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

@@ -99,9 +99,7 @@ class TaskStarter:
         try:
             definition = self._definition.arn()
             fit, diagnosis = self._fitting(count, use_spot=use_spot)
-            for tasks, short in self._groups(
-                session_tasks, definition, fit, use_spot=use_spot
-            ):
+            for tasks, short in self._groups(session_tasks, definition, fit, use_spot=use_spot):
                 started += tasks
                 diagnosis = short or diagnosis
         except RequestRefused as refused:
@@ -123,9 +121,7 @@ class TaskStarter:
             group = min(most, count)
             self._bucket.take(group)
             try:
-                tasks, diagnosis = self._run(
-                    session_tasks, definition, group, use_spot=use_spot
-                )
+                tasks, diagnosis = self._run(session_tasks, definition, group, use_spot=use_spot)
             except RequestRefused as refused:
                 if not made and "capacity provider" in refused.diagnosis.text:
                     # The first of this kind, or dropped from the cluster's list by somebody.
@@ -205,9 +201,7 @@ class TaskStarter:
         diagnosis: Diagnosis | None,
     ) -> None:
         if started:
-            log.info(
-                "session %s: ECS starts %d workers", session_tasks.session_id, started
-            )
+            log.info("session %s: ECS starts %d workers", session_tasks.session_id, started)
         if diagnosis is None:
             session_tasks.pause = 0.0
             return
@@ -242,6 +236,5 @@ def _tags(session_tasks: SessionTasks) -> list[dict[str, str]]:
         "starburst-executor:store": session_tasks.url.partition("/sessions/")[0],
     }
     return [
-        {"key": key, "value": _TAG_FORBIDDEN.sub("_", value)[:256]}
-        for key, value in values.items()
+        {"key": key, "value": _TAG_FORBIDDEN.sub("_", value)[:256]} for key, value in values.items()
     ]

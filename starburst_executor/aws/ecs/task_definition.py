@@ -72,9 +72,7 @@ class TaskDefinition:
             RequestRefused: ECS does not let it be found or registered.
         """
         if self._arn is None:
-            self._arn = (
-                self._api.find_definition(self.request["family"]) or self._register()
-            )
+            self._arn = self._api.find_definition(self.request["family"]) or self._register()
         return self._arn
 
     def forget(self) -> None:

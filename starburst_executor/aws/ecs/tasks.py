@@ -124,8 +124,7 @@ class SessionTasks:
         return [
             task
             for task in self.tasks.values()
-            if task.phase not in OVER
-            and (task.phase is Phase.STARTING or task.arn not in listed)
+            if task.phase not in OVER and (task.phase is Phase.STARTING or task.arn not in listed)
         ]
 
     def note(self, diagnosis: Diagnosis, launch: int) -> None:
@@ -135,9 +134,7 @@ class SessionTasks:
 
     def is_hopeless(self, diagnosis: Diagnosis) -> bool:
         """Whether nothing will start unless something is mended."""
-        return (
-            diagnosis.retryability is Retryability.NEVER or len(self.doubts) >= _DOUBTS
-        )
+        return diagnosis.retryability is Retryability.NEVER or len(self.doubts) >= _DOUBTS
 
     def hold_off(self, now: float) -> float:
         """Launch nothing for a while; returns the seconds."""
