@@ -112,7 +112,7 @@ class SessionStatus:
         return self.finished / self.total if self.total else 1.0
 
     def _repr_html_(self) -> str:
-        from starburst_executor.views import status_html
+        from starburst_executor.inspection.notebook import status_html
 
         return status_html(self)
 
@@ -210,7 +210,7 @@ class SessionList(list[SessionSummary]):
         return "\n".join("".join(cells).rstrip() for cells in self.lines(width))
 
     def _repr_html_(self) -> str:
-        from starburst_executor.views import sessions_html
+        from starburst_executor.inspection.notebook import sessions_html
 
         return sessions_html(self)
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from starburst_executor.formatting import duration
 from starburst_executor.report import Review, Run, Stay, Trace
-from starburst_executor.views import duration
 
 __all__ = ["Chart", "charts", "chosen_tasks"]
 

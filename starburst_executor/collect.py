@@ -50,7 +50,7 @@ class TaskOutcome:
     retried_as: str = ""
 
     def _repr_html_(self) -> str:
-        from starburst_executor.views import outcome_html
+        from starburst_executor.inspection.notebook import outcome_html
 
         return outcome_html(self)
 

@@ -826,7 +826,7 @@ class StarburstExecutor(Executor):
         return "shut down"
 
     def _repr_html_(self) -> str:
-        from starburst_executor.views import executor_html
+        from starburst_executor.inspection.notebook import executor_html
 
         return executor_html(self)
 

@@ -24,11 +24,11 @@ from typing import NamedTuple
 
 from starburst_executor import cost
 from starburst_executor.errors import DamagedObject, SessionError, StoreError
+from starburst_executor.formatting import dollars, duration
 from starburst_executor.records import Heartbeat, Lane, Manifest
 from starburst_executor.session import Beats, Session
 from starburst_executor.store import Entry
 from starburst_executor.tables import counted
-from starburst_executor.views import dollars, duration
 
 __all__ = [
     "Alarm",

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from starburst_executor import catalog
 from starburst_executor.catalog import SessionStatus
 from starburst_executor.errors import SessionError, StoreError
+from starburst_executor.formatting import duration
+from starburst_executor.inspection.notebook import open_notebook_display
 from starburst_executor.ledger import Ledger
 from starburst_executor.names import one_line
 from starburst_executor.records import Batch
 from starburst_executor.runtime import Runtime
 from starburst_executor.session import Known, Session
 from starburst_executor.tables import counted
-from starburst_executor.views import duration, open_notebook_display
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

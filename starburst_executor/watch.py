@@ -26,6 +26,7 @@ from starburst_executor.errors import (
     StoreError,
     StoreUnavailable,
 )
+from starburst_executor.formatting import duration
 from starburst_executor.future import Settled, TaskFuture
 from starburst_executor.leases import Repair
 from starburst_executor.queue import Queue, Sight
@@ -40,7 +41,6 @@ from starburst_executor.records import (
 )
 from starburst_executor.session import Known, Session
 from starburst_executor.stuck import past_limit
-from starburst_executor.views import duration
 
 __all__ = ["Outcomes", "Watcher"]
 

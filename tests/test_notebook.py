@@ -21,7 +21,7 @@ from starburst_executor import (
     TaskOutcome,
 )
 from starburst_executor.catalog import SessionList
-from starburst_executor.views import open_notebook_display
+from starburst_executor.inspection.notebook import open_notebook_display
 
 MOMENT = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -22,6 +22,7 @@ import pytest
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.catalog import SessionStatus
+from starburst_executor.formatting import dollars
 from starburst_executor.ledger import Life, bill
 from starburst_executor.progress import (
     Gauge,
@@ -39,7 +40,6 @@ from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Session
 from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import open_store
-from starburst_executor.views import dollars
 
 WHEN = datetime(2025, 1, 31, 9, 45, tzinfo=UTC)
 QUICK = Intervals(poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)

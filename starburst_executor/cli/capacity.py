@@ -12,7 +12,7 @@ import click
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.sessions import json_option
 from starburst_executor.cli.text import counted, document, echo_table
-from starburst_executor.views import dollars
+from starburst_executor.formatting import dollars
 
 __all__ = ["VERBS"]
 

@@ -1,9 +1,4 @@
-"""How sessions look in a notebook, and seconds to people.
-
-Styles stand in the elements, and colours are half transparent: notebooks have light and dark themes of
-their own, and keep the style sheets of outputs for the whole page. What users and tasks wrote is
-escaped.
-"""
+"""Sessions, status and outcomes as HTML, and a live display, in notebooks."""
 
 from __future__ import annotations
 
@@ -22,17 +17,17 @@ if TYPE_CHECKING:
     from starburst_executor.executor import StarburstExecutor
     from starburst_executor.ledger import Bill
     from starburst_executor.progress import Progress
+from starburst_executor.formatting import duration
 
 __all__ = [
     "NotebookDisplay",
-    "dollars",
-    "duration",
     "executor_html",
     "open_notebook_display",
     "outcome_html",
     "sessions_html",
     "status_html",
 ]
+
 
 _LONGEST_VALUE = 500  # characters of a value's repr
 
@@ -45,36 +40,13 @@ _COLOURS = {
     "cancelled": "#b08fd8",
     "pending": "rgba(128,136,148,.35)",
 }
+
 _CELL = "text-align:left;padding:2px 12px 2px 0;border-bottom:1px solid rgba(128,128,128,.25);vertical-align:top"
+
 _SOFT = "opacity:.7"
+
 # Notebooks take what stands between two dollar signs for a formula, unless they are told not to.
 _PLAIN = 'class="mathjax_ignore tex2jax_ignore"'
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `0.03 ms`, `12.4 s`, `3:05`, `2:03:05`, `4 d 02:03:05`."""
-    if seconds < 59.95:
-        return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour:02}:{minute:02}:{second:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def dollars(amount: float) -> str:
-    """Dollars as people say them: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
-    if amount >= 0.995:
-        return f"${amount:,.2f}"
-    if amount >= 0.1:
-        return f"${amount:.2f}"
-    if amount >= 0.0001:
-        return f"${amount:.2g}"
-    return f"${amount:.8f}".rstrip("0").rstrip(".")
-
-
-# --- status ------------------------------------------------------------------------
 
 
 def status_html(status: SessionStatus) -> str:
@@ -121,9 +93,6 @@ def _legend(status: SessionStatus, rest: str) -> str:
     ]
     spaced = "".join(f'<span style="margin-right:1.1em">{part}</span>' for part in parts)
     return f'<div>{spaced}<span style="{_SOFT}">{escape(rest)}</span></div>'
-
-
-# --- the others --------------------------------------------------------------------
 
 
 def executor_html(executor: StarburstExecutor) -> str:
@@ -223,9 +192,6 @@ def _short_repr(value: object) -> str:
     except Exception as error:  # the user's own code
         return f"<{type(value).__qualname__} whose repr failed: {error!r}>"
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
-
-
-# --- progress ----------------------------------------------------------------------
 
 
 def open_notebook_display(stream: TextIO) -> NotebookDisplay | None:

@@ -1,0 +1,1 @@
+"""Reading a session for people. Changes nothing and never unpickles."""
