@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from starburst_executor.executor import StarburstExecutor, list_sessions
     from starburst_executor.future import TaskFuture
-    from starburst_executor.records import Intervals
+    from starburst_executor.protocol.manifest import Intervals
 
     __version__: str
 

@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from starburst_executor import config
-from starburst_executor.names import label_of
-from starburst_executor.records import Intervals
+from starburst_executor.protocol.manifest import Intervals
+from starburst_executor.protocol.task_names import label_of
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import Store
 
 __all__ = [

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 
 from starburst_executor.errors import StoreError
-from starburst_executor.records import Heartbeat
-from starburst_executor.session import Session
+from starburst_executor.protocol.manifest import Heartbeat
+from starburst_executor.protocol.session import Session
 
 __all__ = ["Beater"]
 

@@ -25,23 +25,14 @@ from starburst_executor.errors import (
 )
 from starburst_executor.launch import Launcher
 from starburst_executor.ledger import Bill, Ledger, check_workers, warning
-from starburst_executor.names import one_line
-from starburst_executor.queue import Queue, Sight, Totals
-from starburst_executor.records import (
-    MAX_BATCH_TASKS,
-    Batch,
-    Manifest,
-    Record,
-    SessionState,
-    State,
-    Task,
-    before,
-    lane_prefix,
-    parse_task_id,
-    task_id,
-)
+from starburst_executor.protocol.keys import Batch, before, lane_prefix, parse_task_id, task_id
+from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
+from starburst_executor.protocol.manifest import Manifest, SessionState
+from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
+from starburst_executor.protocol.task_names import one_line
+from starburst_executor.protocol.tasks_object import MAX_BATCH_TASKS
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Beats, Known, Session
 from starburst_executor.store import Store
 from starburst_executor.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.tables import Column, age, fitted
@@ -217,9 +208,9 @@ class SessionList(list[SessionSummary]):
 
 def status(
     session: Session,
-    queue: Queue | None = None,
-    known: dict[Batch, Known] | None = None,
-    reckon: Callable[[Manifest, Beats], Bill | None] = lambda manifest, beats: None,
+    queue: QueueReader | None = None,
+    known: dict[Batch, VersionedRecord] | None = None,
+    reckon: Callable[[Manifest, HeartbeatListing], Bill | None] = lambda manifest, beats: None,
 ) -> SessionStatus:
     """The status of a session.
 
@@ -273,9 +264,9 @@ def status(
 
 def _count(
     session: Session,
-    unfinished: list[Sight],
+    unfinished: list[BatchListing],
     done: Totals,
-    known: dict[Batch, Known],
+    known: dict[Batch, VersionedRecord],
 ) -> dict[State, int]:
     counts = dict.fromkeys(State, 0)
     counts[State.COMPLETED] = done.completed
@@ -292,8 +283,10 @@ def _count(
     return counts
 
 
-def _record(session: Session, sight: Sight, before: Known | None) -> Known:
-    before = before or Known(Record.fresh(sight.batch.size), None)
+def _record(
+    session: Session, sight: BatchListing, before: VersionedRecord | None
+) -> VersionedRecord:
+    before = before or VersionedRecord(Record.fresh(sight.batch.size), None)
     if sight.record is None or sight.record.version == before.version:
         return before
     return session.read(sight.batch, before)
@@ -359,7 +352,7 @@ def summaries(store: Store) -> SessionList:
 
 
 def _summary(session: Session) -> SessionSummary | None:
-    def reckon(manifest: Manifest, beats: Beats) -> Bill | None:
+    def reckon(manifest: Manifest, beats: HeartbeatListing) -> Bill | None:
         if manifest.cost_alert is None:
             return None
         return Ledger(session).look(manifest, beats)
@@ -441,7 +434,7 @@ def find_task(session: Session, name: str) -> tuple[Batch, int]:
 
 def _record_of(session: Session, batch: Batch) -> Record:
     fresh = session.tasks(batch).header.fresh_record()
-    return session.read(batch, Known(fresh, None)).record
+    return session.read(batch, VersionedRecord(fresh, None)).record
 
 
 def _log_of(session: Session, batch: Batch, position: int, task: Task) -> str:

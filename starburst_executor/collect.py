@@ -7,9 +7,10 @@ from typing import Any, Literal, cast
 
 from starburst_executor.errors import StoreError
 from starburst_executor.packing import Packer
-from starburst_executor.records import Batch, Record, State, Task, task_id
-from starburst_executor.serialize import Failure, decode_outcome
-from starburst_executor.session import Known, Session
+from starburst_executor.protocol.keys import Batch, task_id
+from starburst_executor.protocol.outcome import Failure, decode_outcome
+from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.session import Session, VersionedRecord
 
 __all__ = ["Collector", "FinalStateName", "TaskOutcome"]
 
@@ -71,7 +72,7 @@ class Collector:
     def __init__(self, session: Session, packer: Packer) -> None:
         self._session = session
         self._packer = packer
-        self._known: dict[Batch, Known] = {}
+        self._known: dict[Batch, VersionedRecord] = {}
         self._outcomes: dict[tuple[Batch, int], TaskOutcome] = {}
 
     def collect(self, batch: Batch, first_index: int) -> list[TaskOutcome]:
@@ -86,7 +87,7 @@ class Collector:
     def _record(self, batch: Batch) -> Record:
         known = self._known.get(batch)
         if known is None:
-            known = Known(self._session.tasks(batch).header.fresh_record(), None)
+            known = VersionedRecord(self._session.tasks(batch).header.fresh_record(), None)
         if not known.record.finished or known.version is None:
             known = self._known[batch] = self._session.read(batch, known)
         return known.record

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from starburst_executor.rate import Rate
-from starburst_executor.spec import WorkerSpec, memory_mib
+from starburst_executor.protocol.session_prices import SessionPrices
+from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 
 __all__ = [
     "LOGGED_GB_MONTH",
@@ -248,7 +248,7 @@ def affordable(max_hourly_cost: float, hourly: float) -> int | None:
 
 
 def check_hourly_cost(
-    max_hourly_cost: float, workers: int, hourly: float, prices: Prices | Rate
+    max_hourly_cost: float, workers: int, hourly: float, prices: Prices | SessionPrices
 ) -> None:
     """Refuse workers that together cost more an hour than allowed.
 

@@ -16,8 +16,8 @@ from starburst_executor.config import Configuration
 from starburst_executor.errors import ConfigError, StarburstError, StoreError
 from starburst_executor.executor import StarburstExecutor
 from starburst_executor.launch import LocalLauncher, open_launcher
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import Store, join_url, open_store, probe_conditional
 
 __all__ = ["Check", "examine"]

@@ -37,7 +37,7 @@ from typing import (
 
 from msgspec.structs import replace
 
-from starburst_executor import arguments, catalog, config, lanes, mapping
+from starburst_executor import arguments, catalog, config, mapping
 from starburst_executor.choice import (
     choose_environment,
     on_launcher,
@@ -59,29 +59,24 @@ from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launch import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.modules import is_local
-from starburst_executor.names import Name, function_name, name_of
 from starburst_executor.nesting import check_nesting
 from starburst_executor.options import Options
-from starburst_executor.origin import Origin
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.pricing import rate_for
 from starburst_executor.progress import Ticker
-from starburst_executor.records import (
-    Batch,
-    Intervals,
-    Lane,
-    Limits,
-    Manifest,
-    SessionState,
-    State,
-)
+from starburst_executor.protocol import lanes
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import Intervals, Lane, Limits, Manifest, SessionState
+from starburst_executor.protocol.origin import Origin
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.task_names import Name, function_name, name_of
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.retry import healed, named, retried, unhealed
 from starburst_executor.retry import retry as submit_again
 from starburst_executor.roster import Roster
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.serialize import refuse
-from starburst_executor.session import Session
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.serialization.remote import refuse
 from starburst_executor.staff import Staff
 from starburst_executor.store import Store, open_store, probe_conditional
 from starburst_executor.submit import Item, Submitter

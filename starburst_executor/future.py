@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from starburst_executor.exception_state import is_interrupt
-from starburst_executor.names import NO_NAME, Name
-from starburst_executor.records import Batch, task_id
+from starburst_executor.protocol.keys import Batch, task_id
+from starburst_executor.protocol.task_names import NO_NAME, Name
 
 __all__ = ["Settled", "TaskFuture"]
 

@@ -15,19 +15,12 @@ from itertools import islice
 from typing import Literal
 
 from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
-from starburst_executor.names import NO_NAME, Name
-from starburst_executor.queue import Sight
-from starburst_executor.records import (
-    Batch,
-    Piece,
-    Record,
-    State,
-    Task,
-    parse_task_id,
-    task_id,
-)
-from starburst_executor.serialize import decode_outcome
-from starburst_executor.session import Known, Session
+from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
+from starburst_executor.protocol.listing import BatchListing
+from starburst_executor.protocol.outcome import decode_outcome
+from starburst_executor.protocol.records import Piece, Record, State, Task
+from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.task_names import NO_NAME, Name
 
 __all__ = [
     "Attempt",
@@ -283,7 +276,7 @@ def find_one(session: Session, name: str) -> Found:
 
 def read_again(session: Session, found: Found) -> Found:
     """The task as it is now; its times are those of the first look."""
-    fresh = Known(Record.fresh(found.batch.size), None)
+    fresh = VersionedRecord(Record.fresh(found.batch.size), None)
     task = session.read(found.batch, fresh).record.tasks[found.position]
     return Found(
         batch=found.batch,
@@ -300,7 +293,7 @@ def read_again(session: Session, found: Found) -> Found:
 class _Seat:
     """A batch and where it stands in the session."""
 
-    sight: Sight
+    sight: BatchListing
     first: int = 0  # index of its first task
     stored: float = 0
 
@@ -315,7 +308,7 @@ def _seats(session: Session) -> tuple[list[_Seat], float]:
         batch = Batch.parse(folder)
         if batch is None:
             continue
-        seat = seats.setdefault(batch, _Seat(sight=Sight(batch)))
+        seat = seats.setdefault(batch, _Seat(sight=BatchListing(batch)))
         seat.sight.add(name, entry)
         if name == "tasks":
             seat.stored = entry.modified
@@ -327,7 +320,7 @@ def _seats(session: Session) -> tuple[list[_Seat], float]:
     return whole, now
 
 
-def _may_have(sight: Sight, states: Collection[State]) -> bool:
+def _may_have(sight: BatchListing, states: Collection[State]) -> bool:
     if sight.done is None:
         return True
     final = (State.COMPLETED, State.FAILED, State.CANCELLED)
@@ -338,7 +331,7 @@ def _read(session: Session, seat: _Seat) -> Record:
     fresh = Record.fresh(seat.sight.batch.size)
     if seat.sight.record is None:
         return fresh
-    return session.read(seat.sight.batch, Known(fresh, None)).record
+    return session.read(seat.sight.batch, VersionedRecord(fresh, None)).record
 
 
 def _tasks(seat: _Seat, record: Record, now: float) -> Iterator[Found]:

@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from starburst_executor import records
-from starburst_executor.records import Batch, Finish, Piece, State, Task
-from starburst_executor.session import Known, Tasks
+from starburst_executor.protocol import transitions
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.records import Piece, State, Task
+from starburst_executor.protocol.session import TasksObject, VersionedRecord
+from starburst_executor.protocol.transitions import AttemptEnd
 
 __all__ = ["Hold", "Key", "packed"]
 
@@ -36,13 +38,13 @@ class Hold:
     """A batch of which this worker holds tasks, held the last, or may have claimed some unawares."""
 
     batch: Batch
-    tasks: Tasks
-    known: Known
+    tasks: TasksObject
+    known: VersionedRecord
     marked: set[str]
     waiting: dict[int, Key] = field(default_factory=dict)
     given: dict[int, Key] = field(default_factory=dict)
     uploading: dict[int, Key] = field(default_factory=dict)
-    ended: dict[int, Finish] = field(default_factory=dict)
+    ended: dict[int, AttemptEnd] = field(default_factory=dict)
     claimed_at: dict[int, float] = field(default_factory=dict)  # monotonic
     said_at: float = 0.0  # monotonic time of the last write
     # Versions seen since a write of claims had no plain answer; None: none is in doubt.
@@ -71,7 +73,7 @@ class Hold:
         header = self.tasks.header
         return header.functions[header.calls[position].function]
 
-    def accept(self, known: Known, worker: str, now: float) -> list[Key]:
+    def accept(self, known: VersionedRecord, worker: str, now: float) -> list[Key]:
         """Take over what the record says that the worker holds.
 
         Args:
@@ -84,7 +86,7 @@ class Hold:
         """
         self.known = known
         self._settle_doubt()
-        held = records.held_by(known.record, worker)
+        held = transitions.held_by(known.record, worker)
         gone = [
             key
             for part in (self.waiting, self.given, self.uploading)
@@ -111,7 +113,7 @@ class Hold:
                 self.doubt = None
 
 
-def packed(finishes: Iterable[Finish], nonce: str) -> tuple[list[Finish], bytes]:
+def packed(finishes: Iterable[AttemptEnd], nonce: str) -> tuple[list[AttemptEnd], bytes]:
     """The same ends with their larger pieces in a pack of that name, and the pack."""
     pack: list[bytes] = []
     offset = 0

@@ -37,9 +37,9 @@ import platformdirs
 
 from starburst_executor import bootstrap
 from starburst_executor.errors import LaunchFailed, StarburstError
-from starburst_executor.origin import Origin
+from starburst_executor.protocol.origin import Origin
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.spec import WorkerSpec
 
 __all__ = [
     "Launcher",

@@ -21,9 +21,10 @@ from functools import partial
 from msgspec.structs import replace
 
 from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound
-from starburst_executor.queue import Sight
-from starburst_executor.records import Batch, Heartbeat, Intervals
-from starburst_executor.session import Beats, Known, Session
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import BatchListing
+from starburst_executor.protocol.manifest import Heartbeat, Intervals
+from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 
 __all__ = ["MARKER_GRACE", "Leases", "Repair"]
 
@@ -57,7 +58,7 @@ class Leases:
         self.suspects = False  # somebody may turn out lost at a second look
 
     def look(
-        self, beats: Beats, named: Iterable[str], ended: Iterable[str], now: float
+        self, beats: HeartbeatListing, named: Iterable[str], ended: Iterable[str], now: float
     ) -> dict[str, str]:
         """Take in one listing of heartbeats.
 
@@ -83,7 +84,9 @@ class Leases:
         self.live = sorted(beats.entries.keys() - lost.keys())
         return lost
 
-    def _judge(self, worker: str, beats: Beats, now: float, lost: dict[str, str]) -> None:
+    def _judge(
+        self, worker: str, beats: HeartbeatListing, now: float, lost: dict[str, str]
+    ) -> None:
         entry = beats.entries.get(worker)
         version = entry.version if entry else None
         age = beats.now - entry.modified if entry else math.inf
@@ -108,10 +111,10 @@ class Repair:
     def __init__(self, session: Session, intervals: Intervals, max_attempts: int) -> None:
         self._session = session
         self._max_attempts = max_attempts
-        self._known: dict[Batch, Known] = {}
+        self._known: dict[Batch, VersionedRecord] = {}
         self.leases = Leases(intervals)
 
-    def look(self, unfinished: list[Sight], ended: Iterable[str] = ()) -> dict[str, str]:
+    def look(self, unfinished: list[BatchListing], ended: Iterable[str] = ()) -> dict[str, str]:
         """Look once at records and heartbeats, and mend what is wrong; returns who is lost."""
         beats = self._session.beats()
         self._read_changed(unfinished)
@@ -123,7 +126,7 @@ class Repair:
         self._bury(lost, beats)
         return lost
 
-    def _read_changed(self, unfinished: list[Sight]) -> None:
+    def _read_changed(self, unfinished: list[BatchListing]) -> None:
         listed = {sight.batch: sight for sight in unfinished}
         self._known = {b: known for b, known in self._known.items() if b in listed}
         changed = [
@@ -138,17 +141,17 @@ class Repair:
         reads = self._session.runtime.gather([partial(self._read, batch) for batch in changed])
         self._known.update({b: k for b, k in zip(changed, reads, strict=True) if k is not None})
 
-    def _read(self, batch: Batch) -> Known | None:
+    def _read(self, batch: Batch) -> VersionedRecord | None:
         try:
             known = self._known.get(batch)
             if known is None:
-                known = Known(self._session.tasks(batch).header.fresh_record(), None)
+                known = VersionedRecord(self._session.tasks(batch).header.fresh_record(), None)
             return self._session.read(batch, known)
         except (DamagedObject, ObjectNotFound) as error:
             log.warning("cannot judge batch %s: %s", batch, error)
             return None
 
-    def _mend(self, sight: Sight, lost: dict[str, str], now: float) -> None:
+    def _mend(self, sight: BatchListing, lost: dict[str, str], now: float) -> None:
         known = self._known.get(sight.batch)
         if known is None:
             return
@@ -160,7 +163,7 @@ class Repair:
         elif sight.record is not None and now - sight.record.modified >= MARKER_GRACE:
             self._session.mark(sight.batch, known.record, sight.markers)
 
-    def _bury(self, lost: dict[str, str], beats: Beats) -> None:
+    def _bury(self, lost: dict[str, str], beats: HeartbeatListing) -> None:
         for worker in lost.keys() & beats.entries.keys():
             # Of one that cannot be read only the store knows when it was last there.
             heard = beats.entries[worker].modified
@@ -174,5 +177,5 @@ class Repair:
             self._session.bury(replace(last, state="lost", reason=lost[worker], ended=last.written))
 
 
-def _holders(known: Known) -> set[str]:
+def _holders(known: VersionedRecord) -> set[str]:
     return {task.worker for task in known.record.tasks if task.state.held}

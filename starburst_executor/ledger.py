@@ -25,8 +25,8 @@ from typing import NamedTuple
 from starburst_executor import cost
 from starburst_executor.errors import DamagedObject, SessionError, StoreError
 from starburst_executor.formatting import dollars, duration
-from starburst_executor.records import Heartbeat, Lane, Manifest
-from starburst_executor.session import Beats, Session
+from starburst_executor.protocol.manifest import Heartbeat, Lane, Manifest
+from starburst_executor.protocol.session import HeartbeatListing, Session
 from starburst_executor.store import Entry
 from starburst_executor.tables import counted
 
@@ -244,7 +244,7 @@ class Ledger:
         self._living: set[str] | None = None
         self._read: dict[str, _Read] = {}
 
-    def look(self, manifest: Manifest, beats: Beats) -> Bill | None:
+    def look(self, manifest: Manifest, beats: HeartbeatListing) -> Bill | None:
         """What it has cost now; None where nothing costs anything, or the price is not known.
 
         Args:
@@ -272,7 +272,7 @@ class Ledger:
             clients_out=out,
         )
 
-    def _list_ended(self, beats: Beats) -> None:
+    def _list_ended(self, beats: HeartbeatListing) -> None:
         """Once at first, and then when one of the living is there no longer."""
         living = set(beats.entries)
         if self._living is not None and not self._living - living:
@@ -283,7 +283,7 @@ class Ledger:
         entries, _ = self._session.list_all(prefix)
         self._ended = {entry.key[len(prefix) :]: entry for entry in entries}
 
-    def _read_some(self, entries: dict[str, Entry], beats: Beats) -> None:
+    def _read_some(self, entries: dict[str, Entry], beats: HeartbeatListing) -> None:
         """Read those that are new, then those that were read longest ago; so many at once, and no more."""
         again = beats.now - max(_READ_AGAIN, len(beats.entries) / _READS_A_SECOND)
         due = [w for w, entry in entries.items() if self._is_due(w, entry, again)]
@@ -311,7 +311,7 @@ class Ledger:
             log.info("worker %s counts as one of unknown length: %s", worker, error)
             return None
 
-    def _life(self, worker: str, entry: Entry, beats: Beats, lease: float) -> Life:
+    def _life(self, worker: str, entry: Entry, beats: HeartbeatListing, lease: float) -> Life:
         read = self._read[worker]
         beat = read.beat
         live = worker in beats.entries and beats.now - entry.modified <= lease

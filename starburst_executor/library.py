@@ -16,8 +16,8 @@ from typing import Protocol
 
 from starburst_executor import modules
 from starburst_executor.errors import DamagedObject, ObjectNotFound
-from starburst_executor.serialize import references
-from starburst_executor.session import Session
+from starburst_executor.protocol.payload import references
+from starburst_executor.protocol.session import Session
 
 __all__ = ["DiskLibrary", "Library"]
 

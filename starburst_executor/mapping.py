@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from starburst_executor.names import function_name
+from starburst_executor.protocol.task_names import function_name
 from starburst_executor.runtime import Runtime
 
 __all__ = ["Submits", "call_each", "map_on"]

@@ -17,18 +17,14 @@ from starburst_executor.exception_state import is_interrupt
 from starburst_executor.future import Settled
 from starburst_executor.modules import Tracker
 from starburst_executor.namespace import definitions
-from starburst_executor.records import Batch, Task, task_id
+from starburst_executor.protocol.keys import Batch, task_id
+from starburst_executor.protocol.outcome import Failure, decode_outcome
+from starburst_executor.protocol.payload import digest_of
+from starburst_executor.protocol.records import Task
+from starburst_executor.protocol.session import Session
 from starburst_executor.scripts import signature
-from starburst_executor.serialize import (
-    Failure,
-    decode_outcome,
-    digest_of,
-    dumps,
-    loads,
-    pack_call,
-    rebuild,
-)
-from starburst_executor.session import Session
+from starburst_executor.serialization.exceptions import rebuild
+from starburst_executor.serialization.pickling import dumps, loads, pack_call
 
 __all__ = ["Packer", "python_version"]
 

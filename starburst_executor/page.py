@@ -18,8 +18,8 @@ import msgspec
 from starburst_executor.charts import Chart, charts
 from starburst_executor.formatting import dollars, duration
 from starburst_executor.history import TaskGroup
+from starburst_executor.protocol.session import Session
 from starburst_executor.report import Loss, Review, Stay, observe, review
-from starburst_executor.session import Session
 
 __all__ = ["headline", "html", "library", "write"]
 

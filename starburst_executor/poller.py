@@ -20,11 +20,11 @@ from starburst_executor.errors import StarburstError, VersionMismatch
 from starburst_executor.launch import Launcher, LocalLauncher, hold_lock
 from starburst_executor.library import DiskLibrary
 from starburst_executor.nesting import hand_down_depth
-from starburst_executor.records import Heartbeat, Manifest
+from starburst_executor.protocol.manifest import Heartbeat, Manifest
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.worker_spec import MARKET_VARIABLE
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.slots import ProcessSlots
-from starburst_executor.spec import MARKET_VARIABLE
 from starburst_executor.staff import Staff
 from starburst_executor.store import open_store, split_session_url
 from starburst_executor.worker import Worker

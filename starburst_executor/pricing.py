@@ -14,16 +14,16 @@ from msgspec.structs import replace
 from starburst_executor import config, cost
 from starburst_executor.cost import Prices
 from starburst_executor.errors import AccountError
-from starburst_executor.rate import Rate
+from starburst_executor.protocol.session_prices import SessionPrices
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.spec import WorkerSpec
 
 __all__ = ["rate_for", "rate_of"]
 
 log = logging.getLogger(__name__)
 
 
-def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> Rate | None:
+def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> SessionPrices | None:
     """What such workers, and requests to that store, cost; None if neither costs anything, or nobody knows.
 
     May ask AWS, once, for some seconds at most; an answer is kept for a month, Spot's for a day.
@@ -51,7 +51,7 @@ def rate_of(
     fallback: Prices | None = None,
     *,
     public_ip: bool = True,
-) -> Rate:
+) -> SessionPrices:
     """The rate that prices come to for such workers.
 
     Args:
@@ -86,8 +86,8 @@ def _on_demand(spec: WorkerSpec) -> WorkerSpec:
     )
 
 
-def _of_requests(prices: Prices) -> Rate:
-    return Rate(
+def _of_requests(prices: Prices) -> SessionPrices:
+    return SessionPrices(
         write=prices.write,
         read=prices.read,
         region=prices.region,

@@ -30,10 +30,10 @@ from starburst_executor.errors import SessionError, StoreError
 from starburst_executor.formatting import duration
 from starburst_executor.inspection.notebook import open_notebook_display
 from starburst_executor.ledger import Ledger
-from starburst_executor.names import one_line
-from starburst_executor.records import Batch
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import Runtime
-from starburst_executor.session import Known, Session
 from starburst_executor.tables import counted
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Gauge:
         self._ledger = Ledger(session, client=client)
         self._queue = session.queue()
         self._queue.learn(session.load().lanes)
-        self._known: dict[Batch, Known] = {}
+        self._known: dict[Batch, VersionedRecord] = {}
         self._active: datetime | None = None
 
     def look(self) -> SessionStatus:

@@ -21,15 +21,9 @@ from typing import NamedTuple
 from starburst_executor.errors import DamagedObject
 from starburst_executor.history import Found, TaskGroup, find, group_errors, view
 from starburst_executor.ledger import Bill, Life, bill
-from starburst_executor.records import (
-    BROKEN,
-    Heartbeat,
-    Intervals,
-    Manifest,
-    State,
-    Task,
-)
-from starburst_executor.session import Beats, Session
+from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Intervals, Manifest
+from starburst_executor.protocol.records import State, Task
+from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = [
     "Loss",
@@ -215,7 +209,7 @@ def observe(session: Session) -> Observed:
     )
 
 
-def _stays(session: Session, beats: Beats, intervals: Intervals) -> list[Stay]:
+def _stays(session: Session, beats: HeartbeatListing, intervals: Intervals) -> list[Stay]:
     entries, _ = session.list_all(session.key("ended/"))
     gone = [entry.key.rsplit("/", 1)[1] for entry in entries]
     here = [worker for worker in beats.entries if worker not in set(gone)]

@@ -14,26 +14,24 @@ from typing import NamedTuple
 
 import msgspec
 
-from starburst_executor import lanes, records
 from starburst_executor.collect import TaskOutcome
 from starburst_executor.history import Found, find
-from starburst_executor.names import Name
-from starburst_executor.records import (
+from starburst_executor.protocol import codec, lanes
+from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session, TasksObject
+from starburst_executor.protocol.task_names import Name
+from starburst_executor.protocol.tasks_object import (
     MAX_BATCH_BYTES,
     MAX_BATCH_TASKS,
-    Batch,
     Queued,
-    State,
     encode_tasks,
-    parse_task_id,
-    task_id,
 )
-from starburst_executor.session import Session, Tasks
 
 __all__ = ["Retries", "healed", "named", "retried", "retry", "unhealed"]
 
 
-@records.decodable
+@codec.decodable
 class _Retries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`retries/<nonce>`: what one call of `retry` submitted again."""
 
@@ -77,7 +75,7 @@ def retried(session: Session) -> Retries:
     for entry in sorted(entries, key=lambda entry: entry.modified):
         got = session.store.get(entry.key)
         assert got is not None
-        tasks = records.decode(got.data, _Retries, entry.key).tasks
+        tasks = codec.decode(got.data, _Retries, entry.key).tasks
         after |= tasks
         made.update(tasks.values())
     return Retries(after, frozenset(made))
@@ -162,7 +160,7 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
 
 def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
     batch: Batch | None = None
-    tasks: Tasks | None = None
+    tasks: TasksObject | None = None
     names: list[Name] = []
     for found in chosen:
         if tasks is None or found.batch != batch:
@@ -197,4 +195,4 @@ def _pack(copies: Iterable[_Copy], size: int) -> Iterator[list[_Copy]]:
 
 def _note(session: Session, made: dict[str, str]) -> None:
     key = session.key(f"retries/{session.runtime.new_id(12)}")
-    session.store.put(key, records.encode(_Retries(tasks=made)))
+    session.store.put(key, codec.encode(_Retries(tasks=made)))

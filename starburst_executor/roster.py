@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from starburst_executor.future import TaskFuture
-from starburst_executor.names import NO_NAME, Name
-from starburst_executor.records import Batch, State, parse_task_id
-from starburst_executor.session import Session
+from starburst_executor.protocol.keys import Batch, parse_task_id
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.task_names import NO_NAME, Name
 from starburst_executor.watch import Outcomes, Watcher
 
 __all__ = ["Roster"]

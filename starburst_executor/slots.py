@@ -58,8 +58,8 @@ from starburst_executor.child import (
 )
 from starburst_executor.fate import what_became_of
 from starburst_executor.output import OUTPUT_MAX, shorten, tail
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.runtime import Runtime, Signal
-from starburst_executor.serialize import Failure, Outcome, encode_outcome
 
 __all__ = ["Ended", "Job", "ProcessSlots", "Slots", "SlotsBroken"]
 

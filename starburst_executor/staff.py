@@ -38,16 +38,10 @@ from starburst_executor.errors import (
 )
 from starburst_executor.launch import Launcher
 from starburst_executor.ledger import affordable_workers
-from starburst_executor.queue import Queue, Sight
-from starburst_executor.records import (
-    BROKEN,
-    Heartbeat,
-    Manifest,
-    Record,
-    SessionState,
-    State,
-)
-from starburst_executor.session import Beats, Known, Session
+from starburst_executor.protocol.listing import BatchListing, QueueReader
+from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Manifest, SessionState
+from starburst_executor.protocol.records import Record, State
+from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 from starburst_executor.turns import Turn
 
 __all__ = ["Staff"]
@@ -95,7 +89,7 @@ class Staff:
         self._wake = session.runtime.signal()
         self._asked: Callable[[], None] | None = None
         self._turn = Turn(session)
-        self._queue: Queue | None = None  # of this thread alone
+        self._queue: QueueReader | None = None  # of this thread alone
         # Started here, and not yet known to have ended: when, on the monotonic clock.
         self._started: dict[str, float] = {}
         # Known to the launcher, and without a heartbeat at every look so far: since when; with one at any: -inf.
@@ -215,7 +209,7 @@ class Staff:
             self.ended |= fresh
             self._news()
 
-    def _heard(self, beats: Beats, known: set[str]) -> set[str]:
+    def _heard(self, beats: HeartbeatListing, known: set[str]) -> set[str]:
         """Those with a fresh heartbeat; it may be a lease old where the process is known to live."""
         half = self.manifest.intervals.lease / 2
         ages = {worker: beats.now - e.modified for worker, e in beats.entries.items()}
@@ -264,8 +258,8 @@ class Staff:
                 reads += 1
         return min(count, enough)
 
-    def _pending(self, sight: Sight) -> int:
-        fresh = Known(Record.fresh(sight.batch.size), None)
+    def _pending(self, sight: BatchListing) -> int:
+        fresh = VersionedRecord(Record.fresh(sight.batch.size), None)
         return self._session.read(sight.batch, fresh).record.count(State.PENDING)
 
     # --- starting ---------------------------------------------------------------------

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from starburst_executor.launch import LocalLauncher
-from starburst_executor.records import Manifest, SessionState, State
-from starburst_executor.session import Beats, Session
+from starburst_executor.protocol.manifest import Manifest, SessionState
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = ["Stuck", "explain", "known_to_have_ended", "past_limit"]
 
@@ -54,7 +55,7 @@ def explain(
     session: Session,
     manifest: Manifest,
     counts: Mapping[State, int],
-    beats: Beats,
+    beats: HeartbeatListing,
     live: Collection[str],
     gone: Collection[str],
     last_activity: float,
@@ -92,7 +93,7 @@ def explain(
     return _unattended(manifest, "no workers are at it")
 
 
-def _stillborn(session: Session, beats: Beats, gone: Collection[str]) -> list[str]:
+def _stillborn(session: Session, beats: HeartbeatListing, gone: Collection[str]) -> list[str]:
     """Workers that ended before their first heartbeat."""
     silent = set(gone) - beats.entries.keys()
     return sorted(w for w in silent if session.heartbeat(w, "ended") is None)

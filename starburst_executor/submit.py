@@ -17,15 +17,15 @@ from typing import Any
 
 from starburst_executor.errors import ExecutorBroken, StarburstError, StoreError
 from starburst_executor.future import TaskFuture
-from starburst_executor.names import NO_NAME, Name
-from starburst_executor.records import (
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.task_names import NO_NAME, Name
+from starburst_executor.protocol.tasks_object import (
     MAX_BATCH_BYTES,
     MAX_BATCH_TASKS,
-    Batch,
     Queued,
     encode_tasks,
 )
-from starburst_executor.session import Session
 
 __all__ = ["Item", "Submitter"]
 

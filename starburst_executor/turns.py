@@ -21,16 +21,16 @@ import math
 
 import msgspec
 
-from starburst_executor import records
 from starburst_executor.errors import Conflict, ObjectNotFound
-from starburst_executor.session import Session
+from starburst_executor.protocol import codec
+from starburst_executor.protocol.session import Session
 
 __all__ = ["Turn"]
 
 _KEY = "launching"
 
 
-@records.decodable
+@codec.decodable
 class _Launching(
     msgspec.Struct,
     frozen=True,
@@ -40,7 +40,7 @@ class _Launching(
 ):
     """What is stored: who has the turn, for how many seconds since it was written."""
 
-    schema: int = records.SCHEMA
+    schema: int = codec.SCHEMA
     nonce: str
     by: str
     seconds: float
@@ -68,7 +68,7 @@ class Turn:
         except ObjectNotFound:
             return self._write(seconds, None)
         assert got is not None
-        now = records.decode(got.data, _Launching, _KEY)
+        now = codec.decode(got.data, _Launching, _KEY)
         if now.by != self._by and got.now - got.modified < now.seconds:
             return False
         return self._write(seconds, got.version)
@@ -81,7 +81,7 @@ class Turn:
     def _write(self, seconds: float, version: str | None) -> bool:
         began = self._session.runtime.monotonic()
         nonce = self._session.runtime.new_id(8)
-        data = records.encode(_Launching(nonce=nonce, by=self._by, seconds=seconds))
+        data = codec.encode(_Launching(nonce=nonce, by=self._by, seconds=seconds))
         store, key = self._session.store, self._session.key(_KEY)
         try:
             self._version = (

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from starburst_executor import records
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -29,17 +28,12 @@ from starburst_executor.errors import (
 from starburst_executor.formatting import duration
 from starburst_executor.future import Settled, TaskFuture
 from starburst_executor.leases import Repair
-from starburst_executor.queue import Queue, Sight
-from starburst_executor.records import (
-    Batch,
-    Manifest,
-    Piece,
-    Record,
-    SessionState,
-    State,
-    Task,
-)
-from starburst_executor.session import Known, Session
+from starburst_executor.protocol import transitions
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import BatchListing, QueueReader
+from starburst_executor.protocol.manifest import Manifest, SessionState
+from starburst_executor.protocol.records import Piece, Record, State, Task
+from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.stuck import past_limit
 
 __all__ = ["Outcomes", "Watcher"]
@@ -62,8 +56,8 @@ class _Waited:
     """A stored batch with futures that have not ended."""
 
     futures: dict[int, TaskFuture[Any]]
-    known: Known
-    sight: Sight | None = None
+    known: VersionedRecord
+    sight: BatchListing | None = None
     fetching: set[int] = field(default_factory=set)
 
 
@@ -115,7 +109,7 @@ class Outcomes:
             record = self._records.get(batch)
         if record is None:
             fresh = self._session.tasks(batch).header.fresh_record()
-            record = self._session.read(batch, Known(fresh, None)).record
+            record = self._session.read(batch, VersionedRecord(fresh, None)).record
             with self._lock:
                 self._records[batch] = record
                 while len(self._records) > 16:
@@ -141,7 +135,7 @@ class Watcher:
         self,
         session: Session,
         manifest: Manifest,
-        queue: Queue,
+        queue: QueueReader,
         outcomes: Outcomes,
         staff: Callable[[int], None],
         ended_workers: Callable[[], frozenset[str]],
@@ -187,7 +181,7 @@ class Watcher:
         """Watch the futures of a batch that is stored; once all were abandoned, these are too."""
         if not futures:
             return
-        fresh = Known(Record.fresh(batch.size), None)
+        fresh = VersionedRecord(Record.fresh(batch.size), None)
         with self._lock:
             abandoned = self._abandoned
             if abandoned is None:
@@ -197,7 +191,9 @@ class Watcher:
         else:
             _end(futures, abandoned)
 
-    def _watch(self, batch: Batch, futures: dict[int, TaskFuture[Any]], fresh: Known) -> None:
+    def _watch(
+        self, batch: Batch, futures: dict[int, TaskFuture[Any]], fresh: VersionedRecord
+    ) -> None:
         waited = self._waited.setdefault(batch, _Waited({}, fresh))
         self._unfinished += len(futures.keys() - waited.futures.keys())
         self._idle.clear()
@@ -217,7 +213,7 @@ class Watcher:
                 for batch, waited in self._waited.items()
             }
 
-    def learn(self, batch: Batch, known: Known) -> None:
+    def learn(self, batch: Batch, known: VersionedRecord) -> None:
         """Take over a record that was read or written elsewhere in this client."""
         with self._lock:
             waited = self._waited.get(batch)
@@ -355,7 +351,7 @@ class Watcher:
 
     # --- results --------------------------------------------------------------------
 
-    def _read_changed(self, sights: dict[Batch, Sight]) -> bool:
+    def _read_changed(self, sights: dict[Batch, BatchListing]) -> bool:
         with self._lock:
             changed = []
             for batch, waited in self._waited.items():
@@ -371,7 +367,9 @@ class Watcher:
                 progress = self._take_in(batch, waited, known) or progress
         return progress
 
-    def _worth_reading(self, batch: Batch, sight: Sight | None, known: Known) -> bool:
+    def _worth_reading(
+        self, batch: Batch, sight: BatchListing | None, known: VersionedRecord
+    ) -> bool:
         """Whether its record is new; not yet if it says, most likely, that it was just claimed."""
         if self.queue.done(batch):
             # Listings need not show it any more; perhaps none did since it is waited for.
@@ -381,7 +379,7 @@ class Watcher:
         age = self.queue.now - sight.record.modified
         return known.version is not None or age >= self._grace
 
-    def _read(self, batch: Batch, known: Known) -> Known | None:
+    def _read(self, batch: Batch, known: VersionedRecord) -> VersionedRecord | None:
         try:
             return self.session.read(batch, known)
         except (NewerSchema, SessionTerminated):
@@ -390,7 +388,7 @@ class Watcher:
             log.warning("batch %s: %s", batch, error)
             return None
 
-    def _take_in(self, batch: Batch, waited: _Waited, known: Known) -> bool:
+    def _take_in(self, batch: Batch, waited: _Waited, known: VersionedRecord) -> bool:
         """Settle what has ended; whether anything had."""
         with self._lock:
             futures = dict(waited.futures)
@@ -449,7 +447,7 @@ class Watcher:
         except DamagedObject:
             return {}  # each task's own read tells which of them can still be had
         return {
-            p: records.inlined(
+            p: transitions.inlined(
                 tasks[p], data[piece.start - start : piece.start + piece.size - start]
             )
             for p, piece in places.items()
@@ -474,7 +472,7 @@ class Watcher:
     def _repair_interval(self) -> float:
         return self._intervals.lease * self._runtime.random.uniform(0.75, 1.0)
 
-    def _keep_workers(self, sights: Iterable[Sight]) -> None:
+    def _keep_workers(self, sights: Iterable[BatchListing]) -> None:
         now = self._runtime.monotonic()
         if now - self._staffed_at >= min(1.0, self._intervals.heartbeat / 4):
             self._staffed_at = now

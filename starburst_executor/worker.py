@@ -24,7 +24,6 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from starburst_executor import records
 from starburst_executor.beats import Beater
 from starburst_executor.errors import (
     Conflict,
@@ -38,21 +37,14 @@ from starburst_executor.errors import (
 from starburst_executor.hold import Hold, Key, packed
 from starburst_executor.leases import MARKER_GRACE, Repair
 from starburst_executor.library import Library
-from starburst_executor.queue import Sight
-from starburst_executor.records import (
-    BROKEN,
-    Batch,
-    Finish,
-    Heartbeat,
-    LiveLog,
-    Manifest,
-    Piece,
-    Record,
-    SessionState,
-    State,
-)
+from starburst_executor.protocol import transitions
+from starburst_executor.protocol.keys import Batch, task_id
+from starburst_executor.protocol.listing import BatchListing
+from starburst_executor.protocol.manifest import BROKEN, Heartbeat, LiveLog, Manifest, SessionState
+from starburst_executor.protocol.records import Piece, Record, State
+from starburst_executor.protocol.session import Session, VersionedRecord, damage
+from starburst_executor.protocol.transitions import AttemptEnd
 from starburst_executor.runtime import Signal
-from starburst_executor.session import Known, Session, damage
 from starburst_executor.slots import Ended, Job, Slots, SlotsBroken
 from starburst_executor.staff import Staff
 from starburst_executor.workload import (
@@ -126,7 +118,7 @@ class Worker:
         self._signal: Signal = slots.signal
         last_chance = manifest.limits.max_attempts - 1
         self._load = Workload(slots, self._runtime, last_chance)
-        self._uploaded: deque[tuple[Key, Finish]] = deque()
+        self._uploaded: deque[tuple[Key, AttemptEnd]] = deque()
         self._fetched: deque[tuple[Key, Exception | None]] = deque()
         self._inbox: deque[Ended] = deque()
         self._fetching: set[Key] = set()
@@ -138,7 +130,7 @@ class Worker:
         self._accident: Exception | None = None
         self._endured = 0  # rounds in a row in which the machine was short of something
         self._paused = False
-        self._window: list[Sight] = []
+        self._window: list[BatchListing] = []
         self._window_at = -math.inf
         self._unfinished = True
         self._from_front = False
@@ -430,11 +422,11 @@ class Worker:
         *,
         claim: int,
         begin: int,
-        finishes: Iterable[Finish] = (),
+        finishes: Iterable[AttemptEnd] = (),
         starts: Mapping[int, tuple[int, float]] | None = None,
         releases: Mapping[int, int] | None = None,
     ) -> Record:
-        return records.advance(
+        return transitions.advance(
             record,
             self.id,
             self._runtime.time(),
@@ -452,7 +444,7 @@ class Worker:
         hold.doubt = set()
         self._next_refresh = self._runtime.monotonic()
 
-    def _pack(self, hold: Hold) -> list[Finish]:
+    def _pack(self, hold: Hold) -> list[AttemptEnd]:
         """The ends to be said, with what is too large for the record stored beside it first."""
         finishes = list(hold.ended.values())
         weight = sum(len(p.inline) for f in finishes for p in _pieces(f))
@@ -464,7 +456,7 @@ class Worker:
             self.session.put_pack(hold.batch, nonce, pack)
         return finishes
 
-    def _accept(self, hold: Hold, known: Known) -> None:
+    def _accept(self, hold: Hold, known: VersionedRecord) -> None:
         """Make this worker's idea of what it holds that of the record; stop what is no longer its own."""
         gone = hold.accept(known, self.id, self._runtime.monotonic())
         withdrawn = self._slots.withdraw(gone)
@@ -476,9 +468,9 @@ class Worker:
 
     def _mark(self, hold: Hold, before: Record | None = None) -> None:
         """Write the markers that are due; those due `before` were somebody else's to write."""
-        due = set(records.due_markers(hold.known.record)) - hold.marked
+        due = set(transitions.due_markers(hold.known.record)) - hold.marked
         if before is not None:
-            due -= set(records.due_markers(before))
+            due -= set(transitions.due_markers(before))
         if due:
             self.session.mark(hold.batch, hold.known.record, hold.marked)
             hold.marked |= due
@@ -546,7 +538,7 @@ class Worker:
             self._beaten = beaten
         return False
 
-    def _candidates(self) -> Iterable[Sight]:
+    def _candidates(self) -> Iterable[BatchListing]:
         now = self._runtime.monotonic()
         stale = now - self._window_at > self._intervals.commit
         if not self._window or stale or self._front_is_due():
@@ -584,7 +576,7 @@ class Worker:
         self._store_time = (queue.now, self._window_at)
         self.beater.poke()
 
-    def _approach(self, sight: Sight) -> Hold | None:
+    def _approach(self, sight: BatchListing) -> Hold | None:
         """What is needed before claiming from a batch: header, record, callable."""
         try:
             hold = self._load.holds.get(sight.batch) or self._new_hold(sight)
@@ -604,7 +596,7 @@ class Worker:
         self._tell_drained(sight, hold)
         return None
 
-    def _tell_drained(self, sight: Sight, hold: Hold) -> None:
+    def _tell_drained(self, sight: BatchListing, hold: Hold) -> None:
         """What has nothing to claim is still listed as open: if nobody is at it, somebody died at it."""
         if self._queue.now - sight.modified < MARKER_GRACE:
             return
@@ -614,12 +606,12 @@ class Worker:
         else:
             self._mark(hold)
 
-    def _new_hold(self, sight: Sight) -> Hold:
+    def _new_hold(self, sight: BatchListing) -> Hold:
         tasks = self.session.tasks(sight.batch)
-        known = Known(tasks.header.fresh_record(), None)
+        known = VersionedRecord(tasks.header.fresh_record(), None)
         return Hold(sight.batch, tasks, known, set(sight.markers))
 
-    def _read_newer(self, hold: Hold, sight: Sight) -> None:
+    def _read_newer(self, hold: Hold, sight: BatchListing) -> None:
         """Read the record if the listing shows another than is known."""
         if sight.record is None or sight.record.version == hold.known.version:
             return
@@ -633,12 +625,12 @@ class Worker:
 
     def _fail_damaged(self, batch: Batch, error: DamagedObject) -> None:
         log.error("batch %s cannot be run: %s", batch, error)
-        known = self.session.read(batch, Known(Record.fresh(batch.size), None))
+        known = self.session.read(batch, VersionedRecord(Record.fresh(batch.size), None))
         outcome = damage(error)
         known = self.session.change(
             batch,
             known,
-            lambda record: records.fail_all(record, self._runtime.time(), outcome),
+            lambda record: transitions.fail_all(record, self._runtime.time(), outcome),
         )
         self.session.mark(batch, known.record)
 
@@ -680,7 +672,9 @@ class Worker:
         self._accept(hold, known)
         return written
 
-    def _change_once(self, hold: Hold, edit: Callable[[Record], Record]) -> tuple[Known, bool]:
+    def _change_once(
+        self, hold: Hold, edit: Callable[[Record], Record]
+    ) -> tuple[VersionedRecord, bool]:
         try:
             return self.session.change_once(hold.batch, hold.known, edit), True
         except Conflict:
@@ -732,7 +726,7 @@ class Worker:
         self._slots.start(
             Job(
                 key=key,
-                label=records.task_id(key.batch.lane, key.batch.number + key.position),
+                label=task_id(key.batch.lane, key.batch.number + key.position),
                 function=function,
                 function_digest=digest,
                 call=call,
@@ -759,7 +753,9 @@ class Worker:
         if hold.waiting.get(key.position) == key:
             del hold.waiting[key.position]
             outcome = Piece(inline=damage(error))
-            hold.ended[key.position] = Finish(key.position, key.attempt, False, now, now, outcome)
+            hold.ended[key.position] = AttemptEnd(
+                key.position, key.attempt, False, now, now, outcome
+            )
 
     def _fetch(self, key: Key, blobs: list[str]) -> None:
         """Bring blobs here; on the thread of transfers."""
@@ -1064,12 +1060,12 @@ class Worker:
         )
 
 
-def _pieces(finish: Finish) -> list[Piece]:
+def _pieces(finish: AttemptEnd) -> list[Piece]:
     return [p for p in (finish.outcome, finish.stdout, finish.stderr) if p is not None]
 
 
-def _finish(key: Key, ended: Ended) -> Finish:
-    return Finish(
+def _finish(key: Key, ended: Ended) -> AttemptEnd:
+    return AttemptEnd(
         position=key.position,
         attempt=key.attempt,
         ok=ended.ok,

@@ -22,12 +22,13 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from starburst_executor import records
 from starburst_executor.hold import Hold, Key
-from starburst_executor.queue import Sight
-from starburst_executor.records import Batch, State
+from starburst_executor.protocol import records, tasks_object
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import BatchListing
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import TasksObject
 from starburst_executor.runtime import Runtime
-from starburst_executor.session import Tasks
 from starburst_executor.slots import Slots
 
 __all__ = [
@@ -122,7 +123,7 @@ class Workload:
         per_claim = math.ceil(self._slots.size * CLAIM_SECONDS / max(pace, 1e-4))
         unbegun = self.queued - len(self._slots.begun())
         more = max(per_claim - unbegun, self.free, 1)
-        return min(more, half, records.MAX_BATCH_TASKS)
+        return min(more, half, tasks_object.MAX_BATCH_TASKS)
 
     def short(self, tasks: int) -> bool:
         """Whether so many tasks like the last ones claimed would soon be run by this worker alone."""
@@ -225,7 +226,7 @@ class Workload:
                 first = min(first, pace - spent if spent < pace else spent)
         return (first if first < math.inf else 0.0) + queued / self._slots.size
 
-    def _pace_of(self, tasks: Tasks) -> float | None:
+    def _pace_of(self, tasks: TasksObject) -> float | None:
         """The longest of its callables' run times, each the (lower) median of the last few.
 
         Not the mean: the first call in a process pays for imports.
@@ -253,8 +254,8 @@ def spread(workers: int) -> int:
 
 
 def worth_claiming(
-    sights: Sequence[Sight], workers: int, now: float, *, short: bool = False
-) -> Sequence[Sight]:
+    sights: Sequence[BatchListing], workers: int, now: float, *, short: bool = False
+) -> Sequence[BatchListing]:
     """Those of the open batches, which are in order, from which a worker should claim at random.
 
     Args:
@@ -270,6 +271,6 @@ def worth_claiming(
     return free or near if short else (free or near)[: spread(workers)]
 
 
-def _nobody_is_at(sight: Sight, now: float) -> bool:
+def _nobody_is_at(sight: BatchListing, now: float) -> bool:
     """Whether a claim most likely meets no other: of what nobody has begun with, or not for a while."""
     return sight.record is None or now - sight.record.modified >= QUIET_SECONDS

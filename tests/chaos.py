@@ -8,7 +8,7 @@ from functools import partial
 
 from starburst_executor import catalog
 from starburst_executor.errors import SessionError, StarburstError, StoreError
-from starburst_executor.records import Limits
+from starburst_executor.protocol.manifest import Limits
 from tests.simulated import (
     BrokenRule,
     Settings,

@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 from msgspec.structs import replace
 
-from starburst_executor import catalog, lanes, records
+from starburst_executor import catalog
 from starburst_executor.errors import (
     DamagedObject,
     ObjectNotFound,
@@ -31,31 +31,25 @@ from starburst_executor.errors import (
 )
 from starburst_executor.future import Settled, TaskFuture
 from starburst_executor.hold import Key
-from starburst_executor.queue import Queue
-from starburst_executor.records import (
-    Batch,
+from starburst_executor.protocol import codec, lanes, tasks_object
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import QueueReader
+from starburst_executor.protocol.manifest import (
     Heartbeat,
     Intervals,
     Lane,
     Limits,
     Manifest,
-    Record,
     SessionState,
-    State,
-    Task,
 )
+from starburst_executor.protocol.outcome import Failure, Outcome, decode_outcome, encode_outcome
+from starburst_executor.protocol.payload import digest_of
+from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.roster import Roster
 from starburst_executor.runtime import Signal
-from starburst_executor.serialize import (
-    Failure,
-    Outcome,
-    decode_outcome,
-    digest_of,
-    encode_outcome,
-)
-from starburst_executor.session import Session
 from starburst_executor.slots import Ended, Job
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.staff import Staff
 from starburst_executor.store import Bytes
 from starburst_executor.submit import Item, Submitter
@@ -114,7 +108,7 @@ class Ledger(MemoryStore):
     def __init__(self, sim: Simulation, *, checked: bool = True) -> None:
         super().__init__(SimRuntime(sim, "the store's clock"))
         self.prefix = f"sessions/{SESSION_ID}/"
-        self.queues: Callable[[], Iterable[tuple[str, Queue]]] = lambda: ()
+        self.queues: Callable[[], Iterable[tuple[str, QueueReader]]] = lambda: ()
         self._checked = checked
         self._sim = sim
         self.max_attempts = Limits().max_attempts
@@ -128,7 +122,7 @@ class Ledger(MemoryStore):
     def record(self, batch: Batch) -> Record | None:
         """The record as it is stored, without a request."""
         data = self._data.get(self.prefix + batch.record_key)
-        return None if data is None else records.decode(data, Record, batch.record_key)
+        return None if data is None else codec.decode(data, Record, batch.record_key)
 
     def batches(self) -> list[Batch]:
         """What is stored, in order."""
@@ -140,7 +134,7 @@ class Ledger(MemoryStore):
         found = self.record(batch)
         if found is not None:
             return found
-        head = records.read_header(self._data[self.prefix + batch.tasks_key], batch.tasks_key)
+        head = tasks_object.read_header(self._data[self.prefix + batch.tasks_key], batch.tasks_key)
         assert not isinstance(head, int)
         return head[0].fresh_record()
 
@@ -151,14 +145,14 @@ class Ledger(MemoryStore):
 
     def manifest(self) -> Manifest:
         """The manifest, without a request."""
-        return records.decode(self._data[self.prefix + "session.json"], Manifest, "session.json")
+        return codec.decode(self._data[self.prefix + "session.json"], Manifest, "session.json")
 
     def _write(self, key: str, data: Bytes) -> str:
         deleted = self.terminated_at is not None  # what lands late lands among nothing
         if self._checked and not deleted and key.startswith(self.prefix + "queue/"):
             self._check(key[len(self.prefix) :], bytes(data))
         if key == self.prefix + "session.json" and self.terminated_at is None:
-            manifest = records.decode(bytes(data), Manifest, key)
+            manifest = codec.decode(bytes(data), Manifest, key)
             if manifest.state is SessionState.TERMINATED:
                 self.terminated_at = self._sim.now
         return super()._write(key, data)
@@ -170,7 +164,7 @@ class Ledger(MemoryStore):
         if last == "tasks":
             self._check_cursors(batch)
         elif last == "record":
-            self._check_record(batch, records.decode(data, Record, name))
+            self._check_record(batch, codec.decode(data, Record, name))
         else:
             self._check_marker(batch, last, self.record(batch))
 
@@ -841,7 +835,7 @@ class World:
         self.sim.note(body.worker, "begins", body.label, "attempt", body.key.attempt)
         self.on_began(body)
 
-    def queues(self) -> Iterable[tuple[str, Queue]]:
+    def queues(self) -> Iterable[tuple[str, QueueReader]]:
         """What all that live know of the queue."""
         for worker in self.workers.values():
             if worker.worker is not None and not worker.dead:

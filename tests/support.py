@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from starburst_executor import Intervals, StarburstExecutor
-from starburst_executor.session import Session
+from starburst_executor.protocol.session import Session
 from starburst_executor.store import Bytes, Got, Page, Store, open_store
 
 QUICK = Intervals(

@@ -15,19 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starburst_executor import (
-    ExecutorBroken,
-    StarburstExecutor,
-    TaskFuture,
-    executor,
-    records,
-)
+from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, executor
 from starburst_executor import worker as worker_module
 from starburst_executor.launch import LocalLauncher
 from starburst_executor.library import DiskLibrary
-from starburst_executor.records import Heartbeat
+from starburst_executor.protocol import records
+from starburst_executor.protocol.manifest import BROKEN, Heartbeat
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.slots import ProcessSlots, SlotsBroken
 from starburst_executor.worker import Worker
 from tests.support import QUICK
@@ -241,7 +236,7 @@ def test_a_worker_whose_disk_is_full_hands_back_and_leaves(
     future = lone.submit(np.sum, np.ones(100_000))
     shop.open()
     beat = shop.left()
-    assert beat.state == records.BROKEN
+    assert beat.state == BROKEN
     assert "No space left" in beat.reason
     task = task_of(lone, future)
     assert (task.state, task.losses, task.past[-1].how) == (
@@ -258,7 +253,7 @@ def test_a_worker_that_cannot_keep_callables_hands_back_and_leaves(
     lone.submit(double, 1)
     shop.open()
     beat = shop.left()
-    assert (beat.state, "No space left" in beat.reason) == (records.BROKEN, True)
+    assert (beat.state, "No space left" in beat.reason) == (BROKEN, True)
 
 
 def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
@@ -275,7 +270,7 @@ def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
         monkey._wake()
     beat = shop.left()
     assert (beat.state, beat.reason) == (
-        records.BROKEN,
+        BROKEN,
         "no tasks can be run here any more: no process can be started",
     )
     assert task_of(lone, running).past[-1].how == "handed back"
@@ -290,7 +285,7 @@ def test_a_worker_hands_back_before_it_ends_by_an_accident(
     gate.await_arrivals()
     monkeypatch.setattr(shop.worker, "_check_session", raises(RuntimeError("odd")))
     shop.worker._signal.set()
-    assert shop.left().state == records.BROKEN
+    assert shop.left().state == BROKEN
     assert shop.reason == "raised odd"
     assert task_of(lone, running).past[-1].how == "handed back"
 

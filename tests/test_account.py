@@ -20,7 +20,7 @@ from starburst_executor.aws.account import Credentials, find_credentials, identi
 from starburst_executor.aws.deployment import policy
 from starburst_executor.cli import Exit, main
 from starburst_executor.errors import AccountDenied, AccountError
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from tests.scripted import Scripted
 from tests.servers import S3Server
 

@@ -8,7 +8,7 @@ import textwrap
 import typing
 from typing import Any
 
-from starburst_executor.serialize import loads
+from starburst_executor.serialization.pickling import loads
 
 # What 3.14 does by itself is near to what this makes older ones do.
 _LATE = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"

@@ -24,7 +24,7 @@ from starburst_executor import bootstrap
 from starburst_executor.aws.ecs.container import entry_point
 from starburst_executor.environment import Lock, Prepared, ship
 from starburst_executor.launch import open_launcher
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.store import Store, open_store
 from tests.servers import S3Server
 from tests.support import is_alive, keys

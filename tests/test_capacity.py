@@ -23,7 +23,7 @@ from starburst_executor.aws.ecs.instances import (
 from starburst_executor.aws.ecs.launcher import EcsLauncher
 from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.errors import AccountError, LaunchFailed
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from tests.scripted import Scripted
 from tests.test_ecs import (
     DEPLOYMENT,

@@ -14,9 +14,9 @@ from starburst_executor import (
     list_sessions,
 )
 from starburst_executor.progress import Gauge
-from starburst_executor.records import Heartbeat
+from starburst_executor.protocol.manifest import Heartbeat
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.store import open_store
 
 QUICK = Intervals(heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)

@@ -20,33 +20,29 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
-from starburst_executor import StarburstExecutor, records
+from starburst_executor import StarburstExecutor
 from starburst_executor.cli import _VERBS, Exit, main
 from starburst_executor.cli.logs import added
 from starburst_executor.packing import python_version
-from starburst_executor.records import (
-    Batch,
-    Finish,
+from starburst_executor.protocol import transitions
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import (
     Intervals,
+    Lane,
+    Limits,
     LiveLog,
     Manifest,
-    Piece,
-    Queued,
-    Record,
     SessionState,
-    encode_tasks,
 )
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.protocol.records import Piece, Record
+from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.tasks_object import Queued, encode_tasks
+from starburst_executor.protocol.transitions import AttemptEnd
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.serialize import (
-    Failure,
-    Outcome,
-    describe,
-    dumps,
-    encode_outcome,
-    pack_call,
-)
-from starburst_executor.session import Known, Session
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.serialization.exceptions import describe
+from starburst_executor.serialization.pickling import dumps, pack_call
 from starburst_executor.store import open_store
 from tests.servers import S3Server
 
@@ -136,9 +132,9 @@ class Made:
             deadline=now + left,
             workers=2,
             spec=WorkerSpec(),
-            limits=records.Limits(),
+            limits=Limits(),
             intervals=QUICK,
-            lanes=(records.Lane(client="x", taken=False, number=3),),
+            lanes=(Lane(client="x", taken=False, number=3),),
         )
         self.session = Session.create(open_store(store), manifest, self.runtime)
         self.id = session_id
@@ -150,7 +146,7 @@ class Made:
         return run(verb, self.id, *arguments, store=self.store)
 
     def change(self, edit: Callable[[Record], Record]) -> Record:
-        known = self.session.read(self.batch, Known(Record.fresh(3), None))
+        known = self.session.read(self.batch, VersionedRecord(Record.fresh(3), None))
         record = self.session.change(self.batch, known, edit).record
         self.session.mark(self.batch, record)
         return record
@@ -158,7 +154,9 @@ class Made:
     def begin(self, worker: str = "w-one", count: int = 1) -> None:
         """Have a worker hold so many tasks, and run them."""
         now = self.runtime.time()
-        self.change(lambda r: records.advance(r, worker, now, claim=count, begin=count, solo=True))
+        self.change(
+            lambda r: transitions.advance(r, worker, now, claim=count, begin=count, solo=True)
+        )
 
     def end(
         self,
@@ -171,7 +169,7 @@ class Made:
         now = self.runtime.time()
         value = None if failure else dumps(2**position, self._keep)
         outcome = encode_outcome(Outcome(value=value, failure=failure))
-        finish = Finish(
+        finish = AttemptEnd(
             position=position,
             attempt=1,
             ok=failure is None,
@@ -180,13 +178,13 @@ class Made:
             outcome=Piece(inline=outcome),
             stdout=Piece(inline=stdout.encode()) if stdout else None,
         )
-        self.change(lambda r: records.advance(r, worker, now, finishes=[finish]))
+        self.change(lambda r: transitions.advance(r, worker, now, finishes=[finish]))
 
     def prints(self, position: int, text: str) -> None:
         self.session.put_live_log(self.batch, position, 1, LiveLog(stdout=text))
 
     def states(self) -> list[str]:
-        known = self.session.read(self.batch, Known(Record.fresh(3), None))
+        known = self.session.read(self.batch, VersionedRecord(Record.fresh(3), None))
         return [str(task.state) for task in known.record.tasks]
 
     def amend(self, **changes: Any) -> None:
@@ -449,7 +447,7 @@ def test_show_tells_the_whole_history_of_a_task(made: Made) -> None:
     made.run("cancel", "0-1", "0-2")
     made.begin("w-lost")
     now = made.runtime.time()
-    made.change(lambda r: records.requeue_lost(r, ["w-lost"], now, 3, lambda i, t: b""))
+    made.change(lambda r: transitions.requeue_lost(r, ["w-lost"], now, 3, lambda i, t: b""))
     made.begin("w-two")
     made.prints(0, "ignored: of the first attempt")
     made.session.put_live_log(made.batch, 0, 2, LiveLog(stdout="half way\n"))
@@ -466,7 +464,7 @@ def test_show_names_the_last_attempt_once_when_it_was_lost(made: Made) -> None:
     made.begin()
     lost = encode_outcome(Outcome(failure=Failure(kind="lost", type="WorkerLost")))
     now = made.runtime.time()
-    made.change(lambda r: records.requeue_lost(r, ["w-one"], now, 1, lambda i, t: lost))
+    made.change(lambda r: transitions.requeue_lost(r, ["w-one"], now, 1, lambda i, t: lost))
     task = parsed(made.run("show", "0-0", "--json").stdout, "task")["history"]
     assert [attempt["how"] for attempt in task["attempts"]] == ["lost"]
     assert task["task"]["error"]["kind"] == "lost"
@@ -513,8 +511,8 @@ def test_a_damaged_outcome_is_shown_as_an_error_of_its_task(made: Made) -> None:
     made.begin()
     now = made.runtime.time()
     gone = Piece(pack="gone", size=10)
-    finish = Finish(0, 1, ok=False, started=now, ended=now, outcome=gone)
-    made.change(lambda r: records.advance(r, "w-one", now, finishes=[finish]))
+    finish = AttemptEnd(0, 1, ok=False, started=now, ended=now, outcome=gone)
+    made.change(lambda r: transitions.advance(r, "w-one", now, finishes=[finish]))
     task = parsed(made.run("tasks", "--failed", "--json").stdout, "tasks")[0]
     assert task["error"]["kind"] == "damaged"
     assert "gone" in task["error"]["message"]
@@ -782,7 +780,7 @@ def test_retried_tasks_go_on_in_a_free_lane_or_a_new_one(made: Made) -> None:
     made.end(0, crash())
     made.end(1)
     assert made.run("retry", "0-1").stdout.startswith("0-1 -> 0-3\n")
-    taken = records.Lane(client="somebody", number=4)
+    taken = Lane(client="somebody", number=4)
     made.amend(lanes=(taken,))
     assert made.run("retry", "0-0").stdout.startswith("0-0 -> 1-0\n")
     manifest = made.session.load()
@@ -808,10 +806,10 @@ def test_many_failures_are_retried_in_few_batches(directory_url: str) -> None:
     failed = encode_outcome(Outcome(failure=crash()))
     made.session.change(
         batch,
-        Known(Record.fresh(200), None),
-        lambda r: records.fail_all(r, now, failed),
+        VersionedRecord(Record.fresh(200), None),
+        lambda r: transitions.fail_all(r, now, failed),
     )
-    made.amend(lanes=(records.Lane(client="x", taken=False, number=203),))
+    made.amend(lanes=(Lane(client="x", taken=False, number=203),))
     assert len(made.run("retry", "--failed").stdout.splitlines()) >= 200
     sights = [s for s in made.session.queue().look() if s.batch.number >= 203]
     assert [sight.batch.size for sight in sights] == [25] * 8  # 2 workers, 4 batches each
@@ -1214,7 +1212,7 @@ def test_doctor_examines_a_bucket(ministack: S3Server, s3_env: Callable[..., Non
 
 def test_a_worker_logs_to_stderr_and_prints_why_it_left(directory_url: str) -> None:
     made = Made(directory_url, python=python_version())
-    made.amend(limits=records.Limits(idle_timeout=0.1))
+    made.amend(limits=Limits(idle_timeout=0.1))
     done = cli("worker", made.session.url, "--id", "w-mine")
     assert done.returncode == 0
     assert made.states() == ["completed"] * 3

@@ -9,7 +9,7 @@ import pytest
 
 from starburst_executor import cost
 from starburst_executor.cost import Prices
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 
 FARGATE = WorkerSpec(launcher="ecs", cpu=4, memory="8GB")
 EC2 = WorkerSpec(

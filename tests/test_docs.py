@@ -20,8 +20,8 @@ import pytest
 import starburst_executor
 from starburst_executor import StarburstExecutor, cost
 from starburst_executor.cli import main
-from starburst_executor.records import Intervals
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.manifest import Intervals
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from tests.servers import S3Server
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from starburst_executor.aws.ecs.requests import TokenBucket
 from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError, LaunchFailed, StarburstError
 from starburst_executor.launch import open_launcher
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 
 T = TypeVar("T")
 

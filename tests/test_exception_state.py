@@ -16,13 +16,8 @@ import numpy as np
 import pytest
 
 from starburst_executor.errors import RemoteError, RemoteTraceback
-from starburst_executor.serialize import (
-    Outcome,
-    decode_outcome,
-    describe,
-    encode_outcome,
-    rebuild,
-)
+from starburst_executor.protocol.outcome import Outcome, decode_outcome, encode_outcome
+from starburst_executor.serialization.exceptions import describe, rebuild
 from tests.test_serialize import Blobs, raised, travelled
 
 CONTEXT = "task t on worker w"

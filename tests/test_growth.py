@@ -22,9 +22,10 @@ from starburst_executor import (
     StarburstExecutor,
     catalog,
 )
-from starburst_executor.records import Limits, State
+from starburst_executor.protocol.manifest import Limits
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.store import open_store
 from starburst_executor.turns import Turn
 from tests.fakes import MemoryStore

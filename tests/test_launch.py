@@ -27,8 +27,8 @@ from starburst_executor.launch import (
     hold_lock,
     open_launcher,
 )
+from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 from starburst_executor.runtime import Signal, SystemRuntime
-from starburst_executor.spec import WorkerSpec, memory_mib
 
 URL = "/some/store/sessions/s-abc"
 OTHER_URL = "/some/store/sessions/s-xyz"

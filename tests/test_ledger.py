@@ -33,11 +33,11 @@ from starburst_executor.ledger import (
 )
 from starburst_executor.packing import python_version
 from starburst_executor.pricing import rate_for, rate_of
-from starburst_executor.rate import Rate
-from starburst_executor.records import Heartbeat, Intervals, Lane, Limits, Manifest
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.session_prices import SessionPrices
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import open_store
 from tests.fakes import MemoryStore
 from tests.servers import S3Server, latency_proxy
@@ -46,7 +46,7 @@ from tests.tasks import Gate, until
 
 FARGATE = WorkerSpec(launcher="ecs", cpu=4, memory="8GB")
 SPOT = replace(FARGATE, use_spot=True)
-RATE = Rate(
+RATE = SessionPrices(
     worker_hour=3.6,
     fallback_hour=7.2,
     write=0.01,
@@ -141,7 +141,7 @@ def test_a_bill_is_seconds_times_price_by_market_and_requests() -> None:
 
 
 def test_workers_of_this_machine_cost_nothing_and_their_requests_do() -> None:
-    rate = Rate(write=0.01, read=0.001, source="a test", taken=date(2026, 1, 2))
+    rate = SessionPrices(write=0.01, read=0.001, source="a test", taken=date(2026, 1, 2))
     local = manifest(spec=WorkerSpec(), rate=rate)
     found = bill(local, [Life(3600, 10, 100)])
     assert found is not None

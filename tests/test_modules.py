@@ -32,7 +32,8 @@ from starburst_executor.modules import (
     local_modules,
     unpack,
 )
-from starburst_executor.serialize import digest_of, dumps, loads
+from starburst_executor.protocol.payload import digest_of
+from starburst_executor.serialization.pickling import dumps, loads
 from starburst_executor.shipped import ORIGINS
 
 

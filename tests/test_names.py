@@ -17,7 +17,9 @@ from click.testing import CliRunner
 
 from starburst_executor import Intervals, StarburstExecutor
 from starburst_executor.cli import main
-from starburst_executor.names import (
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.task_names import (
     NO_NAME,
     Name,
     decode_names,
@@ -26,9 +28,8 @@ from starburst_executor.names import (
     label_of,
     name_of,
 )
-from starburst_executor.records import Batch, Queued, encode_tasks
+from starburst_executor.protocol.tasks_object import Queued, encode_tasks
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.store import open_store
 
 QUICK = Intervals(poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from starburst_executor.records import Limits
+from starburst_executor.protocol.manifest import Limits
 from tests.simulated import Body, Settings, SimClient, Work, World
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from starburst_executor import ExecutorBroken, LaunchFailed, StarburstExecutor, records
-from starburst_executor.origin import Origin
-from starburst_executor.records import Manifest
+from starburst_executor import ExecutorBroken, LaunchFailed, StarburstExecutor
+from starburst_executor.protocol import codec
+from starburst_executor.protocol.manifest import Manifest
+from starburst_executor.protocol.origin import Origin
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.store import open_store
 from tests.support import QUICK, run_python
 
@@ -154,8 +155,8 @@ def test_a_session_that_does_not_say_where_it_was_made_can_be_used(
     assert manifest.origin is not None
     assert manifest.origin.directory == str(home)
     older = session.amend(lambda m: replace(m, origin=None))
-    assert b"origin" not in records.encode(older)
-    assert records.decode(records.encode(older), Manifest, "session.json") == older
+    assert b"origin" not in codec.encode(older)
+    assert codec.decode(codec.encode(older), Manifest, "session.json") == older
 
     executor = StarburstExecutor.attach(session_id, store=directory_url)
     try:
@@ -181,7 +182,7 @@ def test_names_that_are_no_unicode_do_no_harm(
 def test_a_process_whose_directory_is_gone_has_none(tmp_path: Path) -> None:
     code = (
         "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]);"
-        "from starburst_executor.origin import Origin;"
+        "from starburst_executor.protocol.origin import Origin;"
         "sys.path[:] = ['', b'/', '/']; sys.argv = ['x'];"
         "print(Origin.of_here(lambda _: True))"
     )

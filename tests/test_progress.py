@@ -34,11 +34,11 @@ from starburst_executor.progress import (
     duration,
     open_display,
 )
-from starburst_executor.rate import Rate
-from starburst_executor.records import Intervals, Limits, Manifest
+from starburst_executor.protocol.manifest import Intervals, Limits, Manifest
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.session_prices import SessionPrices
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import open_store
 
 WHEN = datetime(2025, 1, 31, 9, 45, tzinfo=UTC)
@@ -142,7 +142,7 @@ def test_nothing_is_said_to_be_done_before_it_is() -> None:
 
 
 def test_what_was_spent_is_said_and_stands_out_above_its_alert() -> None:
-    rate = Rate(worker_hour=1, source="a test", region="r", taken=WHEN.date())
+    rate = SessionPrices(worker_hour=1, source="a test", region="r", taken=WHEN.date())
     made = Manifest(
         session_id="s", python="3.11", package="0", created=0, deadline=0, workers=1, limits=Limits(),
         intervals=Intervals(), spec=WorkerSpec(launcher="ecs"), rate=rate, cost_alert=2.0,

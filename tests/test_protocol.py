@@ -19,20 +19,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from starburst_executor import catalog, lanes, records
+from starburst_executor import catalog
 from starburst_executor.errors import DamagedObject, SessionTerminated
-from starburst_executor.queue import Queue
-from starburst_executor.records import (
-    Batch,
-    Intervals,
-    Limits,
-    Manifest,
-    Queued,
-    Record,
-    State,
-    Task,
-)
-from starburst_executor.serialize import digest_of
+from starburst_executor.protocol import codec, keys, lanes, tasks_object
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import QueueReader
+from starburst_executor.protocol.manifest import Intervals, Limits, Manifest
+from starburst_executor.protocol.payload import digest_of
+from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.tasks_object import Queued
 from starburst_executor.staff import Staff
 from tests import simulated
 from tests.chaos import Chaos
@@ -426,7 +421,7 @@ def test_a_record_that_vanished_is_not_taken_for_one_that_was_never_there() -> N
         world.run(world.sim.now + 10)
         again = [body for body in world.bodies if body.worker == "w-b"]
         assert again
-        assert not {records.parse_task_id(body.label) for body in again} & ended
+        assert not {keys.parse_task_id(body.label) for body in again} & ended
 
 
 # --- B: second outcomes, stale writers ---------------------------------------------
@@ -465,7 +460,7 @@ def test_an_older_program_leaves_a_record_with_unknown_fields_alone() -> None:
         assert "too old" in worker.reason
         assert world.ledger._data[key] == newer
     with pytest.raises(DamagedObject):
-        records.decode(newer.replace(b'"schema":2', b'"schema":1'), Record, "record")
+        codec.decode(newer.replace(b'"schema":2', b'"schema":1'), Record, "record")
 
 
 # --- C: leases ---------------------------------------------------------------------
@@ -595,7 +590,7 @@ def test_a_straggler_before_thousands_of_finished_batches_costs_a_short_listing(
             names += [batch.marker_key("done.1.0.0")] if number else []
             for name in names:
                 ledger.put(ledger.prefix + name, b"")
-        queue = Queue(world.store, ledger.prefix)
+        queue = QueueReader(world.store, ledger.prefix)
         looks: list[tuple[int, float]] = []
 
         def look() -> None:
@@ -810,12 +805,12 @@ def test_the_one_worker_left_takes_what_was_sent_back_in_the_batch_it_stays_with
 def test_a_lane_that_appears_below_one_that_was_seen_is_listed() -> None:
     with a_world() as world:
         world.ledger._checked = False
-        queue = Queue(world.store, world.ledger.prefix)
+        queue = QueueReader(world.store, world.ledger.prefix)
         seen: list[list[Batch]] = []
 
         def look() -> None:
             for lane in (2, 1):
-                data = records.encode_tasks([Queued("f", b"")], {})
+                data = tasks_object.encode_tasks([Queued("f", b"")], {})
                 key = world.ledger.prefix + Batch(lane, 0, 1).tasks_key
                 world.store.create(key, data)
                 seen.append([sight.batch for sight in queue.look()])

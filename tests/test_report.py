@@ -18,25 +18,18 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from starburst_executor import SessionNotFound, StarburstExecutor, page, records
+from starburst_executor import SessionNotFound, StarburstExecutor, page
 from starburst_executor.charts import charts, chosen_tasks
 from starburst_executor.cli import main
 from starburst_executor.page import headline
-from starburst_executor.records import (
-    Batch,
-    Heartbeat,
-    Intervals,
-    Lane,
-    Limits,
-    Manifest,
-    Past,
-    Piece,
-    Queued,
-    Record,
-    State,
-    Task,
-    encode_tasks,
-)
+from starburst_executor.protocol import codec
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.protocol.records import PastAttempt, Piece, Record, State, Task
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.tasks_object import Queued, encode_tasks
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.report import (
     Observed,
     Review,
@@ -47,9 +40,6 @@ from starburst_executor.report import (
     review,
 )
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.serialize import Failure, Outcome, encode_outcome
-from starburst_executor.session import Session
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import open_store
 from tests.browser import dom
 from tests.support import QUICK, worker_pids
@@ -231,14 +221,14 @@ def big_session(url: str, tasks: int, workers: int) -> Session:
             started=started,
             ended=now + 600,
         )
-        store.put(session.key(f"ended/{beat.worker}"), records.encode(beat))
+        store.put(session.key(f"ended/{beat.worker}"), codec.encode(beat))
     for first in range(0, tasks, 256):
         size = min(256, tasks - first)
         batch = Batch(0, first, size)
         record = Record(tasks=tuple(_big_task(rng, free) for _ in range(size)), nonce="n")
         calls = [Queued("f" * 64, b"arguments")] * size
         session.put_batch(batch, encode_tasks(calls, {}))
-        store.put(session.key(batch.record_key), records.encode(record))
+        store.put(session.key(batch.record_key), codec.encode(record))
         session.mark(batch, record)
     runtime.close()
     return session
@@ -249,10 +239,10 @@ def _big_task(rng: random.Random, free: list[float]) -> Task:
         min(range(len(free)), key=free.__getitem__) if len(free) < 50 else rng.randrange(len(free))
     )
     began, ran = free[worker] + 0.004, rng.lognormvariate(-0.5, 0.8)
-    past: tuple[Past, ...] = ()
+    past: tuple[PastAttempt, ...] = ()
     if rng.random() < 0.002:
         past = (
-            Past(
+            PastAttempt(
                 attempt=1,
                 worker=f"w-{worker:04d}",
                 claimed=began,
@@ -456,8 +446,8 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
     now = runtime.time()
     session = Session.create(store, manifest(created=now), runtime)
     beat = Heartbeat(worker="w", state="lost", reason="no heartbeat for 61 s", started=now, written=now + 40, ended=now + 40)  # fmt: skip
-    store.put(session.key("ended/w"), records.encode(beat))
-    past = Past(
+    store.put(session.key("ended/w"), codec.encode(beat))
+    past = PastAttempt(
         attempt=1,
         worker="w",
         claimed=now + 1,
@@ -468,7 +458,7 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
     batch = Batch(0, 0, 1)
     session.put_batch(batch, encode_tasks([Queued("f" * 64, b"")], {}))
     record = Record(tasks=(Task(attempt=1, lost=1, losses=1, past=(past,)),), round=1)
-    store.put(session.key(batch.record_key), records.encode(record))
+    store.put(session.key(batch.record_key), codec.encode(record))
     seen = observe(session)
     runtime.close()
     assert seen.traces[0].runs[0].ended == now + 60, "the last beat, and the time to the next"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from starburst_executor.serialize import dumps
+from starburst_executor.serialization.pickling import dumps
 from starburst_executor.store import open_store
 from tests.support import keys, run_python
 

@@ -33,23 +33,17 @@ from starburst_executor.errors import (
     TaskTimeout,
     WorkerLost,
 )
-from starburst_executor.scripts import Pickler
-from starburst_executor.serialize import (
-    BUFFER_MIN,
+from starburst_executor.protocol.outcome import (
     Failure,
     FailureKind,
     Outcome,
     decode_outcome,
-    describe,
-    digest_of,
-    dumps,
     encode_outcome,
-    loads,
-    pack_call,
-    rebuild,
-    references,
-    unpack_call,
 )
+from starburst_executor.protocol.payload import BUFFER_MIN, digest_of, references
+from starburst_executor.scripts import Pickler
+from starburst_executor.serialization.exceptions import describe, rebuild
+from starburst_executor.serialization.pickling import dumps, loads, pack_call, unpack_call
 
 
 class Blobs:
@@ -202,7 +196,7 @@ def test_a_plain_value_gives_the_bytes_that_cloudpickle_gives(
     monkeypatch: pytest.MonkeyPatch, blobs: Blobs
 ) -> None:
     plain = pack_call((1, "a", [2.0]), {"b": {"c": b"d"}}, blobs.keep)
-    monkeypatch.setattr("starburst_executor.serialize._is_plain", lambda _: False)
+    monkeypatch.setattr("starburst_executor.serialization.diagnosis._is_plain", lambda _: False)
 
     assert pack_call((1, "a", [2.0]), {"b": {"c": b"d"}}, blobs.keep) == plain
 

@@ -27,17 +27,11 @@ import pytest
 
 from starburst_executor import slots as slots_module
 from starburst_executor.child import frame
+from starburst_executor.protocol.outcome import Failure, decode_outcome
+from starburst_executor.protocol.payload import digest_of, references
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.serialize import (
-    Failure,
-    decode_outcome,
-    digest_of,
-    dumps,
-    loads,
-    pack_call,
-    rebuild,
-    references,
-)
+from starburst_executor.serialization.exceptions import rebuild
+from starburst_executor.serialization.pickling import dumps, loads, pack_call
 from starburst_executor.slots import Ended, Job, ProcessSlots, Slots, SlotsBroken
 
 PATIENCE = 30.0  # seconds until a test that waits has failed

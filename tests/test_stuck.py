@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from starburst_executor import StarburstExecutor, catalog
 from starburst_executor.launch import LocalLauncher
 from starburst_executor.progress import Meter
-from starburst_executor.records import Manifest
+from starburst_executor.protocol.manifest import Manifest
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.session import Session
 from starburst_executor.store import open_store
 from tests.support import QUICK, is_alive, run_python, worker_pids
 from tests.tasks import Gate, until

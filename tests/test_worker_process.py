@@ -32,7 +32,7 @@ from starburst_executor import (
     executor,
 )
 from starburst_executor.launch import LocalLauncher
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.store import open_store
 from tests.servers import S3Server
 from tests.support import QUICK, is_alive, keys, live_workers, worker_pids
@@ -465,7 +465,7 @@ def test_a_damaged_function_or_blob_fails_the_tasks_that_need_it(
 
 
 def _named_by(future: TaskFuture[Any], one: StarburstExecutor, part: str, url: str) -> str:
-    from starburst_executor.serialize import references
+    from starburst_executor.protocol.payload import references
 
     batch = future.batch
     assert batch is not None

@@ -27,7 +27,7 @@ from starburst_executor.aws.account import Clients, asking
 from starburst_executor.aws.ecs.instances import USABLE_MEMORY
 from starburst_executor.cost import Architecture, Prices
 from starburst_executor.errors import AccountError
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 
 __all__ = ["ask_prices", "cache_file", "prices_for"]
 

@@ -177,7 +177,7 @@ def estimate(
 ) -> None:
     """Say what a run on AWS would take and cost, and with which prices that was reckoned."""
     from starburst_executor import cost
-    from starburst_executor.spec import WorkerSpec
+    from starburst_executor.protocol.worker_spec import WorkerSpec
 
     try:
         spec = WorkerSpec(

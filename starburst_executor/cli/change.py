@@ -23,12 +23,13 @@ from starburst_executor.cli.text import counted
 from starburst_executor.errors import SessionNotFound
 from starburst_executor.history import Found
 from starburst_executor.launch import Launcher, open_launcher
-from starburst_executor.records import Batch, State
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.retry import retry as submit_again
 from starburst_executor.retry import unhealed
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.session import Session
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import Store
 
 __all__ = ["VERBS"]

@@ -9,8 +9,10 @@ import click
 from starburst_executor import history
 from starburst_executor.cli.text import document
 from starburst_executor.history import Found, Output
-from starburst_executor.records import Batch, SessionState, State
-from starburst_executor.session import Session
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import SessionState
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
 
 __all__ = ["Follower", "added", "whole_logs"]
 

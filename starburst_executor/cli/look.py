@@ -32,9 +32,9 @@ from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
 from starburst_executor.history import Found, TaskHistory, TaskView
 from starburst_executor.ledger import Ledger
 from starburst_executor.progress import duration, open_display
-from starburst_executor.records import State
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
 from starburst_executor.retry import retried, unhealed
-from starburst_executor.session import Session
 from starburst_executor.tables import Column, fitted
 
 if TYPE_CHECKING:

@@ -31,9 +31,11 @@ from starburst_executor.collect import Collector, FinalStateName, TaskOutcome
 from starburst_executor.library import DiskLibrary
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.progress import duration, open_display
-from starburst_executor.records import Batch, Manifest, State
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import Manifest
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import Session
 from starburst_executor.retry import healed, retried
-from starburst_executor.session import Session
 from starburst_executor.store import appearing
 
 __all__ = ["VERBS"]

@@ -14,8 +14,8 @@ from starburst_executor.cli import Exit, Failed
 
 if TYPE_CHECKING:
     from starburst_executor.launch import Launcher
-    from starburst_executor.records import Manifest
-    from starburst_executor.session import Session
+    from starburst_executor.protocol.manifest import Manifest
+    from starburst_executor.protocol.session import Session
     from starburst_executor.store import Store
 
 __all__ = [
@@ -94,8 +94,8 @@ def at_store(url: str | None) -> Iterator[Store]:
 @contextmanager
 def at_session(url: str | None, text: str) -> Iterator[Session]:
     """The session that `text` names, perhaps shortened, for the length of a block."""
+    from starburst_executor.protocol.session import Session
     from starburst_executor.runtime import SystemRuntime
-    from starburst_executor.session import Session
 
     with at_store(url) as store, closing(SystemRuntime()) as runtime:
         yield Session(store, _session_id(store, text), runtime)
@@ -123,7 +123,7 @@ def task_name(manifest: Manifest, text: str) -> str:
     Raises:
         BadParameter: it is none.
     """
-    from starburst_executor.records import parse_task_id
+    from starburst_executor.protocol.keys import parse_task_id
 
     name = f"0-{text}" if text.isdecimal() and len(manifest.lanes) == 1 else text
     try:
@@ -199,7 +199,7 @@ def _complete_task(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     from starburst_executor.errors import StarburstError
-    from starburst_executor.records import task_id
+    from starburst_executor.protocol.keys import task_id
 
     try:
         with at_session(ctx.params.get("store"), ctx.params["id"]) as session:

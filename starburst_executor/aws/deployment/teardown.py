@@ -15,9 +15,9 @@ from starburst_executor.aws.deployment.removal import Owner, remove_capacity
 from starburst_executor.aws.deployment.setup import bucket_name
 from starburst_executor.aws.deployment.stack import Say, Stack, delete_stack
 from starburst_executor.errors import AccountError, SessionNotFound
-from starburst_executor.records import SessionState
+from starburst_executor.protocol.manifest import SessionState
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import Runtime
-from starburst_executor.session import Session
 from starburst_executor.store import Store
 
 __all__ = ["teardown", "terminate_sessions", "unfinished_sessions"]

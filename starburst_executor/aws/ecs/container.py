@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starburst_executor import bootstrap
 from starburst_executor.config import Deployment
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 
 __all__ = ["entry_point", "image"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from starburst_executor.spec import memory_mib
+from starburst_executor.protocol.worker_spec import memory_mib
 
 __all__ = ["Size", "fargate_size"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from botocore.exceptions import ClientError
 
 from starburst_executor.aws.ecs.fargate import Size
-from starburst_executor.spec import WorkerSpec, memory_mib
+from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 
 __all__ = [
     "USABLE_MEMORY",

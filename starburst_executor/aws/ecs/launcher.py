@@ -50,8 +50,8 @@ from starburst_executor.aws.prices import prices_for
 from starburst_executor.config import Deployment, load_deployment
 from starburst_executor.cost import worker_hour
 from starburst_executor.errors import AccountError
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.spec import WorkerSpec
 from starburst_executor.store import split_session_url
 
 __all__ = ["EcsLauncher", "open_ecs"]

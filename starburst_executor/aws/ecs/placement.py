@@ -26,7 +26,7 @@ from starburst_executor.aws.ecs.instances import (
 from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 
 __all__ = ["OnFargate", "OnInstances", "Placement", "place"]
 

@@ -11,8 +11,8 @@ from starburst_executor.aws.ecs.placement import Placement
 from starburst_executor.aws.ecs.stopping import TaskStopper
 from starburst_executor.aws.ecs.tasks import SLOW_START, SessionTasks, Waiting
 from starburst_executor.errors import AccountError
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.spec import WorkerSpec
 
 __all__ = ["SpotFallback"]
 

@@ -18,8 +18,8 @@ from starburst_executor.aws.ecs.task_definition import TaskDefinition
 from starburst_executor.aws.ecs.tasks import THERE, Phase, SessionTasks, Task
 from starburst_executor.config import Deployment
 from starburst_executor.errors import LaunchFailed
+from starburst_executor.protocol.worker_spec import MARKET_VARIABLE, WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.spec import MARKET_VARIABLE, WorkerSpec
 
 __all__ = ["TaskStarter"]
 

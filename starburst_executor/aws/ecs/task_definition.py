@@ -12,7 +12,7 @@ from starburst_executor.aws.ecs.api import CONTAINER, STREAM_PREFIX, EcsApi
 from starburst_executor.aws.ecs.container import entry_point, image
 from starburst_executor.aws.ecs.placement import Placement
 from starburst_executor.config import Deployment
-from starburst_executor.spec import WorkerSpec
+from starburst_executor.protocol.worker_spec import WorkerSpec
 
 if TYPE_CHECKING:
     from mypy_boto3_ecs.type_defs import RegisterTaskDefinitionRequestTypeDef

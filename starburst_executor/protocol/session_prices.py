@@ -10,10 +10,10 @@ from datetime import date
 
 import msgspec
 
-__all__ = ["Rate"]
+__all__ = ["SessionPrices"]
 
 
-class Rate(
+class SessionPrices(
     msgspec.Struct,
     frozen=True,
     kw_only=True,

@@ -21,10 +21,11 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from starburst_executor.records import Batch, Lane, before, lane_prefix
+from starburst_executor.protocol.keys import Batch, before, lane_prefix
+from starburst_executor.protocol.manifest import Lane
 from starburst_executor.store import Entry, Page, Store
 
-__all__ = ["Queue", "Sight", "Totals"]
+__all__ = ["QueueReader", "BatchListing", "Totals"]
 
 PAGE = 1000
 
@@ -33,7 +34,7 @@ _FEW_RUNS = 8
 
 
 @dataclass(slots=True)
-class Sight:
+class BatchListing:
     """One batch as a listing showed it; markers may be late or missing, never wrong."""
 
     batch: Batch
@@ -153,7 +154,7 @@ class _Progress:
         self._starts[i:j], self._ends[i:j] = [start], [end]
 
 
-class Queue:
+class QueueReader:
     """The queue of one session as one reader knows it: what is finished need not be listed again.
 
     Args:
@@ -192,7 +193,7 @@ class Queue:
         progress = self._lanes.get(batch.lane)
         return progress is not None and progress.end_of_run(batch.number) >= batch.end
 
-    def look(self) -> list[Sight]:
+    def look(self) -> list[BatchListing]:
         """All batches that were not known to be done before this look, in order."""
         return [sight for page in self._scan_all(PAGE) for sight in page]
 
@@ -203,7 +204,7 @@ class Queue:
         *,
         untouched: int = 0,
         pages: int | None = None,
-    ) -> tuple[list[Sight], bool]:
+    ) -> tuple[list[BatchListing], bool]:
         """At least `enough` open batches if there are, else all of them; and whether anything is unfinished.
 
         Args:
@@ -216,7 +217,7 @@ class Queue:
         # Whoever knows nothing yet learns with a whole page how much there is to choose from.
         known = any(progress.seen for progress in self._lanes.values())
         first = max(100, min(PAGE, 8 * enough)) if known else PAGE
-        found: dict[Batch, Sight] = {}
+        found: dict[Batch, BatchListing] = {}
         unfinished = False
         for page in self._round(first, ahead):
             unfinished = unfinished or any(sight.done is None for sight in page)
@@ -228,26 +229,26 @@ class Queue:
                 return list(found.values()), True
         return list(found.values()), unfinished
 
-    def _round(self, first: int, ahead: int) -> Iterator[list[Sight]]:
+    def _round(self, first: int, ahead: int) -> Iterator[list[BatchListing]]:
         """The pages from `ahead` to the end, then from the finished prefix on."""
         if ahead:
             yield from self._scan_all(first, ahead)
         yield from self._scan_all(first)
 
-    def _scan_all(self, first: int, ahead: int = 0) -> Iterator[list[Sight]]:
+    def _scan_all(self, first: int, ahead: int = 0) -> Iterator[list[BatchListing]]:
         lanes = sorted(self._lanes)
         for lane in lanes:
             # The last lane's listing runs on into lanes that were not known yet.
             prefix = "queue/" if lane == lanes[-1] else lane_prefix(lane)
             yield from self._scan(lane, prefix, first, ahead)
 
-    def _scan(self, lane: int, prefix: str, first: int, ahead: int) -> Iterator[list[Sight]]:
+    def _scan(self, lane: int, prefix: str, first: int, ahead: int) -> Iterator[list[BatchListing]]:
         """The batches of each page in turn; the first page has at most `first` keys."""
         progress = self._lanes[lane]
         start = progress.ahead(ahead * progress.size)
         after = before(lane, start)
         limit = min(first, progress.keys_until_done(start))
-        cut: Sight | None = None  # a batch whose keys go on on the next page
+        cut: BatchListing | None = None  # a batch whose keys go on on the next page
         while True:
             page = self._store.list(self._prefix + prefix, after=self._prefix + after, limit=limit)
             self.now = page.now
@@ -265,7 +266,7 @@ class Queue:
                 cut = sights[-1] if sights and sights[-1].batch == last else None
                 after, cut, limit = self._skip_finished(last, cut, after)
 
-    def _sights(self, page: Page, cut: Sight | None) -> list[Sight]:
+    def _sights(self, page: Page, cut: BatchListing | None) -> list[BatchListing]:
         """The page's batches but those known to be done; `cut` is the last one of the page before."""
         sights = [cut] if cut else []
         sight = cut
@@ -277,13 +278,13 @@ class Queue:
                 name, sight = folder, None
                 batch = _batch_of(folder)
                 if batch is not None and not self.done(batch):
-                    sight = Sight(batch)
+                    sight = BatchListing(batch)
                     sights.append(sight)
             if sight is not None:
                 sight.add(rest, entry)
         return sights
 
-    def _note(self, sight: Sight) -> None:
+    def _note(self, sight: BatchListing) -> None:
         batch = sight.batch
         progress = self._lane(batch.lane)
         progress.seen = max(progress.seen, batch.end)
@@ -298,8 +299,8 @@ class Queue:
         return self._lanes[number]
 
     def _skip_finished(
-        self, last: Batch, cut: Sight | None, after: str
-    ) -> tuple[str, Sight | None, int]:
+        self, last: Batch, cut: BatchListing | None, after: str
+    ) -> tuple[str, BatchListing | None, int]:
         """Where the next page begins: not inside a run of batches known to be done; and its limit."""
         if cut is not None and cut.complete:
             cut = None

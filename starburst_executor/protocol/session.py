@@ -37,7 +37,6 @@ from tenacity import (
     stop_after_attempt,
 )
 
-from starburst_executor import records
 from starburst_executor.errors import (
     Conflict,
     DamagedObject,
@@ -47,22 +46,19 @@ from starburst_executor.errors import (
     SessionTerminated,
     StoreUnavailable,
 )
-from starburst_executor.names import Name, decode_names
-from starburst_executor.queue import Queue
-from starburst_executor.records import (
-    Batch,
-    Header,
-    Heartbeat,
-    LiveLog,
-    Manifest,
-    Record,
-    SessionState,
-)
+from starburst_executor.protocol import codec, records, tasks_object, transitions
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import QueueReader
+from starburst_executor.protocol.manifest import Heartbeat, LiveLog, Manifest, SessionState
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.protocol.payload import digest_of
+from starburst_executor.protocol.records import Record
+from starburst_executor.protocol.task_names import Name, decode_names
+from starburst_executor.protocol.tasks_object import Header
 from starburst_executor.runtime import Runtime
-from starburst_executor.serialize import Failure, Outcome, digest_of, encode_outcome
 from starburst_executor.store import Entry, Store, join_url
 
-__all__ = ["Beats", "Known", "Session", "Tasks"]
+__all__ = ["HeartbeatListing", "VersionedRecord", "Session", "TasksObject"]
 
 T = TypeVar("T")
 
@@ -77,7 +73,7 @@ _LONGEST_PAUSE = 10.0
 log = logging.getLogger(__name__)
 
 
-class Known(NamedTuple):
+class VersionedRecord(NamedTuple):
     """A record as it was last read or written; version None: there is none yet."""
 
     record: Record
@@ -85,7 +81,7 @@ class Known(NamedTuple):
     size: int = 0  # bytes as stored
 
 
-class Tasks(NamedTuple):
+class TasksObject(NamedTuple):
     """What the tasks object of a batch says, with as much of its arguments as came along."""
 
     header: Header
@@ -93,7 +89,7 @@ class Tasks(NamedTuple):
     data: bytes  # the first bytes of the object
 
 
-class Beats(NamedTuple):
+class HeartbeatListing(NamedTuple):
     """Heartbeats as one listing showed them."""
 
     entries: dict[str, Entry]
@@ -126,7 +122,7 @@ class Session:
             Conflict: there is a session of that id, and it is not this one.
         """
         session = cls(store, manifest.session_id, runtime)
-        data = records.encode(manifest)
+        data = codec.encode(manifest)
 
         def once() -> None:
             try:
@@ -155,7 +151,7 @@ class Session:
             if edited == manifest:
                 return manifest
             edited = replace(edited, nonce=self.runtime.new_id(8))
-            self.store.replace(self.key("session.json"), records.encode(edited), version)
+            self.store.replace(self.key("session.json"), codec.encode(edited), version)
             return edited
 
         try:
@@ -170,7 +166,7 @@ class Session:
         except ObjectNotFound as error:
             raise self._not_found(error) from error
         assert got is not None
-        return records.decode(got.data, Manifest, key), got.version
+        return codec.decode(got.data, Manifest, key), got.version
 
     def _not_found(self, error: ObjectNotFound) -> SessionNotFound:
         return SessionNotFound(
@@ -202,7 +198,7 @@ class Session:
         """
         self._create_once(batch.tasks_key, data)
 
-    def tasks(self, batch: Batch) -> Tasks:
+    def tasks(self, batch: Batch) -> TasksObject:
         """Header of a batch, and the arguments too where they are small.
 
         Raises:
@@ -211,10 +207,10 @@ class Session:
         """
         key = batch.tasks_key
         data = self._get(key, 0, _FIRST_READ)
-        head = records.read_header(data, key)
+        head = tasks_object.read_header(data, key)
         if isinstance(head, int):
             data = self._get(key, 0, head)
-            head = records.read_header(data, key)
+            head = tasks_object.read_header(data, key)
             if isinstance(head, int):
                 raise DamagedObject(
                     f"{key} is truncated: {len(data)} of {head} bytes of its header"
@@ -222,9 +218,9 @@ class Session:
         header, body = head
         if len(header.calls) != batch.size:
             raise DamagedObject(f"{key} holds {len(header.calls)} tasks, not {batch.size}")
-        return Tasks(header, body, data)
+        return TasksObject(header, body, data)
 
-    def arguments(self, batch: Batch, tasks: Tasks, position: int) -> bytes:
+    def arguments(self, batch: Batch, tasks: TasksObject, position: int) -> bytes:
         """The pickled arguments of one task.
 
         Raises:
@@ -242,7 +238,7 @@ class Session:
             )
         return data
 
-    def names(self, batch: Batch, tasks: Tasks | None = None) -> list[Name]:
+    def names(self, batch: Batch, tasks: TasksObject | None = None) -> list[Name]:
         """What the tasks of a batch are called.
 
         Raises:
@@ -262,7 +258,7 @@ class Session:
         except ValueError as error:
             raise DamagedObject(f"{key}: {error}") from error
 
-    def read(self, batch: Batch, known: Known) -> Known:
+    def read(self, batch: Batch, known: VersionedRecord) -> VersionedRecord:
         """The record as it is now; `known` again if it has not changed.
 
         A record that is damaged beyond reading is replaced by one in which every task failed, so
@@ -281,28 +277,30 @@ class Session:
         if got is None:
             return known
         try:
-            return Known(self._decode_record(batch, got.data), got.version, len(got.data))
+            return VersionedRecord(self._decode_record(batch, got.data), got.version, len(got.data))
         except NewerSchema:
             raise
         except DamagedObject as error:
             return self._replace_damaged(batch, got.version, error)
 
     def _decode_record(self, batch: Batch, data: bytes) -> Record:
-        record = records.decode(data, Record, batch.record_key)
+        record = codec.decode(data, Record, batch.record_key)
         if len(record.tasks) != batch.size:
             raise DamagedObject(
                 f"{batch.record_key} has {len(record.tasks)} tasks, not {batch.size}"
             )
         return record
 
-    def _replace_damaged(self, batch: Batch, version: str, error: DamagedObject) -> Known:
-        record = records.fail_all(Record.fresh(batch.size), self.runtime.time(), damage(error))
+    def _replace_damaged(self, batch: Batch, version: str, error: DamagedObject) -> VersionedRecord:
+        record = transitions.fail_all(Record.fresh(batch.size), self.runtime.time(), damage(error))
         try:
             return self._write(batch, record, version)
         except Conflict:
             raise StoreUnavailable(f"{batch.record_key} changed while it was read") from error
 
-    def change(self, batch: Batch, known: Known, edit: Callable[[Record], Record]) -> Known:
+    def change(
+        self, batch: Batch, known: VersionedRecord, edit: Callable[[Record], Record]
+    ) -> VersionedRecord:
         """Apply a repeatable edit to the record by compare-and-swap; returns what is stored then.
 
         Raises:
@@ -312,7 +310,7 @@ class Session:
         """
         fresh = True
 
-        def once() -> Known:
+        def once() -> VersionedRecord:
             nonlocal known, fresh
             if not fresh:
                 known = self.read(batch, known)
@@ -324,27 +322,29 @@ class Session:
 
         return self._through_conflicts(once)
 
-    def change_once(self, batch: Batch, known: Known, edit: Callable[[Record], Record]) -> Known:
+    def change_once(
+        self, batch: Batch, known: VersionedRecord, edit: Callable[[Record], Record]
+    ) -> VersionedRecord:
         """Like `change`, but a conflict or no plain answer is raised: a claim is better made elsewhere."""
         edited = edit(known.record)
         if edited == known.record:
             return known
         return self._write(batch, edited, known.version)
 
-    def _write(self, batch: Batch, record: Record, version: str | None) -> Known:
+    def _write(self, batch: Batch, record: Record, version: str | None) -> VersionedRecord:
         record = replace(record, nonce=self.runtime.new_id(8))
-        key, data = self.key(batch.record_key), records.encode(record)
+        key, data = self.key(batch.record_key), codec.encode(record)
         if version is None:
-            return Known(record, self.store.create(key, data), len(data))
+            return VersionedRecord(record, self.store.create(key, data), len(data))
         try:
-            return Known(record, self.store.replace(key, data, version), len(data))
+            return VersionedRecord(record, self.store.replace(key, data, version), len(data))
         except ObjectNotFound as error:
             # Never to be created anew: somebody is deleting the session.
             raise SessionTerminated(f"session {self.id} is being deleted") from error
 
     def mark(self, batch: Batch, record: Record, listed: Iterable[str] = ()) -> tuple[str, ...]:
         """Write the markers that the record deserves and that are not `listed`; returns those written."""
-        due = tuple(m for m in records.due_markers(record) if m not in set(listed))
+        due = tuple(m for m in transitions.due_markers(record) if m not in set(listed))
         for marker in due:
             key = self.key(batch.marker_key(marker))
             self.patiently(partial(self.store.put, key, b""))
@@ -364,22 +364,22 @@ class Session:
         self.patiently(once)
         self.mark(batch, record)
 
-    def cancel(self, batch: Batch, positions: Iterable[int], *, running: bool) -> Known:
+    def cancel(self, batch: Batch, positions: Iterable[int], *, running: bool) -> VersionedRecord:
         """Cancel tasks of one batch, with one compare-and-swap; returns the record as it is then."""
         wanted = tuple(positions)
-        known = Known(self.tasks(batch).header.fresh_record(), None)
+        known = VersionedRecord(self.tasks(batch).header.fresh_record(), None)
         known = self.read(batch, known)
         known = self.change(
             batch,
             known,
-            lambda record: records.cancel(record, wanted, self.runtime.time(), running=running),
+            lambda record: transitions.cancel(record, wanted, self.runtime.time(), running=running),
         )
         self.mark(batch, known.record)
         return known
 
     def requeue(
-        self, batch: Batch, known: Known, lost: Mapping[str, str], max_attempts: int
-    ) -> Known:
+        self, batch: Batch, known: VersionedRecord, lost: Mapping[str, str], max_attempts: int
+    ) -> VersionedRecord:
         """Send back what lost workers hold.
 
         Args:
@@ -395,7 +395,7 @@ class Session:
         return self.change(
             batch,
             known,
-            lambda record: records.requeue_lost(
+            lambda record: transitions.requeue_lost(
                 record, lost, self.runtime.time(), max_attempts, outcome
             ),
         )
@@ -417,32 +417,32 @@ class Session:
             data = self._get(batch.live_log_key(position, attempt))
         except ObjectNotFound:
             return "", ""
-        log = records.decode(data, LiveLog, batch.live_log_key(position, attempt))
+        log = codec.decode(data, LiveLog, batch.live_log_key(position, attempt))
         return log.stdout, log.stderr
 
     # --- workers --------------------------------------------------------------------
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Write a worker's heartbeat."""
-        self.store.put(self.key(f"workers/{heartbeat.worker}"), records.encode(heartbeat))
+        self.store.put(self.key(f"workers/{heartbeat.worker}"), codec.encode(heartbeat))
 
-    def beats(self) -> Beats:
+    def beats(self) -> HeartbeatListing:
         """All heartbeats, by worker id, without their content."""
         prefix = self.key("workers/")
         entries, now = self.list_all(prefix)
-        return Beats({e.key[len(prefix) :]: e for e in entries}, now)
+        return HeartbeatListing({e.key[len(prefix) :]: e for e in entries}, now)
 
     def heartbeat(self, worker: str, folder: str = "workers") -> Heartbeat | None:
         """What a worker last said of itself; None if it left. `folder` "ended" has those that left."""
         key = f"{folder}/{worker}"
         try:
-            return records.decode(self._get(key), Heartbeat, key)
+            return codec.decode(self._get(key), Heartbeat, key)
         except ObjectNotFound:
             return None
 
     def bury(self, heartbeat: Heartbeat) -> None:
         """Keep a worker's last heartbeat for the record, then delete it from the living."""
-        self.store.put(self.key(f"ended/{heartbeat.worker}"), records.encode(heartbeat))
+        self.store.put(self.key(f"ended/{heartbeat.worker}"), codec.encode(heartbeat))
         self.store.delete([self.key(f"workers/{heartbeat.worker}")])
 
     def buried(self) -> set[str]:
@@ -488,7 +488,7 @@ class Session:
 
     def put_live_log(self, batch: Batch, position: int, attempt: int, text: LiveLog) -> None:
         """Store what a running task has printed so far."""
-        self.store.put(self.key(batch.live_log_key(position, attempt)), records.encode(text))
+        self.store.put(self.key(batch.live_log_key(position, attempt)), codec.encode(text))
 
     def get_piece(self, batch: Batch, piece: records.Piece) -> bytes:
         """The bytes of a piece, from the record or from its pack.
@@ -520,9 +520,9 @@ class Session:
                 return entries, page.now
             after = page.entries[-1].key
 
-    def queue(self) -> Queue:
+    def queue(self) -> QueueReader:
         """A reader of the queue that knows nothing yet."""
-        return Queue(self.store, self.prefix)
+        return QueueReader(self.store, self.prefix)
 
     def _create_once(self, key: str, data: bytes) -> None:
         """Store what nobody else stores otherwise; what is there already is the same."""

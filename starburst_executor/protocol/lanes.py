@@ -10,9 +10,9 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from starburst_executor.errors import SessionTerminated
-from starburst_executor.queue import Totals
-from starburst_executor.records import Lane, Manifest, SessionState
-from starburst_executor.session import Session
+from starburst_executor.protocol.listing import Totals
+from starburst_executor.protocol.manifest import Lane, Manifest, SessionState
+from starburst_executor.protocol.session import Session
 
 __all__ = ["give_back", "take"]
 

@@ -1,0 +1,82 @@
+"""The names of a session's objects, and of batches and tasks."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Self
+
+__all__ = ["Batch", "before", "lane_prefix", "parse_task_id", "task_id"]
+
+
+class Batch(NamedTuple):
+    """The tasks written by one PUT: numbers `number` to `number + size - 1` of a lane."""
+
+    lane: int
+    number: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.lane:04d}-{self.number:08d}.{self.size}"
+
+    @property
+    def end(self) -> int:
+        """The number after the last."""
+        return self.number + self.size
+
+    @property
+    def tasks_key(self) -> str:
+        """Header and arguments; created once. Sorts after every other key of the batch."""
+        return f"queue/{self}/tasks"
+
+    @property
+    def record_key(self) -> str:
+        """State of every task; changed by compare-and-swap alone."""
+        return f"queue/{self}/record"
+
+    def marker_key(self, marker: str) -> str:
+        """An empty object whose name is a fact about the record."""
+        return f"queue/{self}/{marker}"
+
+    def pack_key(self, nonce: str) -> str:
+        """What one write finished and was too large for the record."""
+        return f"results/{self}/{nonce}"
+
+    def live_log_key(self, position: int, attempt: int) -> str:
+        """What a running task has printed so far."""
+        return f"logs/{self}/{position}.{attempt}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """The batch of that name, or None where it is not one."""
+        match = _BATCH_NAME.fullmatch(name)
+        return cls(*map(int, match.groups())) if match else None
+
+
+_BATCH_NAME = re.compile(r"(\d{4})-(\d{8})\.(\d+)")
+
+
+def task_id(lane: int, number: int) -> str:
+    """The public id of a task, such as `0-17`; unique within its session."""
+    return f"{lane}-{number}"
+
+
+def parse_task_id(text: str) -> tuple[int, int]:
+    """Lane and number of a task id.
+
+    Raises:
+        ValueError: it is not a task id.
+    """
+    lane, dash, number = text.partition("-")
+    if not (dash and lane.isdecimal() and number.isdecimal()):
+        raise ValueError(f"{text!r} is not a task id; one looks like '0-17' (lane 0, task 17)")
+    return int(lane), int(number)
+
+
+def lane_prefix(lane: int) -> str:
+    """What all keys of a lane begin with."""
+    return f"queue/{lane:04d}-"
+
+
+def before(lane: int, number: int) -> str:
+    """A key just before those of the batch that begins at `number`."""
+    return f"queue/{lane:04d}-{number:08d}"

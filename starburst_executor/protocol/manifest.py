@@ -1,0 +1,144 @@
+"""`session.json` and the heartbeats: the session as a whole, and who works for it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from starburst_executor.protocol.codec import SCHEMA, Stored, decodable
+from starburst_executor.protocol.origin import Origin
+from starburst_executor.protocol.session_prices import SessionPrices
+from starburst_executor.protocol.worker_spec import WorkerSpec
+
+__all__ = [
+    "BROKEN",
+    "Heartbeat",
+    "Intervals",
+    "Lane",
+    "Limits",
+    "LiveLog",
+    "Manifest",
+    "SessionState",
+]
+
+
+# State in the last heartbeat of a worker that left because no task could be run there.
+BROKEN = "broken"
+
+
+class SessionState(StrEnum):
+    """`open` takes work; `closed` was shut down and kept; `terminated` is being deleted, or was stopped."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    TERMINATED = "terminated"
+
+
+class Limits(Stored, frozen=True, kw_only=True):
+    """How long things may take, in seconds, and how often they are tried."""
+
+    task_timeout: float | None = None
+    max_attempts: int = 3
+    idle_timeout: float = 300
+    session_timeout: float = 3600
+    absolute_timeout: float = 7 * 86400
+    max_tasks_per_child: int | None = None  # None: no such limit
+
+
+class Intervals(Stored, frozen=True, kw_only=True):
+    """How often clients and workers look, in seconds. The defaults suit S3; tests take shorter ones.
+
+    A lost worker is found after at least half a `lease` and at most one and a half.
+    """
+
+    lease: float = 120
+    heartbeat: float = 20
+    poll_first: float = 1
+    poll_last: float = 30
+    look_first: float = 0.05
+    look_last: float = 5
+    commit: float = 1
+    session_check: float = 60
+
+
+class Lane(Stored, frozen=True, kw_only=True):
+    """The batches of one submitting client, and how far they are finished.
+
+    `finished` and the three counts are a lower bound, written when the manifest is written anyway.
+    """
+
+    client: str
+    taken: bool = True
+    number: int = 0  # reached, when given back
+    finished: int = 0  # every task below this number is final
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    # Requests to the store of the clients that have had it, added up as each gave it back.
+    writes: int = 0
+    reads: int = 0
+
+
+@decodable
+class Manifest(Stored, frozen=True, kw_only=True):
+    """`session.json`: the session as a whole; written by clients alone."""
+
+    schema: int = SCHEMA
+    nonce: str = ""
+    session_id: str
+    depth: int = 0  # how many sessions it is inside of
+    name: str | None = None
+    owner: str = ""
+    python: str
+    package: str
+    created: float
+    deadline: float  # by the store's clock
+    state: SessionState = SessionState.OPEN
+    workers: int  # most at once
+    min_workers: int = 0  # so many stay though idle, and are started though nothing waits
+    unscaled: int = 0  # what `workers` was before `scale` set another; 0: it has not
+    spec: WorkerSpec
+    deployment: dict[str, Any] | None = None  # `config.Deployment` of workers on ECS
+    limits: Limits
+    intervals: Intervals
+    lanes: tuple[Lane, ...] = ()
+    initializer: str | None = None  # digest under functions/
+    modules: dict[str, str] = {}  # of the initializer: name -> digest under modules/
+    rate: SessionPrices | None = None  # what it costs; None: nothing, or nobody knows
+    max_hourly_cost: float | None = None  # dollars
+    cost_alert: float | None = None  # dollars, of all the session
+    origin: Origin | None = None  # None: made by a version that did not say
+
+
+@decodable
+class Heartbeat(Stored, frozen=True, kw_only=True):
+    """`workers/<id>`: for people; nothing but its being written is ever decided upon."""
+
+    schema: int = SCHEMA
+    worker: str
+    host: str = ""
+    pid: int = 0
+    python: str = ""
+    package: str = ""
+    state: str = "idle"
+    started: float = 0
+    written: float = 0
+    ended: float = 0
+    holding: int = 0
+    completed: int = 0
+    failed: int = 0
+    busy: float = 0  # seconds of task time, all slots together
+    slots: int = 1
+    reason: str = ""  # why it left
+    # Requests to the store so far: PUT, COPY, POST and LIST; GET and HEAD.
+    writes: int = 0
+    reads: int = 0
+    market: str = ""  # "spot" or "on-demand", where whoever started it said so
+
+
+@decodable
+class LiveLog(Stored, frozen=True, kw_only=True):
+    """What a running task had printed when its worker last beat; the tail of it."""
+
+    stdout: str = ""
+    stderr: str = ""

@@ -1,0 +1,114 @@
+"""The tasks object of a batch: a header, then the pickled arguments."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from starburst_executor.errors import DamagedObject
+from starburst_executor.protocol.codec import SCHEMA, Stored, decodable, decode, encode
+from starburst_executor.protocol.records import Record
+from starburst_executor.protocol.task_names import NO_NAME, Name, encode_names
+
+__all__ = [
+    "Call",
+    "Header",
+    "MAX_BATCH_BYTES",
+    "MAX_BATCH_TASKS",
+    "Queued",
+    "encode_tasks",
+    "read_header",
+]
+
+
+# A batch larger than this would make each compare-and-swap of its record slow; a smaller
+# one would cost a request for fewer tasks.
+MAX_BATCH_TASKS = 256
+
+MAX_BATCH_BYTES = 4 << 20
+
+_MAGIC = b"SBX1"
+
+
+class Call(NamedTuple):
+    """Where one task's call is: index of its function, offset and size of its arguments; size -1: withdrawn."""
+
+    function: int
+    start: int
+    size: int
+
+
+@decodable
+class Header(Stored, frozen=True, kw_only=True):
+    """Head of a tasks object."""
+
+    schema: int = SCHEMA
+    functions: tuple[str, ...]  # digests under functions/
+    modules: dict[str, str] = {}  # archives that the pickles need: name -> digest under modules/
+    calls: tuple[Call, ...]
+    light: bool = True  # no arguments of it name a blob
+
+    @property
+    def withdrawn(self) -> frozenset[int]:
+        """Positions that were cancelled before they were stored."""
+        return frozenset(i for i, call in enumerate(self.calls) if call.size < 0)
+
+    @property
+    def arguments_size(self) -> int:
+        """Bytes of all arguments together; the names of the tasks stand behind them."""
+        return sum(call.size for call in self.calls if call.size > 0)
+
+    def fresh_record(self) -> Record:
+        """The record of this batch before anyone touched it."""
+        return Record.fresh(len(self.calls), self.withdrawn)
+
+
+class Queued(NamedTuple):
+    """One task as it is handed to the batch writer."""
+
+    function: str
+    arguments: bytes | None  # None: withdrawn
+    name: Name = NO_NAME
+
+
+def encode_tasks(
+    calls: Sequence[Queued], modules: Mapping[str, str], *, light: bool = True
+) -> bytes:
+    """The tasks object of a batch: magic, length of the header, header, arguments, names."""
+    functions: dict[str, int] = {}
+    places: list[Call] = []
+    body: list[bytes] = []
+    offset = 0
+    for function, arguments, _ in calls:
+        index = functions.setdefault(function, len(functions))
+        if arguments is None:
+            places.append(Call(index, offset, -1))
+            continue
+        places.append(Call(index, offset, len(arguments)))
+        body.append(arguments)
+        offset += len(arguments)
+    header = Header(
+        functions=tuple(functions),
+        modules=dict(modules),
+        calls=tuple(places),
+        light=light,
+    )
+    head = encode(header)
+    names = encode_names(call.name for call in calls)
+    return b"".join([_MAGIC, struct.pack("<I", len(head)), head, *body, names])
+
+
+def read_header(data: bytes, key: str) -> tuple[Header, int] | int:
+    """Header and offset of the arguments; or, where `data` is too short, how many bytes it takes.
+
+    Raises:
+        DamagedObject: it is no tasks object.
+    """
+    if len(data) < 8 or data[:4] != _MAGIC:
+        raise DamagedObject(f"{key} is not a tasks object ({len(data)} bytes)")
+    (length,) = struct.unpack("<I", data[4:8])
+    body = 8 + length
+    if len(data) < body:
+        return int(body)
+    return decode(data[8:body], Header, key), int(body)

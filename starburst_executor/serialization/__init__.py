@@ -1,0 +1,1 @@
+"""Python objects to bytes and back. Nothing else in this package unpickles."""
