@@ -42,15 +42,15 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from starburst_executor import shipped
-from starburst_executor.code_source import show_sources
-from starburst_executor.mp_main import new_main
-from starburst_executor.namespace import Capture, Home
 from starburst_executor.nesting import importing_for_task
 from starburst_executor.output import Output
 from starburst_executor.process_state import ProcessState
 from starburst_executor.protocol import origin
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.serialization.code_source import show_sources
 from starburst_executor.serialization.exceptions import describe
+from starburst_executor.serialization.mp_main import new_main
+from starburst_executor.serialization.namespace import Capture, Home
 from starburst_executor.serialization.pickling import dumps, loads, unpack_call
 
 __all__ = [

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from starburst_executor.exception_state import is_interrupt
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.task_names import NO_NAME, Name
+from starburst_executor.serialization.exception_state import is_interrupt
 
 __all__ = ["Settled", "TaskFuture"]
 

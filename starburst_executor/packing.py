@@ -13,18 +13,18 @@ from weakref import WeakKeyDictionary
 from msgspec.structs import replace
 
 from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMismatch
-from starburst_executor.exception_state import is_interrupt
 from starburst_executor.future import Settled
 from starburst_executor.modules import Tracker
-from starburst_executor.namespace import definitions
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
 from starburst_executor.protocol.payload import digest_of
 from starburst_executor.protocol.records import Task
 from starburst_executor.protocol.session import Session
-from starburst_executor.scripts import signature
+from starburst_executor.serialization.exception_state import is_interrupt
 from starburst_executor.serialization.exceptions import rebuild
+from starburst_executor.serialization.namespace import definitions
 from starburst_executor.serialization.pickling import dumps, loads, pack_call
+from starburst_executor.serialization.scripts import signature
 
 __all__ = ["Packer", "python_version"]
 

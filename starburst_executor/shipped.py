@@ -31,7 +31,7 @@ from importlib.util import decode_source
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from starburst_executor.code_source import renamed, show_lines
+from starburst_executor.environment.source_lines import renamed, show_lines
 
 __all__ = ["ORIGINS", "add_to_path"]
 

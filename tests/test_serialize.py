@@ -41,9 +41,9 @@ from starburst_executor.protocol.outcome import (
     encode_outcome,
 )
 from starburst_executor.protocol.payload import BUFFER_MIN, digest_of, references
-from starburst_executor.scripts import Pickler
 from starburst_executor.serialization.exceptions import describe, rebuild
 from starburst_executor.serialization.pickling import dumps, loads, pack_call, unpack_call
+from starburst_executor.serialization.scripts import Pickler
 
 
 class Blobs:

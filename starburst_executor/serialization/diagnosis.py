@@ -11,13 +11,9 @@ from starburst_executor.errors import (
     SerializationError,
     StarburstError,
 )
-from starburst_executor.exception_state import (
-    is_interrupt,
-    one_line,
-    type_name,
-)
 from starburst_executor.protocol.payload import BUFFER_MIN, Data
-from starburst_executor.scripts import Pickler
+from starburst_executor.serialization.exception_state import is_interrupt, one_line, type_name
+from starburst_executor.serialization.scripts import Pickler
 
 __all__ = []
 

@@ -20,7 +20,10 @@ from starburst_executor.errors import (
     TaskTimeout,
     WorkerLost,
 )
-from starburst_executor.exception_state import (
+from starburst_executor.protocol.outcome import Failure, FailureKind
+from starburst_executor.protocol.payload import ENCODER, Fetch, Keep, fetched, frame, parse
+from starburst_executor.serialization.diagnosis import MESSAGE_MAX
+from starburst_executor.serialization.exception_state import (
     Part,
     clean,
     message_of,
@@ -29,9 +32,6 @@ from starburst_executor.exception_state import (
     take_apart,
     type_name,
 )
-from starburst_executor.protocol.outcome import Failure, FailureKind
-from starburst_executor.protocol.payload import ENCODER, Fetch, Keep, fetched, frame, parse
-from starburst_executor.serialization.diagnosis import MESSAGE_MAX
 from starburst_executor.serialization.pickling import lifted, loads, pickle_out_of_band
 
 __all__ = ["describe", "rebuild"]

@@ -11,13 +11,10 @@ from starburst_executor.errors import (
     DamagedObject,
     SerializationError,
 )
-from starburst_executor.exception_state import (
-    is_interrupt,
-    one_line,
-)
 from starburst_executor.protocol.payload import BUFFER_MIN, Data, Fetch, Keep, fetched, frame, parse
-from starburst_executor.scripts import Pickler
 from starburst_executor.serialization.diagnosis import hint, is_plain, refusal
+from starburst_executor.serialization.exception_state import is_interrupt, one_line
+from starburst_executor.serialization.scripts import Pickler
 
 __all__ = ["dumps", "loads", "pack_call", "unpack_call"]
 

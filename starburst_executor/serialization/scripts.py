@@ -33,16 +33,16 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from starburst_executor import namespace
-from starburst_executor.annotations import AnnotationPickler, annotations_of
-from starburst_executor.code_source import reduce_code
-from starburst_executor.contents import (
+from starburst_executor.serialization import namespace
+from starburst_executor.serialization.annotations import AnnotationPickler, annotations_of
+from starburst_executor.serialization.code_source import reduce_code
+from starburst_executor.serialization.content_ids import (
     class_content,
     code_content,
     is_code,
     summary,
 )
-from starburst_executor.namespace import Key, Value
+from starburst_executor.serialization.namespace import Key, Value
 
 __all__ = ["Pickler", "signature"]
 

@@ -16,8 +16,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-from starburst_executor.namespace import Home, Space
-from starburst_executor.scripts import Pickler
+from starburst_executor.serialization.namespace import Home, Space
+from starburst_executor.serialization.scripts import Pickler
 
 __all__ = ["MainSpec", "load", "new_main"]
 

@@ -1,35 +1,29 @@
-"""Code that arrives without its file, in tracebacks: the real file name, line and source.
-
-    client                                     child
-      a function travels by value     ----->     its code has the name of its file, and
-      with the lines it was written in           `linecache` has these lines under it
-
-So a traceback reads as on the client, of scripts, notebooks and modules alike, also
-where the file is missing or was edited since.
-"""
+"""code_source"""
 
 from __future__ import annotations
 
 import linecache
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-__all__ = ["reduce_code", "renamed", "restore_code", "show_lines", "show_sources"]
+from starburst_executor.environment.source_lines import show_lines
+
+__all__ = ["reduce_code", "restore_code", "show_sources"]
+
 
 # cloudpickle hides the file name, so that equal functions of two files are equal bytes.
 _reduce = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
 _FILENAME = _reduce((lambda: 0).__code__)[1].index("<dynamic-code>")
 
 # As they were when a function was first sent: its file may be edited later.
 _lines: weakref.WeakKeyDictionary[types.CodeType, list[str]] = weakref.WeakKeyDictionary()
+
 _showing = False
-
-
-# --- on the client ----------------------------------------------------------------
 
 
 def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
@@ -58,9 +52,6 @@ def _line_numbers(code: types.CodeType) -> Iterator[int]:
             yield from _line_numbers(constant)
 
 
-# --- in the child -----------------------------------------------------------------
-
-
 def show_sources() -> None:
     """Let `linecache` know the lines of what is unpickled from now on.
 
@@ -81,19 +72,3 @@ def restore_code(parts: tuple[Any, ...], source: str) -> types.CodeType:
         after = linecache.getlines(code.co_filename)[before + len(lines) :]
         show_lines(code.co_filename, [*known, *lines, *after])
     return code
-
-
-def show_lines(filename: str, lines: Sequence[str]) -> None:
-    """Let `linecache` have these lines for a file, whatever is on disk."""
-    size = sum(map(len, lines))
-    # Without a time of modification, an entry is never compared with the disk.
-    linecache.cache[filename] = (size, None, list(lines), filename)
-
-
-def renamed(code: types.CodeType, filename: str) -> types.CodeType:
-    """The same code, as if it were of another file."""
-    constants = tuple(
-        renamed(constant, filename) if isinstance(constant, types.CodeType) else constant
-        for constant in code.co_consts
-    )
-    return code.replace(co_filename=filename, co_consts=constants)
