@@ -21,7 +21,7 @@ from starburst_executor.protocol.manifest import Intervals
 from starburst_executor.protocol.task_names import label_of
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.store import Store
+from starburst_executor.storage.base import Store
 
 __all__ = [
     "check_initializer",

@@ -33,7 +33,7 @@ from starburst_executor.protocol.session import HeartbeatListing, Session, Versi
 from starburst_executor.protocol.task_names import one_line
 from starburst_executor.protocol.tasks_object import MAX_BATCH_TASKS
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import Store
+from starburst_executor.storage.base import Store
 from starburst_executor.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.tables import Column, age, fitted
 

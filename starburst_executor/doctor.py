@@ -18,7 +18,9 @@ from starburst_executor.executor import StarburstExecutor
 from starburst_executor.launch import LocalLauncher, open_launcher
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
-from starburst_executor.store import Store, join_url, open_store, probe_conditional
+from starburst_executor.storage.base import Store
+from starburst_executor.storage.probe import probe_conditional
+from starburst_executor.storage.url import join_url, open_store
 
 __all__ = ["Check", "examine"]
 

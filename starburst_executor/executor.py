@@ -78,7 +78,9 @@ from starburst_executor.roster import Roster
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.remote import refuse
 from starburst_executor.staff import Staff
-from starburst_executor.store import Store, open_store, probe_conditional
+from starburst_executor.storage.base import Store
+from starburst_executor.storage.probe import probe_conditional
+from starburst_executor.storage.url import open_store
 from starburst_executor.submit import Item, Submitter
 from starburst_executor.watch import Outcomes, Watcher
 

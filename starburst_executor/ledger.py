@@ -27,7 +27,7 @@ from starburst_executor.errors import DamagedObject, SessionError, StoreError
 from starburst_executor.formatting import dollars, duration
 from starburst_executor.protocol.manifest import Heartbeat, Lane, Manifest
 from starburst_executor.protocol.session import HeartbeatListing, Session
-from starburst_executor.store import Entry
+from starburst_executor.storage.base import ListedObject
 from starburst_executor.tables import counted
 
 __all__ = [
@@ -224,7 +224,7 @@ class _Read:
     """A heartbeat, and the listing that it was read after."""
 
     beat: Heartbeat
-    entry: Entry
+    entry: ListedObject
     at: float  # the store's clock
 
 
@@ -240,7 +240,7 @@ class Ledger:
     def __init__(self, session: Session, *, client: bool = False) -> None:
         self._session = session
         self._client = client
-        self._ended: dict[str, Entry] = {}
+        self._ended: dict[str, ListedObject] = {}
         self._living: set[str] | None = None
         self._read: dict[str, _Read] = {}
 
@@ -283,7 +283,7 @@ class Ledger:
         entries, _ = self._session.list_all(prefix)
         self._ended = {entry.key[len(prefix) :]: entry for entry in entries}
 
-    def _read_some(self, entries: dict[str, Entry], beats: HeartbeatListing) -> None:
+    def _read_some(self, entries: dict[str, ListedObject], beats: HeartbeatListing) -> None:
         """Read those that are new, then those that were read longest ago; so many at once, and no more."""
         again = beats.now - max(_READ_AGAIN, len(beats.entries) / _READS_A_SECOND)
         due = [w for w, entry in entries.items() if self._is_due(w, entry, again)]
@@ -298,7 +298,7 @@ class Ledger:
             if beat is not None:
                 self._read[worker] = _Read(beat, entries[worker], beats.now)
 
-    def _is_due(self, worker: str, entry: Entry, again: float) -> bool:
+    def _is_due(self, worker: str, entry: ListedObject, again: float) -> bool:
         read = self._read.get(worker)
         if read is None or read.entry.key != entry.key:
             return True
@@ -311,7 +311,9 @@ class Ledger:
             log.info("worker %s counts as one of unknown length: %s", worker, error)
             return None
 
-    def _life(self, worker: str, entry: Entry, beats: HeartbeatListing, lease: float) -> Life:
+    def _life(
+        self, worker: str, entry: ListedObject, beats: HeartbeatListing, lease: float
+    ) -> Life:
         read = self._read[worker]
         beat = read.beat
         live = worker in beats.entries and beats.now - entry.modified <= lease

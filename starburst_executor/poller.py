@@ -26,7 +26,7 @@ from starburst_executor.protocol.worker_spec import MARKET_VARIABLE
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.slots import ProcessSlots
 from starburst_executor.staff import Staff
-from starburst_executor.store import open_store, split_session_url
+from starburst_executor.storage.url import open_store, split_session_url
 from starburst_executor.worker import Worker
 
 __all__ = ["serve"]

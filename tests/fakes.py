@@ -10,12 +10,12 @@ from pathlib import Path
 
 from starburst_executor.errors import Conflict, ObjectNotFound
 from starburst_executor.runtime import Runtime
-from starburst_executor.store import (
+from starburst_executor.storage.base import (
     Bytes,
-    Entry,
-    Got,
-    Page,
-    Tally,
+    ListedObject,
+    ListingPage,
+    RequestCounter,
+    StoredObject,
     appearing,
     check_key,
     check_listing,
@@ -38,13 +38,13 @@ class MemoryStore:
     url = "memory:"
 
     def __init__(self, runtime: Runtime, resolution: float = 1.0) -> None:
-        self.tally = Tally()
+        self.tally = RequestCounter()
         self._runtime = runtime
         self._resolution = resolution
         self._lock = threading.Lock()
         self._keys: list[str] = []  # sorted
         self._data: dict[str, bytes] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, ListedObject] = {}
 
     def get(
         self,
@@ -53,7 +53,7 @@ class MemoryStore:
         start: int = 0,
         stop: int | None = None,
         unless: str | None = None,
-    ) -> Got | None:
+    ) -> StoredObject | None:
         check_key(key)
         self.tally.read()
         with self._lock:
@@ -62,7 +62,7 @@ class MemoryStore:
                 raise ObjectNotFound(f"{key} is not in memory")
             if entry.version == unless:
                 return None
-            return Got(
+            return StoredObject(
                 data=self._data[key][start:stop],
                 size=entry.size,
                 version=entry.version,
@@ -95,7 +95,9 @@ class MemoryStore:
                 raise Conflict(f"{key} has version {entry.version}, not {version}")
             return self._write(key, data)
 
-    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> ListingPage:
         check_listing(prefix, limit, delimiter)
         self.tally.wrote()
         with self._lock:
@@ -104,7 +106,7 @@ class MemoryStore:
             begin = self._begin(prefix, after)
             end = bisect_left(self._keys, prefix + _LAST, begin)
             keys = self._keys[begin : min(end, begin + limit)]
-            return Page(
+            return ListingPage(
                 entries=[self._entries[key] for key in keys],
                 prefixes=[],
                 now=self._now(),
@@ -146,7 +148,9 @@ class MemoryStore:
         if key not in self._entries:
             insort(self._keys, key)
         self._data[key] = stored
-        self._entries[key] = Entry(key=key, size=len(stored), version=version, modified=self._now())
+        self._entries[key] = ListedObject(
+            key=key, size=len(stored), version=version, modified=self._now()
+        )
         return version
 
     def _begin(self, prefix: str, after: str) -> int:
@@ -154,8 +158,8 @@ class MemoryStore:
             return bisect_right(self._keys, after)
         return bisect_left(self._keys, prefix)
 
-    def _folded(self, prefix: str, after: str, limit: int) -> Page:
-        entries: list[Entry] = []
+    def _folded(self, prefix: str, after: str, limit: int) -> ListingPage:
+        entries: list[ListedObject] = []
         prefixes: list[str] = []
         at = self._begin(prefix, after)
         while at < len(self._keys) and self._keys[at].startswith(prefix):
@@ -171,4 +175,4 @@ class MemoryStore:
                     entries.append(self._entries[key])
             at = bisect_left(self._keys, fold + _LAST, at) if end else at + 1
         truncated = at < len(self._keys) and self._keys[at].startswith(prefix)
-        return Page(entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated)
+        return ListingPage(entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated)

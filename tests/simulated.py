@@ -51,7 +51,7 @@ from starburst_executor.roster import Roster
 from starburst_executor.runtime import Signal
 from starburst_executor.slots import Ended, Job
 from starburst_executor.staff import Staff
-from starburst_executor.store import Bytes
+from starburst_executor.storage.base import Bytes
 from starburst_executor.submit import Item, Submitter
 from starburst_executor.watch import Outcomes, Watcher
 from starburst_executor.worker import Worker

@@ -37,7 +37,7 @@ from greenlet import (  # type: ignore[import-untyped]
 )
 
 from starburst_executor.errors import Conflict, StoreError, StoreUnavailable
-from starburst_executor.store import Bytes, Entry, Got, Page, Store
+from starburst_executor.storage.base import Bytes, ListedObject, ListingPage, Store, StoredObject
 
 T = TypeVar("T")
 
@@ -544,7 +544,7 @@ class SimStore:
         start: int = 0,
         stop: int | None = None,
         unless: str | None = None,
-    ) -> Got | None:
+    ) -> StoredObject | None:
         return self._call(
             "get",
             key,
@@ -560,7 +560,9 @@ class SimStore:
     def replace(self, key: str, data: Bytes, version: str) -> str:
         return self._call("replace", key, lambda: self.backing.replace(key, data, version))
 
-    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> ListingPage:
         look = partial(self.backing.list, prefix, limit=limit, delimiter=delimiter)
         page = self._call("list", prefix, _Listing(look, after))
         self._sim.enter().cpu += KEY_CPU * len(page.entries)
@@ -627,10 +629,10 @@ class _Listing:
 
     __slots__ = ("_after", "_begun", "_look")
 
-    def __init__(self, look: partial[Page], after: str) -> None:
+    def __init__(self, look: partial[ListingPage], after: str) -> None:
         self._look = look
         self._after = after
-        self._begun: list[Entry] = []
+        self._begun: list[ListedObject] = []
 
     def begin(self) -> None:
         """Fix the first half as of now; not with prefixes, which may fold keys of both halves."""
@@ -638,7 +640,7 @@ class _Listing:
         if not page.prefixes:
             self._begun = page.entries[: len(page.entries) // 2]
 
-    def __call__(self) -> Page:
+    def __call__(self) -> ListingPage:
         begun = self._begun
         if not begun:
             return self._look(after=self._after)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from starburst_executor import Intervals, StarburstExecutor
 from starburst_executor.protocol.session import Session
-from starburst_executor.store import Bytes, Got, Page, Store, open_store
+from starburst_executor.storage.base import Bytes, ListingPage, Store, StoredObject
+from starburst_executor.storage.url import open_store
 
 QUICK = Intervals(
     lease=2,
@@ -47,7 +48,7 @@ class CountingStore:
         start: int = 0,
         stop: int | None = None,
         unless: str | None = None,
-    ) -> Got | None:
+    ) -> StoredObject | None:
         self._count("get", key)
         return self._store.get(key, start=start, stop=stop, unless=unless)
 
@@ -63,7 +64,9 @@ class CountingStore:
         self._count("replace", key)
         return self._store.replace(key, data, version)
 
-    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> ListingPage:
         self._count("list", prefix)
         return self._store.list(prefix, after=after, limit=limit, delimiter=delimiter)
 

@@ -26,7 +26,8 @@ from starburst_executor import (
     executor,
     list_sessions,
 )
-from starburst_executor.store import Store, open_store
+from starburst_executor.storage.base import Store
+from starburst_executor.storage.url import open_store
 from tests.servers import S3Server
 from tests.support import QUICK, CountingStore, is_alive, keys, live_workers
 from tests.tasks import (

@@ -25,7 +25,8 @@ from starburst_executor.aws.ecs.container import entry_point
 from starburst_executor.environment import Lock, Prepared, ship
 from starburst_executor.launch import open_launcher
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.store import Store, open_store
+from starburst_executor.storage.base import Store
+from starburst_executor.storage.url import open_store
 from tests.servers import S3Server
 from tests.support import is_alive, keys
 from tests.tasks import until

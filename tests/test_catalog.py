@@ -17,7 +17,7 @@ from starburst_executor.progress import Gauge
 from starburst_executor.protocol.manifest import Heartbeat
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 
 QUICK = Intervals(heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
 

@@ -43,7 +43,7 @@ from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.exceptions import describe
 from starburst_executor.serialization.pickling import dumps, pack_call
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.servers import S3Server
 
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -23,7 +23,8 @@ from starburst_executor import (
     TaskFuture,
     executor,
 )
-from starburst_executor.store import Bytes, Store, open_store
+from starburst_executor.storage.base import Bytes, Store
+from starburst_executor.storage.url import open_store
 from tests.support import QUICK, CountingStore, live_workers
 from tests.tasks import Gate, double, until
 

@@ -28,7 +28,7 @@ from starburst_executor.environment.shelf import pack
 from starburst_executor.environment.wheels import build
 from starburst_executor.errors import PackageError
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.callers import make_project
 from tests.support import keys
 

@@ -26,7 +26,7 @@ from starburst_executor.protocol.manifest import Limits
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from starburst_executor.turns import Turn
 from tests.fakes import MemoryStore
 from tests.simulated import SimClient, SimWorker, Work, World

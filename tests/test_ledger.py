@@ -38,7 +38,7 @@ from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.fakes import MemoryStore
 from tests.servers import S3Server, latency_proxy
 from tests.support import QUICK, CountingStore, keys, worker_pids

@@ -30,7 +30,7 @@ from starburst_executor.protocol.task_names import (
 )
 from starburst_executor.protocol.tasks_object import Queued, encode_tasks
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 
 QUICK = Intervals(poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
 

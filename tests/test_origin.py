@@ -18,7 +18,7 @@ from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.support import QUICK, run_python
 
 

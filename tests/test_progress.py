@@ -39,7 +39,7 @@ from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 
 WHEN = datetime(2025, 1, 31, 9, 45, tzinfo=UTC)
 QUICK = Intervals(poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)

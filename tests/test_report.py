@@ -40,7 +40,7 @@ from starburst_executor.report import (
     review,
 )
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.browser import dom
 from tests.support import QUICK, worker_pids
 from tests.tasks import Gate, until

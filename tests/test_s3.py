@@ -25,7 +25,9 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import Store, open_store, probe_conditional
+from starburst_executor.storage.base import Store
+from starburst_executor.storage.probe import probe_conditional
+from starburst_executor.storage.url import open_store
 from tests.servers import S3Server, latency_proxy
 from tests.toy_s3 import Toy, serving
 

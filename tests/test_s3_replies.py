@@ -13,7 +13,8 @@ from starburst_executor.errors import (
     StoreError,
     StoreUnavailable,
 )
-from starburst_executor.store import Store, open_store
+from starburst_executor.storage.base import Store
+from starburst_executor.storage.url import open_store
 from tests.toy_s3 import DATE, Toy, serving
 
 Reply = tuple[int, Mapping[str, str | None], bytes]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from starburst_executor.serialization.pickling import dumps
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.support import keys, run_python
 
 KINDS = Path(__file__).with_name("script_kinds.py")

@@ -11,7 +11,7 @@ import pytest
 
 from starburst_executor.errors import Conflict, ObjectNotFound, StoreUnavailable
 from starburst_executor.runtime import Runtime
-from starburst_executor.store import Page, Store
+from starburst_executor.storage.base import ListingPage, Store
 from tests import simulator
 from tests.fakes import MemoryStore
 from tests.simulator import (
@@ -690,7 +690,7 @@ def torn_listing(*, limit: int = 1000, delimiter: str = "") -> tuple[list[str], 
         sim.at(0.75, change)
         sim.run()
     page = actor.result
-    assert isinstance(page, Page)
+    assert isinstance(page, ListingPage)
     names = page.prefixes or [entry.key for entry in page.entries]
     return [name[2] for name in names], page.truncated
 

@@ -23,15 +23,10 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import (
-    Bytes,
-    DirectoryStore,
-    _translate,
-    join_url,
-    open_store,
-    probe_conditional,
-    split_session_url,
-)
+from starburst_executor.storage.base import Bytes
+from starburst_executor.storage.directory import DirectoryStore, _translate
+from starburst_executor.storage.probe import probe_conditional
+from starburst_executor.storage.url import join_url, open_store, split_session_url
 from tests.fakes import MemoryStore
 
 KMS_ARN = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab"

@@ -21,7 +21,9 @@ import pytest
 
 from starburst_executor.errors import Conflict, ObjectNotFound
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.store import Page, Store, open_store, probe_conditional
+from starburst_executor.storage.base import ListingPage, Store
+from starburst_executor.storage.probe import probe_conditional
+from starburst_executor.storage.url import open_store
 from tests.fakes import MemoryStore
 from tests.servers import S3Server
 
@@ -52,7 +54,7 @@ def store(
     store.close()
 
 
-def keys_of(page: Page) -> list[str]:
+def keys_of(page: ListingPage) -> list[str]:
     return [entry.key for entry in page.entries]
 
 

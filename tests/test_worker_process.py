@@ -33,7 +33,7 @@ from starburst_executor import (
 )
 from starburst_executor.launch import LocalLauncher
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 from tests.servers import S3Server
 from tests.support import QUICK, is_alive, keys, live_workers, worker_pids
 from tests.tasks import (

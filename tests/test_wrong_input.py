@@ -21,7 +21,8 @@ from starburst_executor import (
     executor,
     list_sessions,
 )
-from starburst_executor.store import Bytes, DirectoryStore, Store
+from starburst_executor.storage.base import Bytes, Store
+from starburst_executor.storage.directory import DirectoryStore
 from tests.servers import S3Server
 from tests.support import keys
 

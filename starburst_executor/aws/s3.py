@@ -35,12 +35,12 @@ from starburst_executor.errors import (
     ObjectNotFound,
     StoreNotConditional,
 )
-from starburst_executor.store import (
+from starburst_executor.storage.base import (
     Bytes,
-    Entry,
-    Got,
-    Page,
-    Tally,
+    ListedObject,
+    ListingPage,
+    RequestCounter,
+    StoredObject,
     appearing,
     check_key,
     check_listing,
@@ -112,7 +112,7 @@ class S3Store:
         if kms_key_id:
             self._encryption["SSEKMSKeyId"] = kms_key_id
         self.url = _canonical_url(bucket, prefix, (region, sse, kms_key_id))
-        self.tally = Tally()
+        self.tally = RequestCounter()
         uses_kms = sse == "aws:kms"
         self._errors = S3Errors(bucket, self._prefix, self._endpoint, uses_kms=uses_kms)
         self._gives_etags = False  # a reply had one, so that all of S3's do
@@ -156,7 +156,7 @@ class S3Store:
         start: int = 0,
         stop: int | None = None,
         unless: str | None = None,
-    ) -> Got | None:
+    ) -> StoredObject | None:
         """Read an object or a range of it; None if its version is `unless`."""
         request = self._get_request(key, start, stop)
         if unless is not None:
@@ -186,7 +186,9 @@ class S3Store:
         # Without quotes: some servers take no other form.
         return self._put(key, data, condition="If-Match", IfMatch=version)
 
-    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> ListingPage:
         """One page of the objects below `prefix`, in key order: one request."""
         check_listing(prefix, limit, delimiter)
         request: ListObjectsV2RequestTypeDef = {
@@ -317,14 +319,14 @@ class S3Store:
             request["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         return request
 
-    def _get(self, request: GetObjectRequestTypeDef, start: int, stop: int | None) -> Got:
+    def _get(self, request: GetObjectRequestTypeDef, start: int, stop: int | None) -> StoredObject:
         reply, data = self._read(request)
         size = reply["ContentLength"]
         if "ContentRange" in reply:
             size = int(reply["ContentRange"].rpartition("/")[2])
         elif "Range" in request:  # a server may send all of it
             data = data[start:stop]
-        return Got(
+        return StoredObject(
             data=data,
             size=size,
             version=self._version(reply),
@@ -340,7 +342,7 @@ class S3Store:
         reply = self._s3().get_object(**request)
         return reply, _content(reply)
 
-    def _nothing_of(self, key: str, unless: str | None) -> Got | None:
+    def _nothing_of(self, key: str, unless: str | None) -> StoredObject | None:
         """What there is to say of an object of which no byte is wanted."""
         name = self._key(key)
         with self._errors.translating("HeadObject", key):
@@ -348,7 +350,7 @@ class S3Store:
             version = self._version(reply)
             if version == unless:
                 return None
-            return Got(
+            return StoredObject(
                 data=b"",
                 size=reply["ContentLength"],
                 version=version,
@@ -363,7 +365,7 @@ class S3Store:
             return False
         return True
 
-    def _download_part(self, key: str, first: Got, start: int, file: int) -> None:
+    def _download_part(self, key: str, first: StoredObject, start: int, file: int) -> None:
         stop = min(start + s3_transfer.PART, first.size)
         request = self._get_request(key, start, stop)
         request["IfMatch"] = first.version
@@ -373,11 +375,11 @@ class S3Store:
 
     # Replies
 
-    def _page(self, reply: ListObjectsV2OutputTypeDef) -> Page:
+    def _page(self, reply: ListObjectsV2OutputTypeDef) -> ListingPage:
         skip = len(self._prefix)
-        return Page(
+        return ListingPage(
             entries=[
-                Entry(
+                ListedObject(
                     key=item["Key"][skip:],
                     size=item["Size"],
                     version=_unquoted(item["ETag"]),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from starburst_executor.aws.s3_errors import S3Errors
 from starburst_executor.errors import ObjectNotFound, StoreError
-from starburst_executor.store import Bytes, read_range
+from starburst_executor.storage.base import Bytes
+from starburst_executor.storage.directory import read_range
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

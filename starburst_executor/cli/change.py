@@ -30,7 +30,7 @@ from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.retry import retry as submit_again
 from starburst_executor.retry import unhealed
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.store import Store
+from starburst_executor.storage.base import Store
 
 __all__ = ["VERBS"]
 

@@ -373,7 +373,7 @@ def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
         unfinished_sessions,
     )
     from starburst_executor.errors import StoreMissing
-    from starburst_executor.store import open_store
+    from starburst_executor.storage.url import open_store
 
     with closing(open_store(url)) as store:
         try:

@@ -36,7 +36,7 @@ from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.retry import healed, retried
-from starburst_executor.store import appearing
+from starburst_executor.storage.base import appearing
 
 __all__ = ["VERBS"]
 

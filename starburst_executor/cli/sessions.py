@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starburst_executor.launch import Launcher
     from starburst_executor.protocol.manifest import Manifest
     from starburst_executor.protocol.session import Session
-    from starburst_executor.store import Store
+    from starburst_executor.storage.base import Store
 
 __all__ = [
     "at_session",
@@ -79,7 +79,7 @@ def task_argument(*, required: bool) -> Callable[[F], F]:
 def at_store(url: str | None) -> Iterator[Store]:
     """The store of that URL, or the default one, for the length of a block."""
     from starburst_executor import config
-    from starburst_executor.store import open_store
+    from starburst_executor.storage.url import open_store
 
     found = config.load(arguments={"store": url or None})
     try:

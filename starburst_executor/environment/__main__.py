@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starburst_executor.environment.shelf import pack
 from starburst_executor.errors import StoreError
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from starburst_executor import bootstrap
 from starburst_executor.environment.capture import Prepared
 from starburst_executor.errors import Conflict, ObjectNotFound
-from starburst_executor.store import Entry, Store
+from starburst_executor.storage.base import ListedObject, Store
 
 __all__ = ["pack", "prune", "ship"]
 
@@ -132,5 +132,5 @@ def _digests(store: Store) -> list[str]:
     return [name for name in names if re.fullmatch(r"[0-9a-f]{64}", name)]
 
 
-def _entries(store: Store, prefix: str) -> list[Entry]:
+def _entries(store: Store, prefix: str) -> list[ListedObject]:
     return store.list(prefix).entries  # a handful: far from the 1,000 of a page

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from starburst_executor.protocol.keys import Batch, before, lane_prefix
 from starburst_executor.protocol.manifest import Lane
-from starburst_executor.store import Entry, Page, Store
+from starburst_executor.storage.base import ListedObject, ListingPage, Store
 
 __all__ = ["QueueReader", "BatchListing", "Totals"]
 
@@ -38,7 +38,7 @@ class BatchListing:
     """One batch as a listing showed it; markers may be late or missing, never wrong."""
 
     batch: Batch
-    record: Entry | None = None
+    record: ListedObject | None = None
     drained: int = -1
     requeued: int = 0
     done: tuple[int, int, int] | None = None
@@ -57,7 +57,7 @@ class BatchListing:
         """Whether nobody has begun with it, so that a claim most likely meets no other."""
         return self.record is None and self.done is None
 
-    def add(self, name: str, entry: Entry) -> None:
+    def add(self, name: str, entry: ListedObject) -> None:
         """Take in one object of the batch."""
         self.modified = max(self.modified, entry.modified)
         if name == "record":
@@ -266,7 +266,7 @@ class QueueReader:
                 cut = sights[-1] if sights and sights[-1].batch == last else None
                 after, cut, limit = self._skip_finished(last, cut, after)
 
-    def _sights(self, page: Page, cut: BatchListing | None) -> list[BatchListing]:
+    def _sights(self, page: ListingPage, cut: BatchListing | None) -> list[BatchListing]:
         """The page's batches but those known to be done; `cut` is the last one of the page before."""
         sights = [cut] if cut else []
         sight = cut

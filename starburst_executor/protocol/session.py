@@ -56,7 +56,8 @@ from starburst_executor.protocol.records import Record
 from starburst_executor.protocol.task_names import Name, decode_names
 from starburst_executor.protocol.tasks_object import Header
 from starburst_executor.runtime import Runtime
-from starburst_executor.store import Entry, Store, join_url
+from starburst_executor.storage.base import ListedObject, Store
+from starburst_executor.storage.url import join_url
 
 __all__ = ["HeartbeatListing", "VersionedRecord", "Session", "TasksObject"]
 
@@ -92,7 +93,7 @@ class TasksObject(NamedTuple):
 class HeartbeatListing(NamedTuple):
     """Heartbeats as one listing showed them."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, ListedObject]
     now: float
 
 
@@ -509,9 +510,9 @@ class Session:
             )
         return data
 
-    def list_all(self, prefix: str) -> tuple[list[Entry], float]:
+    def list_all(self, prefix: str) -> tuple[list[ListedObject], float]:
         """Every object below a prefix of the store, and the store's time."""
-        entries: list[Entry] = []
+        entries: list[ListedObject] = []
         after = ""
         while True:
             page = self.store.list(prefix, after=after)

@@ -18,7 +18,7 @@ from starburst_executor.errors import AccountError, SessionNotFound
 from starburst_executor.protocol.manifest import SessionState
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import Runtime
-from starburst_executor.store import Store
+from starburst_executor.storage.base import Store
 
 __all__ = ["teardown", "terminate_sessions", "unfinished_sessions"]
 

@@ -52,7 +52,7 @@ from starburst_executor.cost import worker_hour
 from starburst_executor.errors import AccountError
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.store import split_session_url
+from starburst_executor.storage.url import split_session_url
 
 __all__ = ["EcsLauncher", "open_ecs"]
 

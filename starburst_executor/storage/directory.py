@@ -1,18 +1,4 @@
-"""The store: named, immutable-or-swapped byte strings, with S3's guarantees.
-
-What the protocol rests on, and what every store must give:
-
-* a read sees every write that was answered before it began; one object is never seen half-written;
-* `create` succeeds for one writer only; `replace` only if nobody wrote since the version was read;
-* a listing is ordered by key (as UTF-8 bytes), begins after any key given, and sees every answered write;
-* one clock: `modified` and `now` are the store's own time and may be compared with each other.
-
-A key is one or more names joined by `/`; a name is not empty and does not begin with a dot
-(directories keep such names for themselves: `..`, `.nfs0001`, `.DS_Store`).
-"""
-
-# Listings are taken 20 times a second: plain calls on strings, not Path objects.
-# ruff: noqa: PTH100, PTH102, PTH103, PTH106, PTH108, PTH111, PTH112, PTH113, PTH116, PTH120
+"""A directory that keeps the store's promise."""
 
 from __future__ import annotations
 
@@ -20,55 +6,49 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import stat
 import tempfile
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
-from urllib.parse import unquote
+from typing import NamedTuple, TypeVar
 
 from starburst_executor.errors import (
     Conflict,
     ObjectNotFound,
     StoreDenied,
     StoreError,
-    StoreNotConditional,
     StoreUnavailable,
 )
+from starburst_executor.storage.base import (
+    Bytes,
+    ListedObject,
+    ListingPage,
+    RequestCounter,
+    StoredObject,
+    appearing,
+    check_key,
+    check_listing,
+)
 
-__all__ = [
-    "Bytes",
-    "DirectoryStore",
-    "Entry",
-    "Got",
-    "Page",
-    "Store",
-    "Tally",
-    "appearing",
-    "check_key",
-    "check_listing",
-    "join_url",
-    "open_store",
-    "probe_conditional",
-    "read_range",
-    "split_session_url",
-]
+__all__ = ["DirectoryStore", "read_range"]
 
-Bytes: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
 
 _CHUNK = 1 << 20  # bytes copied at a time
+
 _LOCKS = 64  # so that two keys seldom wait for one lock
+
 _PLACE_TRIES = 100  # only the delete of a folder's last object gets in the way
+
 _STALE_TRIES = 10
+
 _ABANDONED_AFTER = 86_400.0  # seconds since the last byte: nobody is at work on it
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
 _PASSING = (
     errno.EIO,
     errno.ESTALE,
@@ -77,311 +57,8 @@ _PASSING = (
     errno.EMFILE,
     errno.ENFILE,
 )
+
 _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-
-_BAD_KEY = re.compile(r"(?:\A|/)(?:[./]|\Z)|\0")
-_BAD_PREFIX = re.compile(r"(?:\A|/)[./]|\0")
-_URL_FORMS = (
-    "s3://bucket/prefix (optionally with ?region=eu-west-1&sse=aws:kms&kms_key_id=...), "
-    "file:///a/directory, or the path of a directory"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One object of a listing."""
-
-    key: str
-    size: int  # bytes
-    version: str
-    modified: float  # UTC seconds, by the store's clock
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """One page of a listing."""
-
-    entries: list[Entry]
-    prefixes: list[str]  # with a delimiter: what lies below, each ending in it
-    now: float  # the store's clock when it answered
-    truncated: bool  # more follows after the last key or prefix of this page
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Got:
-    """One object, or the part of it that was asked for."""
-
-    data: bytes
-    size: int  # of the whole object
-    version: str
-    modified: float
-    now: float
-
-
-class Tally:
-    """Requests that one store object has made, in the two classes that S3 prices; many threads may count.
-
-    Deletions are free and not counted. Those of a directory cost nothing, and are counted all the same: one
-    for each call.
-
-    Attributes:
-        writes: PUT, COPY, POST and LIST.
-        reads: GET and HEAD.
-    """
-
-    def __init__(self) -> None:
-        self.writes = 0
-        self.reads = 0
-        self._lock = threading.Lock()
-
-    def wrote(self) -> None:
-        """One more PUT, COPY, POST or LIST."""
-        with self._lock:
-            self.writes += 1
-
-    def read(self) -> None:
-        """One more GET or HEAD."""
-        with self._lock:
-            self.reads += 1
-
-
-class Store(Protocol):
-    """A place for objects. Keys are relative to the store's own root, without a leading slash."""
-
-    url: str
-    tally: Tally
-
-    def get(
-        self,
-        key: str,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-        unless: str | None = None,
-    ) -> Got | None:
-        """Read an object, or its bytes `start` to `stop` (exclusive; past the end is no error).
-
-        Returns:
-            The object, or None if its version still is `unless`.
-
-        Raises:
-            ObjectNotFound: there is none.
-            StoreUnavailable: no plain answer.
-        """
-
-    def put(self, key: str, data: Bytes) -> None:
-        """Write an object whatever was there."""
-
-    def create(self, key: str, data: Bytes) -> str:
-        """Write an object that must not exist yet; returns its version.
-
-        Raises:
-            Conflict: it exists (perhaps by an earlier try of this very call).
-            StoreUnavailable: it may or may not have been written.
-        """
-
-    def replace(self, key: str, data: Bytes, version: str) -> str:
-        """Write an object that must still have `version`; returns the new version.
-
-        Raises:
-            Conflict: it has another version (perhaps by an earlier try of this very call).
-            ObjectNotFound: it is gone. Some servers say Conflict for this too.
-            StoreUnavailable: it may or may not have been written.
-        """
-
-    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
-        """One page of the objects below `prefix` (a plain string prefix), in key order.
-
-        Args:
-            prefix: What the keys begin with.
-            after: Begin with the first key, or folded prefix, greater than this. A whole key:
-                some servers take a key's folder, without its slash, for all that is in it.
-            limit: At most so many entries and prefixes, 1 to 1,000.
-            delimiter: If `/`, keys that hold one after `prefix` are folded into `Page.prefixes`.
-        """
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; one that is not there is no error."""
-
-    def upload(self, key: str, source: Path | Bytes) -> None:
-        """Write an object of any size, named after its content, unless it is there already.
-
-        Streams: memory does not grow with the size. The object is seen whole or not at all.
-        """
-
-    def download(self, key: str, target: Path) -> None:
-        """Write an object into a file, streaming; the file appears whole or not at all."""
-
-    def close(self) -> None:
-        """Let go of connections and files; the store cannot be used afterwards."""
-
-
-def open_store(url: str | Path) -> Store:
-    """Open the store that a URL or path names; nothing is read or written yet.
-
-    Args:
-        url: `s3://bucket/prefix`, optionally with `?region=..&sse=AES256|aws:kms&kms_key_id=..`
-            (the endpoint comes from the usual AWS settings, such as `AWS_ENDPOINT_URL`);
-            `file:///a/directory`; or the path of a directory, relative or with `~` too.
-
-    Raises:
-        ValueError: the URL is none of these.
-    """
-    text = str(url)
-    scheme, colon, rest = text.partition("://")
-    if colon and scheme == "s3":
-        from starburst_executor.aws.s3 import S3Store
-
-        return S3Store.from_url(text)
-    if colon and scheme == "file" and rest.startswith("/"):
-        return DirectoryStore(unquote(rest))
-    # A single slash is a slip of the pen, or a URL that went through `Path`.
-    if colon or not text or text.startswith(("s3:", "file:")):
-        raise ValueError(f"{text!r} names no store; expected {_URL_FORMS}")
-    if os.path.isfile(os.path.expanduser(text)):
-        raise ValueError(f"{text!r} is a file; a store is {_URL_FORMS}")
-    return DirectoryStore(text)
-
-
-def join_url(store_url: str, path: str) -> str:
-    """The URL of something below a store: `s3://b/p?region=x` and `a/b` give `s3://b/p/a/b?region=x`."""
-    base, mark, query = _split_query(store_url)
-    return f"{base.rstrip('/')}/{path}{mark}{query}"
-
-
-def split_session_url(url: str) -> tuple[str, str]:
-    """Take a session's URL (`<store>/sessions/<id>`) apart into the store's URL and the session's id.
-
-    Raises:
-        ValueError: it does not end in `sessions/<id>`.
-    """
-    path, mark, query = _split_query(url)
-    base, middle, session_id = path.rstrip("/").rpartition("/sessions/")
-    if not middle or not session_id or "/" in session_id:
-        raise ValueError(
-            f"{url!r} is not the URL of a session; expected <store>/sessions/<session id>"
-        )
-    return f"{base or '/'}{mark}{query}", session_id
-
-
-def _split_query(url: str) -> tuple[str, str, str]:
-    # A `?` is a query only in S3's URLs: in the path of a directory it is a letter like any other.
-    return url.partition("?") if url.startswith("s3://") else (url, "", "")
-
-
-def check_key(key: str) -> None:
-    """Refuse a key that some store could not hold, or that would lead out of the store.
-
-    Raises:
-        ValueError: a name in it is empty or begins with a dot, or it holds a NUL.
-    """
-    if _BAD_KEY.search(key):
-        raise ValueError(
-            f"{key!r} is no key: its names, joined by '/', must not be empty nor begin with '.'"
-        )
-
-
-def check_listing(prefix: str, limit: int, delimiter: str) -> None:
-    """Refuse a listing that some store could not give.
-
-    Raises:
-        ValueError: `prefix` begins no key, `limit` is not 1 to 1,000, or `delimiter` is not `/` or empty.
-    """
-    if _BAD_PREFIX.search(prefix):
-        raise ValueError(
-            f"no key begins with {prefix!r}: names in keys are not empty nor begin with '.'"
-        )
-    if not 1 <= limit <= 1000:
-        raise ValueError(f"limit={limit}: a page has 1 to 1000 entries")
-    if delimiter not in ("", "/"):
-        raise ValueError(f"delimiter={delimiter!r}: only '/' can be one")
-
-
-def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str]) -> None:
-    """Make sure that a store honours conditions on writes; leaves nothing behind.
-
-    Four writes and a delete.
-
-    Args:
-        store: The store to probe.
-        key_prefix: Where the probe object may be written for a moment; a `/` at the end is not added.
-        new_id: `Runtime.new_id`.
-
-    Raises:
-        StoreNotConditional: it overwrote what it must not, or refused what it must write.
-    """
-    key = f"{key_prefix}probe-{new_id(16)}"
-    try:
-        _probe(store, key)
-    except StoreError as error:
-        try:
-            store.delete([key])
-        except StoreError as failure:  # what came first says more about what is wrong
-            error.add_note(f"Besides, the object of the trial was not removed: {failure}")
-        raise
-    store.delete([key])
-
-
-def _probe(store: Store, key: str) -> None:
-    first = _probe_create(store, key)
-    _probe_replace(store, key, first)
-    if not _refuses(lambda: store.replace(key, b"stale", first)):
-        raise _not_conditional(
-            store, "overwrote an object although its version was another (If-Match)"
-        )
-    if not _refuses(lambda: store.create(key, b"again")):
-        raise _not_conditional(store, "overwrote an object that was to be created (If-None-Match)")
-
-
-def _probe_create(store: Store, key: str) -> str:
-    try:
-        return store.create(key, b"first")
-    except (
-        Conflict
-    ):  # the name is fresh, so only a repeated try of this very write can be in the way
-        return _probe_read(store, key, b"first")
-
-
-def _probe_replace(store: Store, key: str, version: str) -> None:
-    try:
-        store.replace(key, b"second", version)
-    except (Conflict, ObjectNotFound):
-        _probe_read(store, key, b"second")
-
-
-def _probe_read(store: Store, key: str, data: bytes) -> str:
-    got = store.get(key)
-    if got is None or got.data != data:
-        raise _not_conditional(store, "refused a conditional write that it had no reason to refuse")
-    return got.version
-
-
-def _refuses(write: Callable[[], str]) -> bool:
-    try:
-        write()
-    except (Conflict, ObjectNotFound):
-        return True
-    return False
-
-
-def _not_conditional(store: Store, what: str) -> StoreNotConditional:
-    return StoreNotConditional(
-        f"{store.url} {what}. Without such conditions tasks could be lost or run twice. "
-        "Use Amazon S3, a server that supports conditional writes, or a directory."
-    )
-
-
-@contextlib.contextmanager
-def appearing(target: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place at `target` when the block ends well and is removed when not."""
-    temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
-    try:
-        with temporary.open("xb", buffering=0) as file:
-            yield file
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class _Staged(NamedTuple):
@@ -413,7 +90,7 @@ class DirectoryStore:
     def __init__(self, root: str | Path) -> None:
         self._root = os.path.abspath(os.path.expanduser(root))
         self.url = self._root
-        self.tally = Tally()
+        self.tally = RequestCounter()
         self._token = os.urandom(6).hex()
 
     def get(
@@ -423,7 +100,7 @@ class DirectoryStore:
         start: int = 0,
         stop: int | None = None,
         unless: str | None = None,
-    ) -> Got | None:
+    ) -> StoredObject | None:
         """Read an object or a range of it; None if its version is `unless`."""
         self.tally.read()
         return _until_fresh(lambda: self._get(key, start, stop, unless))
@@ -455,11 +132,13 @@ class DirectoryStore:
                 )
             return _version(self._supersede(staged, path, previous))
 
-    def list(self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = "") -> Page:
+    def list(
+        self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
+    ) -> ListingPage:
         """One page of the objects below `prefix`, in key order; only what is returned is stat'ed."""
         check_listing(prefix, limit, delimiter)
         self.tally.wrote()
-        entries: list[Entry] = []
+        entries: list[ListedObject] = []
         prefixes: list[str] = []
         truncated = False
         with self._translating("list", prefix):
@@ -470,7 +149,7 @@ class DirectoryStore:
                     prefixes.append(key)
                 elif entry := _entry(key, item):
                     entries.append(entry)
-        return Page(entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated)
+        return ListingPage(entries=entries, prefixes=prefixes, now=self._now(), truncated=truncated)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, and the folders that become empty."""
@@ -543,7 +222,9 @@ class DirectoryStore:
             finally:
                 os.close(file)
 
-    def _get(self, key: str, start: int, stop: int | None, unless: str | None) -> Got | None:
+    def _get(
+        self, key: str, start: int, stop: int | None, unless: str | None
+    ) -> StoredObject | None:
         with self._reading(key) as file:
             status = os.fstat(file)
             version = _version(status.st_mtime_ns)
@@ -552,7 +233,7 @@ class DirectoryStore:
             end = status.st_size if stop is None else min(stop, status.st_size)
             data = read_range(file, start, end)
         modified = status.st_mtime_ns / 1e9
-        return Got(
+        return StoredObject(
             data=data,
             size=status.st_size,
             version=version,
@@ -750,13 +431,13 @@ def _is_own(item: os.DirEntry[str]) -> bool:
     return item.name.startswith(".")
 
 
-def _entry(key: str, item: os.DirEntry[str]) -> Entry | None:
+def _entry(key: str, item: os.DirEntry[str]) -> ListedObject | None:
     try:
         status = item.stat()
     except FileNotFoundError:  # deleted since the folder was read
         return None
     stamp = status.st_mtime_ns
-    return Entry(key=key, size=status.st_size, version=_version(stamp), modified=stamp / 1e9)
+    return ListedObject(key=key, size=status.st_size, version=_version(stamp), modified=stamp / 1e9)
 
 
 def _version(stamp: int) -> str:
