@@ -23,7 +23,7 @@ from starburst_executor.errors import (
     DamagedObject,
     SessionNotFound,
 )
-from starburst_executor.launch import Launcher
+from starburst_executor.launchers.base import Launcher
 from starburst_executor.ledger import Bill, Ledger, check_workers, warning
 from starburst_executor.protocol.keys import Batch, before, lane_prefix, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals

@@ -29,7 +29,7 @@ import msgspec
 import platformdirs
 
 from starburst_executor.errors import ConfigError
-from starburst_executor.launch import data_home
+from starburst_executor.launchers.local import data_home
 
 __all__ = [
     "DEFAULT_PROFILE",

@@ -15,7 +15,8 @@ from starburst_executor import config
 from starburst_executor.config import Configuration
 from starburst_executor.errors import ConfigError, StarburstError, StoreError
 from starburst_executor.executor import StarburstExecutor
-from starburst_executor.launch import LocalLauncher, open_launcher
+from starburst_executor.launchers.base import open_launcher
+from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
 from starburst_executor.storage.base import Store

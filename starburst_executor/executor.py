@@ -56,7 +56,7 @@ from starburst_executor.errors import (
 )
 from starburst_executor.future import TaskFuture
 from starburst_executor.interrupts import Uninterrupted
-from starburst_executor.launch import Launcher, open_launcher
+from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.modules import is_local
 from starburst_executor.nesting import check_nesting

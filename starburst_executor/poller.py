@@ -17,7 +17,8 @@ from pathlib import Path
 
 from starburst_executor import memory
 from starburst_executor.errors import StarburstError, VersionMismatch
-from starburst_executor.launch import Launcher, LocalLauncher, hold_lock
+from starburst_executor.launchers.base import Launcher
+from starburst_executor.launchers.local import LocalLauncher, hold_lock
 from starburst_executor.library import DiskLibrary
 from starburst_executor.nesting import hand_down_depth
 from starburst_executor.protocol.manifest import Heartbeat, Manifest

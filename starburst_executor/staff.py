@@ -36,7 +36,7 @@ from starburst_executor.errors import (
     NewerSchema,
     StoreError,
 )
-from starburst_executor.launch import Launcher
+from starburst_executor.launchers.base import Launcher
 from starburst_executor.ledger import affordable_workers
 from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Manifest, SessionState

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session

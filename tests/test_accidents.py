@@ -17,7 +17,7 @@ import pytest
 
 from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, executor
 from starburst_executor import worker as worker_module
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.library import DiskLibrary
 from starburst_executor.protocol import records
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat

@@ -23,7 +23,7 @@ from botocore.credentials import Credentials
 from starburst_executor import bootstrap
 from starburst_executor.aws.ecs.container import entry_point
 from starburst_executor.environment import Lock, Prepared, ship
-from starburst_executor.launch import open_launcher
+from starburst_executor.launchers.base import open_launcher
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.storage.base import Store
 from starburst_executor.storage.url import open_store

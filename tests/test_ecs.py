@@ -18,7 +18,7 @@ from starburst_executor.aws.ecs.metadata import worker_id_of_task
 from starburst_executor.aws.ecs.requests import TokenBucket
 from starburst_executor.config import Deployment
 from starburst_executor.errors import AccountError, LaunchFailed, StarburstError
-from starburst_executor.launch import open_launcher
+from starburst_executor.launchers.base import open_launcher
 from starburst_executor.protocol.worker_spec import WorkerSpec
 
 T = TypeVar("T")

@@ -46,7 +46,7 @@ from starburst_executor import (
     StarburstExecutor,
     TaskFuture,
 )
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 from tests.support import QUICK, is_alive, keys, live_workers, run_python, worker_pids
 from tests.tasks import (
     ExitsWhenUnpickled,

@@ -16,7 +16,7 @@ import pytest
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.interrupts import Uninterrupted
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 from tests.support import keys
 from tests.tasks import until
 

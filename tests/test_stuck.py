@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor, catalog
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.progress import Meter
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.session import Session

@@ -31,7 +31,7 @@ from starburst_executor import (
     WorkerLost,
     executor,
 )
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.storage.url import open_store
 from tests.servers import S3Server

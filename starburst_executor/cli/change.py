@@ -22,7 +22,7 @@ from starburst_executor.cli.sessions import (
 from starburst_executor.cli.text import counted
 from starburst_executor.errors import SessionNotFound
 from starburst_executor.history import Found
-from starburst_executor.launch import Launcher, open_launcher
+from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session

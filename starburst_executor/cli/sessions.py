@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from starburst_executor.cli import Exit, Failed
 
 if TYPE_CHECKING:
-    from starburst_executor.launch import Launcher
+    from starburst_executor.launchers.base import Launcher
     from starburst_executor.protocol.manifest import Manifest
     from starburst_executor.protocol.session import Session
     from starburst_executor.storage.base import Store
@@ -138,7 +138,7 @@ def task_name(manifest: Manifest, text: str) -> str:
 
 def launcher_of(manifest: Manifest) -> Launcher:
     """What starts and stops the workers of a session."""
-    from starburst_executor.launch import open_launcher
+    from starburst_executor.launchers.base import open_launcher
 
     try:
         return open_launcher(manifest.spec, manifest.deployment)

@@ -11,7 +11,7 @@ from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.logs import added
 from starburst_executor.cli.sessions import launcher_of
 from starburst_executor.cli.text import document
-from starburst_executor.launch import Launcher
+from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.session import Session
 
 __all__ = ["WorkerPrinter"]

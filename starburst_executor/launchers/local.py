@@ -1,20 +1,4 @@
-"""Starting workers, and knowing which of them live: the launcher seam, and workers on this machine.
-
-A launcher starts processes and says what became of them; it neither reads nor writes the session.
-The two sides of a local worker's life, and what tells them apart from a dead one:
-
-    client                                    worker (its own process session)
-      opens a lock file, takes flock
-      starts the worker with that fd ───────>   has the lock for as long as it lives
-      writes its pid, closes its own fd         `hold_lock`: keeps the fd from its children
-      may end at any time                       goes on
-
-    anyone of the same user on this machine, later
-      the lock cannot be had: the worker lives, and the pid in the file is its own
-      the lock can be had: it has ended, however it ended
-
-No pid is ever taken for a proof of life, for pids are used again.
-"""
+"""Workers as processes of this machine."""
 
 from __future__ import annotations
 
@@ -28,115 +12,30 @@ import site
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
 
 import platformdirs
 
 from starburst_executor import bootstrap
 from starburst_executor.errors import LaunchFailed, StarburstError
 from starburst_executor.protocol.origin import Origin
-from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime, SystemRuntime
 
-__all__ = [
-    "Launcher",
-    "LocalLauncher",
-    "data_home",
-    "hold_lock",
-    "open_launcher",
-]
+__all__ = ["LocalLauncher", "data_home", "hold_lock"]
 
 log = logging.getLogger(__name__)
 
 _LOCK_FD = "STARBURST_LOCK_FD"
+
 _LOOK_SECONDS = 0.01  # between looks at whether a worker that was told to end has ended
+
 _KILL_SECONDS = (
     10.0  # a killed process is gone at once, unless the kernel waits for a device or a network disk
 )
+
 _TAIL_BYTES = 4096  # a traceback and some lines before it
-
-
-class Launcher(Protocol):
-    """Starts workers, and says which of those that were started for a session still live."""
-
-    name: str
-    lag: float
-    """Seconds until `live` shows, to anybody, what somebody else has started."""
-
-    def launch(self, session_url: str, count: int) -> list[str]:
-        """Start `count` workers, each as `python -m starburst_executor worker SESSION_URL --id WORKER_ID`.
-
-        Returns:
-            Their worker ids, fewer than `count` if there is no room for more at the moment. That they
-            have begun to look for work is not promised.
-
-        Raises:
-            LaunchFailed, OSError: none can be started; to try again is of no use.
-        """
-
-    def live(self, session_url: str) -> set[str] | None:
-        """Ids of the workers known to be alive, those that are starting included; None: cannot tell."""
-
-    def ended(self, session_url: str) -> set[str]:
-        """Ids of the workers known to have ended, so that nobody need wait for their lease."""
-
-    def stop(
-        self,
-        session_url: str,
-        worker_ids: Collection[str] | None = None,
-        *,
-        grace: float,
-    ) -> None:
-        """End workers, those named or all: SIGTERM, and SIGKILL for what is left after `grace` seconds.
-
-        Returns when they are gone. Ids that are unknown or have ended are no error.
-        """
-
-    def forget(self, session_url: str) -> None:
-        """Remove what is noted of workers that have ended; for a session that has ended itself."""
-
-    def platform(self) -> str:
-        """What binaries must be built for to run in its workers, such as "linux-x86_64"."""
-
-    def log_tail(self, session_url: str, worker_id: str) -> str:
-        """The last lines that the worker's own process printed, which say why it died; "" if there are none."""
-
-    def taken_away(self, session_url: str, worker_id: str) -> bool:
-        """Whether a worker that has ended is known to have been ended by others: a reclaim, or a stop."""
-
-    def halt(self) -> None:
-        """Start none from now on; a `launch` under way returns soon, with those that it has started."""
-
-
-def open_launcher(
-    spec: WorkerSpec,
-    deployment: Mapping[str, Any] | None = None,
-    origin: Origin | None = None,
-) -> Launcher:
-    """The launcher that `spec` asks for.
-
-    Args:
-        spec: What a worker shall be.
-        deployment: Where workers on ECS are, as a manifest has it; default as configured.
-        origin: Where the session was made, as a manifest has it.
-    """
-    if spec.launcher == "local":
-        return LocalLauncher(command=_bootstrap_command(spec), origin=origin)
-    from starburst_executor.aws.ecs.launcher import open_ecs
-
-    return open_ecs(spec, deployment)
-
-
-def _bootstrap_command(spec: WorkerSpec) -> list[str] | None:
-    """What brings a worker into its session's environment; None if it runs in the caller's."""
-    if spec.lock is None:
-        return None
-    # Not the caller's own interpreter: a virtual environment's would bring its packages along.
-    base = str(getattr(sys, "_base_executable", sys.executable))
-    return [base, "-I", bootstrap.__file__, spec.lock]
 
 
 def data_home() -> Path:

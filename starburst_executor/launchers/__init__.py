@@ -1,0 +1,1 @@
+"""Starting workers and knowing which are alive: the seam, and workers on this machine."""
