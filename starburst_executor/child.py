@@ -41,7 +41,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from starburst_executor import shipped
+from starburst_executor.environment import shipped_modules
 from starburst_executor.nesting import importing_for_task
 from starburst_executor.output import Output
 from starburst_executor.process_state import ProcessState
@@ -286,7 +286,7 @@ class Child:
     def _extend_path(self, path: Sequence[str]) -> None:
         new = [directory for directory in path if directory not in self._path]
         if new:
-            shipped.add_to_path(new)
+            shipped_modules.add_to_path(new)
             self._path.update(new)
             self._state.accept_imports()
 

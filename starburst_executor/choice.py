@@ -9,7 +9,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from starburst_executor import config
-from starburst_executor.environment import Prepared, Wishes, prepare
+from starburst_executor.environment.capture import Prepared, Wishes, prepare
 from starburst_executor.protocol.worker_spec import WorkerSpec
 
 __all__ = ["choose_environment", "on_launcher", "prepare_environment"]

@@ -45,7 +45,8 @@ from starburst_executor.choice import (
 )
 from starburst_executor.collect import Collector, TaskOutcome
 from starburst_executor.dropped import Dropped, Link
-from starburst_executor.environment import ship
+from starburst_executor.environment.local_modules import is_local
+from starburst_executor.environment.repository import ship
 from starburst_executor.errors import (
     ExecutorBroken,
     SerializationError,
@@ -58,7 +59,6 @@ from starburst_executor.future import TaskFuture
 from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.ledger import Alarm, Ledger, check_workers
-from starburst_executor.modules import is_local
 from starburst_executor.nesting import check_nesting
 from starburst_executor.options import Options
 from starburst_executor.packing import Packer, python_version

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from starburst_executor import modules
+from starburst_executor.environment import local_modules
 from starburst_executor.errors import DamagedObject, ObjectNotFound
 from starburst_executor.protocol.payload import references
 from starburst_executor.protocol.session import Session
@@ -100,7 +100,7 @@ class DiskLibrary:
         if digest not in self._paths:
             archive = self._folder / f"{digest}.zip"
             self._download(f"modules/{digest}", digest, archive)
-            self._paths[digest] = str(modules.unpack(archive, self._folder / "modules"))
+            self._paths[digest] = str(local_modules.unpack(archive, self._folder / "modules"))
             archive.unlink()
         return self._paths[digest]
 

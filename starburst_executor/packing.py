@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
+from starburst_executor.environment.local_modules import Tracker
 from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMismatch
 from starburst_executor.future import Settled
-from starburst_executor.modules import Tracker
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
 from starburst_executor.protocol.payload import digest_of

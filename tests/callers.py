@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starburst_executor.environment import indexes
-from starburst_executor.environment.tool import run_uv
+from starburst_executor.environment.uv import run_uv
 from tests.servers import unmeasured
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,11 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from starburst_executor import bootstrap
 from starburst_executor.aws.ecs.container import entry_point
-from starburst_executor.environment import Lock, Prepared, ship
+from starburst_executor.environment import bootstrap
+from starburst_executor.environment.capture import Prepared
+from starburst_executor.environment.lock import Lock
+from starburst_executor.environment.repository import ship
 from starburst_executor.launchers.base import open_launcher
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.storage.base import Store
@@ -311,7 +313,7 @@ class Answers:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     taken: list[float] = []
-    monkeypatch.setattr("starburst_executor.bootstrap.time.sleep", taken.append)
+    monkeypatch.setattr("starburst_executor.environment.bootstrap.time.sleep", taken.append)
     return taken
 
 

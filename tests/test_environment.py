@@ -11,20 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from starburst_executor import StarburstExecutor, bootstrap
+from starburst_executor import StarburstExecutor
 from starburst_executor.choice import choose_environment, on_launcher
-from starburst_executor.environment import (
-    Lock,
-    Prepared,
-    Wishes,
-    indexes,
-    prepare,
-    prune,
-    ship,
-)
+from starburst_executor.environment import bootstrap, indexes
+from starburst_executor.environment.capture import Prepared, Wishes, prepare
 from starburst_executor.environment.indexes import Indexes
 from starburst_executor.environment.installed import Package, installed, normalized
-from starburst_executor.environment.shelf import pack
+from starburst_executor.environment.lock import Lock
+from starburst_executor.environment.repository import pack, prune, ship
 from starburst_executor.environment.wheels import build
 from starburst_executor.errors import PackageError
 from starburst_executor.protocol.worker_spec import WorkerSpec
@@ -228,7 +222,7 @@ def test_what_was_found_to_be_there_is_not_asked_for_again(
     own = own_wheel(tmp_path)
     six = Package(name="six", version="1.16.0", line="six==1.16.0")
     prepare(Wishes(), platform=HERE, packages=[six, own])
-    monkeypatch.setattr("starburst_executor.environment.tool.uv", lambda: "/no/such/program")
+    monkeypatch.setattr("starburst_executor.environment.uv.uv", lambda: "/no/such/program")
     prepare(Wishes(), platform=HERE, packages=[six, own])
 
 
@@ -393,7 +387,7 @@ def test_only_environments_that_nobody_uses_are_pruned(
     ship(store, used)
     ship(store, unused)
     assert list(prune(store, {used.digest}, 0)) == []  # a session may be about to begin
-    monkeypatch.setattr("starburst_executor.environment.shelf._YOUNGEST", -1.0)
+    monkeypatch.setattr("starburst_executor.environment.repository._YOUNGEST", -1.0)
     assert list(prune(store, {used.digest}, 9)) == []
     assert list(prune(store, {used.digest}, -1, dry_run=True)) == [unused.digest]
     assert list(prune(store, {used.digest}, -1)) == [unused.digest]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from starburst_executor import StarburstExecutor, bootstrap
+from starburst_executor import StarburstExecutor
 from starburst_executor.config import Deployment
+from starburst_executor.environment import bootstrap
 from starburst_executor.errors import ExecutorBroken
 from tests.callers import Caller, make_caller, make_project
 from tests.ecs_server import EcsServer, configure, ecs_server

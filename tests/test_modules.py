@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starburst_executor import modules
-from starburst_executor.errors import DamagedObject
-from starburst_executor.modules import (
+from starburst_executor.environment import local_modules
+from starburst_executor.environment.local_modules import (
     Extra,
     Source,
     Tracker,
@@ -32,9 +31,10 @@ from starburst_executor.modules import (
     local_modules,
     unpack,
 )
+from starburst_executor.environment.shipped_modules import ORIGINS
+from starburst_executor.errors import DamagedObject
 from starburst_executor.protocol.payload import digest_of
 from starburst_executor.serialization.pickling import dumps, loads
-from starburst_executor.shipped import ORIGINS
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_relative_path_is_taken_from_the_working_directory(
         ("sys", ValueError, "'sys' cannot travel"),
         (sys, ValueError, "'sys' cannot travel"),
         ("__main__", ValueError, "'__main__' cannot travel"),
-        ("starburst_executor.modules", ValueError, "starburst_executor"),
+        ("starburst_executor.environment.local_modules", ValueError, "starburst_executor"),
         (types.ModuleType("made_by_hand"), ValueError, "made_by_hand"),
         ("", ValueError, "neither a module name nor a path"),
         ("not a name", ValueError, "not a name"),
@@ -348,7 +348,7 @@ def test_too_much_is_refused_and_the_biggest_is_named(tmp_path: Path) -> None:
     package(tmp_path / "small")
     package(tmp_path / "big")
     with (tmp_path / "big" / "model.bin").open("wb") as file:
-        file.truncate(modules.UNPACKED_MAX)  # sparse: it costs no disk
+        file.truncate(local_modules.UNPACKED_MAX)  # sparse: it costs no disk
 
     tracker = Tracker(Shipped(), [tmp_path / "small", tmp_path / "big"])
     with pytest.raises(ValueError, match=r"biggest is 'big': 64\.0 MiB in 4 files"):
@@ -361,8 +361,8 @@ def test_two_that_are_too_much_together_are_refused(
 ) -> None:
     for name in ("one", "two"):
         write(package(tmp_path / name).paths[0] / "model.txt", "x" * 600_000)
-    monkeypatch.setattr(modules, "local_modules", list)
-    monkeypatch.setattr(modules, "UNPACKED_MAX", 1_000_000)
+    monkeypatch.setattr(local_modules, "local_modules", list)
+    monkeypatch.setattr(local_modules, "UNPACKED_MAX", 1_000_000)
 
     with pytest.raises(ValueError, match="the local modules hold"):
         Tracker(Shipped(), [tmp_path / "one", tmp_path / "two"]).refresh()
@@ -374,7 +374,7 @@ def test_files_that_come_and_go_while_packing_do_no_harm(
     source = package(tmp_path / "busy")
     for i in range(3):
         write(tmp_path / "busy" / "out" / f"{i}.txt", "result")
-    walk, size = modules._walk, modules._size
+    walk, size = local_modules._walk, local_modules._size
 
     def busy_walk(*args: Any) -> Iterator[tuple[str, Path]]:
         for name, path in walk(*args):
@@ -389,8 +389,8 @@ def test_files_that_come_and_go_while_packing_do_no_harm(
             (tmp_path / "busy" / "out" / "3.txt").touch()
         return size(path)
 
-    monkeypatch.setattr(modules, "_walk", busy_walk)
-    monkeypatch.setattr(modules, "_size", busy_size)
+    monkeypatch.setattr(local_modules, "_walk", busy_walk)
+    monkeypatch.setattr(local_modules, "_size", busy_size)
 
     assert [m for m in members(build_archive(source).data) if "out" in m] == ["busy/out/2.txt"]
 
@@ -400,14 +400,14 @@ def test_a_directory_that_vanishes_while_packing_does_no_harm(
 ) -> None:
     source = package(tmp_path / "busy")
     write(tmp_path / "busy" / "aside" / "x.txt")
-    entries = modules._entries
+    entries = local_modules._entries
 
     def busy_entries(folder: Path) -> list[Path]:
         if folder.name == "aside":
             shutil.rmtree(folder)
         return entries(folder)
 
-    monkeypatch.setattr(modules, "_entries", busy_entries)
+    monkeypatch.setattr(local_modules, "_entries", busy_entries)
 
     assert "busy/__init__.py" in members(build_archive(source).data)
 
@@ -460,7 +460,7 @@ def test_nothing_is_looked_at_while_nothing_is_imported(
         scans.append(1)
         return []
 
-    monkeypatch.setattr(modules, "local_modules", counting)
+    monkeypatch.setattr(local_modules, "local_modules", counting)
 
     for _ in range(1000):
         tracker.refresh()
@@ -565,7 +565,7 @@ def test_what_a_run_writes_beside_its_code_never_reaches_the_limit(
     tracker.refresh()
 
     with (root / "runs" / "results.bin").open("wb") as file:
-        file.truncate(2 * modules.UNPACKED_MAX)
+        file.truncate(2 * local_modules.UNPACKED_MAX)
     write(root / "unrelated.py")
     imported("unrelated")
     tracker.refresh()
@@ -746,13 +746,13 @@ def test_losing_the_race_to_unpack_is_no_error(
 ) -> None:
     archive = build_archive(package(tmp_path / "src" / "pack"))
     digest, data = archive.digest, archive.data
-    real = modules._extract
+    real = local_modules._extract
 
     def overtaken(data: bytes, draft: Path) -> None:
         real(data, draft)
         real(data, draft.parent / digest)
 
-    monkeypatch.setattr(modules, "_extract", overtaken)
+    monkeypatch.setattr(local_modules, "_extract", overtaken)
 
     assert unpack(data, tmp_path / "to") == tmp_path / "to" / digest
     assert [p.name for p in (tmp_path / "to").iterdir()] == [digest]

@@ -11,6 +11,6 @@ from __future__ import annotations
 
 from starburst_executor.environment.capture import Prepared, Wishes, prepare
 from starburst_executor.environment.lock import Lock, Wheel
-from starburst_executor.environment.shelf import prune, ship
+from starburst_executor.environment.repository import prune, ship
 
 __all__ = ["Lock", "Prepared", "Wheel", "Wishes", "prepare", "prune", "ship"]

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from starburst_executor.environment.shelf import pack
+from starburst_executor.environment.repository import pack
 from starburst_executor.errors import StoreError
 from starburst_executor.storage.url import open_store
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from starburst_executor import bootstrap
+from starburst_executor.environment import bootstrap
 from starburst_executor.environment import indexes as package_indexes
 from starburst_executor.environment.indexes import Indexes
 from starburst_executor.environment.installed import (

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from starburst_executor import bootstrap
+from starburst_executor.environment import bootstrap
 from starburst_executor.environment.indexes import Indexes
-from starburst_executor.environment.tool import run_uv
+from starburst_executor.environment.uv import run_uv
 from starburst_executor.errors import PackageError
 
 __all__ = ["check", "resolve"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from starburst_executor.environment.indexes import Indexes
 from starburst_executor.environment.installed import Package
-from starburst_executor.environment.tool import run_uv, uv
+from starburst_executor.environment.uv import run_uv, uv
 from starburst_executor.errors import PackageError
 
 __all__ = ["build"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from starburst_executor import bootstrap
+from starburst_executor.environment import bootstrap
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.protocol.worker_spec import WorkerSpec

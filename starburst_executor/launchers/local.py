@@ -18,7 +18,7 @@ from pathlib import Path
 
 import platformdirs
 
-from starburst_executor import bootstrap
+from starburst_executor.environment import bootstrap
 from starburst_executor.errors import LaunchFailed, StarburstError
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.runtime import Runtime, SystemRuntime

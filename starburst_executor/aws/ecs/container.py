@@ -7,8 +7,8 @@ import functools
 import zlib
 from pathlib import Path
 
-from starburst_executor import bootstrap
 from starburst_executor.config import Deployment
+from starburst_executor.environment import bootstrap
 from starburst_executor.protocol.worker_spec import WorkerSpec
 
 __all__ = ["entry_point", "image"]

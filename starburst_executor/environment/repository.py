@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from starburst_executor import bootstrap
+from starburst_executor.environment import bootstrap
 from starburst_executor.environment.capture import Prepared
 from starburst_executor.errors import Conflict, ObjectNotFound
 from starburst_executor.storage.base import ListedObject, Store

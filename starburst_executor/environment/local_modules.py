@@ -37,8 +37,8 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import NamedTuple, TypeAlias
 
+from starburst_executor.environment.shipped_modules import ORIGINS
 from starburst_executor.errors import DamagedObject
-from starburst_executor.shipped import ORIGINS
 
 __all__ = [
     "UNPACKED_MAX",
