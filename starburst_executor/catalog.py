@@ -19,12 +19,14 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from starburst_executor.costs.alert import warning
+from starburst_executor.costs.bill import CostSummary, CostTracker
+from starburst_executor.costs.limits import check_workers
 from starburst_executor.errors import (
     DamagedObject,
     SessionNotFound,
 )
 from starburst_executor.launchers.base import Launcher
-from starburst_executor.ledger import Bill, Ledger, check_workers, warning
 from starburst_executor.protocol.keys import Batch, before, lane_prefix, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
 from starburst_executor.protocol.manifest import Manifest, SessionState
@@ -89,7 +91,7 @@ class SessionStatus:
     created_at: datetime
     last_activity: datetime
     deadline: datetime
-    cost: Bill | None = None  # None: nothing costs anything, or it was not reckoned
+    cost: CostSummary | None = None  # None: nothing costs anything, or it was not reckoned
     stuck: Stuck | None = None  # why nothing moves; None: something does, or all is finished
 
     @property
@@ -210,7 +212,9 @@ def status(
     session: Session,
     queue: QueueReader | None = None,
     known: dict[Batch, VersionedRecord] | None = None,
-    reckon: Callable[[Manifest, HeartbeatListing], Bill | None] = lambda manifest, beats: None,
+    reckon: Callable[[Manifest, HeartbeatListing], CostSummary | None] = lambda manifest, beats: (
+        None
+    ),
 ) -> SessionStatus:
     """The status of a session.
 
@@ -352,10 +356,10 @@ def summaries(store: Store) -> SessionList:
 
 
 def _summary(session: Session) -> SessionSummary | None:
-    def reckon(manifest: Manifest, beats: HeartbeatListing) -> Bill | None:
+    def reckon(manifest: Manifest, beats: HeartbeatListing) -> CostSummary | None:
         if manifest.cost_alert is None:
             return None
-        return Ledger(session).look(manifest, beats)
+        return CostTracker(session).look(manifest, beats)
 
     try:
         queue = session.queue()

@@ -44,6 +44,10 @@ from starburst_executor.choice import (
     prepare_environment,
 )
 from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.costs.alert import CostAlert
+from starburst_executor.costs.bill import CostTracker
+from starburst_executor.costs.limits import check_workers
+from starburst_executor.costs.session_prices import rate_for
 from starburst_executor.dropped import Dropped, Link
 from starburst_executor.environment.local_modules import is_local
 from starburst_executor.environment.repository import ship
@@ -58,11 +62,9 @@ from starburst_executor.errors import (
 from starburst_executor.future import TaskFuture
 from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launchers.base import Launcher, open_launcher
-from starburst_executor.ledger import Alarm, Ledger, check_workers
 from starburst_executor.nesting import check_nesting
 from starburst_executor.options import Options
 from starburst_executor.packing import Packer, python_version
-from starburst_executor.pricing import rate_for
 from starburst_executor.progress import Ticker
 from starburst_executor.protocol import lanes
 from starburst_executor.protocol.keys import Batch
@@ -392,8 +394,8 @@ class StarburstExecutor(Executor):
         self._numbers: Iterator[int] = iter(())
         self._outcomes = Outcomes(session, packer.open_outcome)
         self._collector = Collector(session, packer)
-        self._ledger = Ledger(session, client=True)
-        self._alarm = Alarm(session)
+        self._ledger = CostTracker(session, client=True)
+        self._alarm = CostAlert(session)
         broken = self._calls(StarburstExecutor._break)
         self._staff = staff = Staff(session, launcher, manifest, broken, lambda: watcher.hurry())
         queue = session.queue()
@@ -778,7 +780,7 @@ class StarburstExecutor(Executor):
         """How far the session is, all clients' tasks together; what is queued here is stored first."""
         with self._reading():
             # What this client asked for is added to its lane when it leaves.
-            own = self._ledger if self._end is None else Ledger(self._session)
+            own = self._ledger if self._end is None else CostTracker(self._session)
             return catalog.status(self._session, reckon=own.look)
 
     @property

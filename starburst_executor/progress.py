@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from starburst_executor import catalog
 from starburst_executor.catalog import SessionStatus
+from starburst_executor.costs.bill import CostTracker
 from starburst_executor.errors import SessionError, StoreError
 from starburst_executor.formatting import duration
 from starburst_executor.inspection.notebook import open_notebook_display
-from starburst_executor.ledger import Ledger
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
@@ -152,7 +152,7 @@ class Gauge:
 
     def __init__(self, session: Session, *, client: bool = False) -> None:
         self.session = session
-        self._ledger = Ledger(session, client=client)
+        self._ledger = CostTracker(session, client=client)
         self._queue = session.queue()
         self._queue.learn(session.load().lanes)
         self._known: dict[Batch, VersionedRecord] = {}

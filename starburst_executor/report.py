@@ -18,9 +18,9 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+from starburst_executor.costs.bill import CostSummary, WorkerLifetime, summarize
 from starburst_executor.errors import DamagedObject
 from starburst_executor.history import Found, TaskGroup, find, group_errors, view
-from starburst_executor.ledger import Bill, Life, bill
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Intervals, Manifest
 from starburst_executor.protocol.records import State, Task
 from starburst_executor.protocol.session import HeartbeatListing, Session
@@ -142,7 +142,7 @@ class Stay:
     ended: float
     live: bool = False
     why: str = ""
-    billed: Life | None = None
+    billed: WorkerLifetime | None = None
 
     @property
     def seconds(self) -> float:
@@ -238,7 +238,7 @@ def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
         ended=max(now, beat.written) if live else beat.ended or beat.written,
         live=live,
         why=f"{beat.state}: {beat.reason}" if gone else "" if live else "not heard of for long",
-        billed=Life(lived, beat.writes, beat.reads, beat.market, live),
+        billed=WorkerLifetime(lived, beat.writes, beat.reads, beat.market, live),
     )
 
 
@@ -440,7 +440,7 @@ class Review:
     stretches: list[Stretch] = field(repr=False)
     worker_requests: Requests
     client_requests: Requests
-    bill: Bill | None
+    bill: CostSummary | None
 
     @property
     def seconds(self) -> float:
@@ -700,12 +700,12 @@ def _estimated_of_clients(observed: Observed, seconds: float) -> Requests:
     return Requests(round(observed.batches + looks), observed.batches, False)
 
 
-def _bill(observed: Observed, of_workers: Requests, of_clients: Requests) -> Bill | None:
-    lives = [stay.billed or Life(stay.seconds) for stay in observed.stays]
+def _bill(observed: Observed, of_workers: Requests, of_clients: Requests) -> CostSummary | None:
+    lives = [stay.billed or WorkerLifetime(stay.seconds) for stay in observed.stays]
     if not of_workers.counted:
         lives = [life._replace(writes=0, reads=0) for life in lives]
     estimated = (of_clients, *(() if of_workers.counted else (of_workers,)))
-    return bill(
+    return summarize(
         observed.manifest,
         lives,
         writes=sum(one.writes for one in estimated),

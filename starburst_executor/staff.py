@@ -30,6 +30,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from starburst_executor.costs.limits import affordable_workers
 from starburst_executor.errors import (
     ExecutorBroken,
     LaunchFailed,
@@ -37,7 +38,6 @@ from starburst_executor.errors import (
     StoreError,
 )
 from starburst_executor.launchers.base import Launcher
-from starburst_executor.ledger import affordable_workers
 from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Manifest, SessionState
 from starburst_executor.protocol.records import Record, State

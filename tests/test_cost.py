@@ -7,8 +7,18 @@ from datetime import date
 
 import pytest
 
-from starburst_executor import cost
-from starburst_executor.cost import Prices
+from starburst_executor.costs import estimate
+from starburst_executor.costs.prices import (
+    TABLE_DATE,
+    Prices,
+    affordable,
+    billed_seconds,
+    built_in,
+    check_hourly_cost,
+    fitting,
+    spent,
+    worker_hour,
+)
 from starburst_executor.protocol.worker_spec import WorkerSpec
 
 FARGATE = WorkerSpec(launcher="ecs", cpu=4, memory="8GB")
@@ -35,51 +45,51 @@ ROUND = Prices(
 
 
 def test_four_vcpus_and_eight_gb_cost_what_the_price_list_says() -> None:
-    prices = cost.built_in("us-east-1")
-    hourly = cost.worker_hour(FARGATE, prices, public_ip=False)
+    prices = built_in("us-east-1")
+    hourly = worker_hour(FARGATE, prices, public_ip=False)
     assert hourly == pytest.approx(0.19748)
-    arm = cost.built_in("us-east-1", architecture="ARM64")
-    assert cost.worker_hour(FARGATE, arm, public_ip=False) == pytest.approx(0.158)
+    arm = built_in("us-east-1", architecture="ARM64")
+    assert worker_hour(FARGATE, arm, public_ip=False) == pytest.approx(0.158)
 
 
 def test_a_public_address_costs_half_a_cent_an_hour_on_top() -> None:
-    prices = cost.built_in("us-east-1")
-    both = [cost.worker_hour(FARGATE, prices, public_ip=ip) for ip in (True, False)]
+    prices = built_in("us-east-1")
+    both = [worker_hour(FARGATE, prices, public_ip=ip) for ip in (True, False)]
     assert both[0] - both[1] == pytest.approx(0.005)
 
 
 def test_spot_is_cheaper_for_both_architectures() -> None:
     for architecture in ("X86_64", "ARM64"):
-        spot = cost.built_in("us-east-1", use_spot=True, architecture=architecture)
-        full = cost.built_in("us-east-1", architecture=architecture)
+        spot = built_in("us-east-1", use_spot=True, architecture=architecture)
+        full = built_in("us-east-1", architecture=architecture)
         assert spot.vcpu_hour < 0.4 * full.vcpu_hour
         assert spot.gb_hour < 0.4 * full.gb_hour
 
 
 def test_prices_say_where_they_are_from_and_when() -> None:
-    text = str(cost.built_in("us-east-1", use_spot=True))
+    text = str(built_in("us-east-1", use_spot=True))
     assert "Spot prices of us-east-1" in text
     assert "built-in table" in text
-    assert f"{cost.TABLE_DATE}" in text
+    assert f"{TABLE_DATE}" in text
 
 
 def test_prices_of_another_region_say_so() -> None:
-    prices = cost.built_in("sa-east-1")
+    prices = built_in("sa-east-1")
     assert prices.region == "us-east-1"
     assert "lacks sa-east-1" in str(prices)
 
 
 def test_workers_of_this_machine_cost_nothing() -> None:
-    assert cost.worker_hour(WorkerSpec(), ROUND) == 0
+    assert worker_hour(WorkerSpec(), ROUND) == 0
 
 
 def test_workers_share_the_price_of_the_instance_that_they_fit_on() -> None:
     prices = dataclasses.replace(ROUND, instance_hour=0.2, instance_vcpus=4, instance_gb=8)
-    assert cost.worker_hour(EC2, prices) == pytest.approx(0.1)
+    assert worker_hour(EC2, prices) == pytest.approx(0.1)
     memory_bound = dataclasses.replace(prices, instance_gb=7.5)
-    assert cost.worker_hour(EC2, memory_bound) == pytest.approx(0.2)
+    assert worker_hour(EC2, memory_bound) == pytest.approx(0.2)
     with pytest.raises(ValueError, match=r"cpu=2 .* c8a.xlarge, which has 1 vCPUs"):
-        cost.worker_hour(EC2, dataclasses.replace(prices, instance_vcpus=1))
+        worker_hour(EC2, dataclasses.replace(prices, instance_vcpus=1))
 
 
 # --- what was spent ------------------------------------------------------------------
@@ -91,11 +101,11 @@ def test_workers_share_the_price_of_the_instance_that_they_fit_on() -> None:
 def test_a_worker_is_billed_by_the_second_and_for_a_minute_at_least(
     lived: float, billed: float
 ) -> None:
-    assert cost.billed_seconds(lived) == billed
+    assert billed_seconds(lived) == billed
 
 
 def test_spent_is_seconds_times_size_times_price_and_requests() -> None:
-    found = cost.spent(FARGATE, ROUND, [1800, 1770, 30], writes=100, reads=1000)
+    found = spent(FARGATE, ROUND, [1800, 1770, 30], writes=100, reads=1000)
     seconds = 1800 + 1770 + 60
     assert found.workers == 3
     assert found.vcpu_seconds == 4 * seconds
@@ -107,12 +117,12 @@ def test_spent_is_seconds_times_size_times_price_and_requests() -> None:
 
 
 def test_no_workers_cost_nothing() -> None:
-    assert cost.spent(FARGATE, ROUND, []).total == 0
+    assert spent(FARGATE, ROUND, []).total == 0
 
 
 def test_requests_cost_what_the_readme_reckons() -> None:
-    prices = cost.built_in("us-east-1")
-    found = cost.spent(FARGATE, prices, [], writes=81_000, reads=70_000)
+    prices = built_in("us-east-1")
+    found = spent(FARGATE, prices, [], writes=81_000, reads=70_000)
     assert found.total == pytest.approx(0.43, abs=0.005)
 
 
@@ -131,40 +141,44 @@ def test_requests_cost_what_the_readme_reckons() -> None:
     ],
 )
 def test_workers_that_fit_in_a_quota(quota: float, used: float, cpu: float, fit: int) -> None:
-    assert cost.fitting(quota, used, cpu) == fit
+    assert fitting(quota, used, cpu) == fit
 
 
 def test_workers_that_a_limit_affords() -> None:
-    assert cost.affordable(1.0, 0.1) == 10
-    assert cost.affordable(1.0, 0.11) == 9
-    assert cost.affordable(0.05, 0.1) == 0
-    assert cost.affordable(0.0, 0.0) is None
+    assert affordable(1.0, 0.1) == 10
+    assert affordable(1.0, 0.11) == 9
+    assert affordable(0.05, 0.1) == 0
+    assert affordable(0.0, 0.0) is None
 
 
 def test_too_costly_workers_are_refused_with_the_number_that_is_not() -> None:
-    cost.check_hourly_cost(1.0, 10, 0.1, ROUND)
-    cost.check_hourly_cost(0.0, 10, 0.0, ROUND)
+    check_hourly_cost(1.0, 10, 0.1, ROUND)
+    check_hourly_cost(0.0, 10, 0.0, ROUND)
     with pytest.raises(ValueError, match=r"\$1\.1 an hour .*a test.* max_workers=10"):
-        cost.check_hourly_cost(1.0, 11, 0.1, ROUND)
+        check_hourly_cost(1.0, 11, 0.1, ROUND)
 
 
 # --- estimates -----------------------------------------------------------------------
 
 
 def test_one_task_for_each_worker_is_one_wave() -> None:
-    found = cost.estimate(FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, startup=60)
+    found = estimate.estimate_run(
+        FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, startup=60
+    )
     assert (found.workers, found.waves, found.seconds) == (10, 1, 660)
     assert found.cost.vcpu_seconds == 4 * 10 * 660
     assert found.hourly == pytest.approx(10 * 8.25)
 
 
 def test_no_more_workers_than_tasks_are_reckoned_with() -> None:
-    found = cost.estimate(FARGATE, ROUND, tasks=3, task_seconds=600, workers=100)
+    found = estimate.estimate_run(FARGATE, ROUND, tasks=3, task_seconds=600, workers=100)
     assert found.workers == 3
 
 
 def test_a_quota_makes_waves() -> None:
-    found = cost.estimate(FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, fit=4, startup=0)
+    found = estimate.estimate_run(
+        FARGATE, ROUND, tasks=10, task_seconds=600, workers=10, fit=4, startup=0
+    )
     assert (found.workers, found.waves, found.seconds) == (4, 3, 1800)
     # In the last wave two work, and two wait for as long as an idle worker does.
     assert found.cost.vcpu_seconds == 4 * (2 * 1800 + 2 * (1200 + 300))
@@ -172,18 +186,18 @@ def test_a_quota_makes_waves() -> None:
 
 def test_slots_share_a_worker() -> None:
     spec = WorkerSpec(launcher="ecs", cpu=4, memory="8GB", slots=4)
-    found = cost.estimate(spec, ROUND, tasks=10, task_seconds=100, workers=10, startup=0)
+    found = estimate.estimate_run(spec, ROUND, tasks=10, task_seconds=100, workers=10, startup=0)
     assert (found.workers, found.waves) == (3, 1)
 
 
 def test_short_tasks_cost_a_minute_for_each_worker() -> None:
-    found = cost.estimate(FARGATE, ROUND, tasks=10, task_seconds=1, workers=10, startup=0)
+    found = estimate.estimate_run(FARGATE, ROUND, tasks=10, task_seconds=1, workers=10, startup=0)
     assert found.cost.vcpu_seconds == 4 * 10 * 60
 
 
 def test_requests_of_tiny_tasks_follow_the_seconds_and_not_the_tasks() -> None:
-    few = cost.estimate(FARGATE, ROUND, tasks=1000, task_seconds=0.01, workers=1)
-    own = cost.estimate(FARGATE, ROUND, tasks=1000, task_seconds=60, workers=1)
+    few = estimate.estimate_run(FARGATE, ROUND, tasks=1000, task_seconds=0.01, workers=1)
+    own = estimate.estimate_run(FARGATE, ROUND, tasks=1000, task_seconds=60, workers=1)
     assert few.cost.requests < own.cost.requests
     reads = 1000 * 3 * ROUND.read
     assert few.cost.requests < 4000 * ROUND.write + reads
@@ -193,9 +207,9 @@ def test_requests_of_tiny_tasks_follow_the_seconds_and_not_the_tasks() -> None:
 def test_nothing_to_estimate_is_refused(bad: dict[str, float]) -> None:
     given = {"tasks": 1, "workers": 1, "task_seconds": 1.0, **bad}
     with pytest.raises(ValueError, match="must be positive"):
-        cost.estimate(FARGATE, ROUND, **given)  # type: ignore[arg-type]
+        estimate.estimate_run(FARGATE, ROUND, **given)  # type: ignore[arg-type]
 
 
 def test_a_quota_without_room_is_named() -> None:
     with pytest.raises(ValueError, match="starburst-executor quota"):
-        cost.estimate(FARGATE, ROUND, tasks=1, task_seconds=1, workers=1, fit=0)
+        estimate.estimate_run(FARGATE, ROUND, tasks=1, task_seconds=1, workers=1, fit=0)

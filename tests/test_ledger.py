@@ -17,22 +17,17 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from starburst_executor import StarburstExecutor, cost, list_sessions
+from starburst_executor import StarburstExecutor, list_sessions
 from starburst_executor.aws import prices
 from starburst_executor.cli import main
-from starburst_executor.cost import Prices
+from starburst_executor.costs import estimate, prices
+from starburst_executor.costs.alert import CostAlert
+from starburst_executor.costs.bill import CostSummary, CostTracker, WorkerLifetime, summarize
+from starburst_executor.costs.limits import affordable_workers, check_workers
+from starburst_executor.costs.prices import Prices
+from starburst_executor.costs.session_prices import rate_for, rate_of
 from starburst_executor.leases import Repair
-from starburst_executor.ledger import (
-    Alarm,
-    Bill,
-    Ledger,
-    Life,
-    affordable_workers,
-    bill,
-    check_workers,
-)
 from starburst_executor.packing import python_version
-from starburst_executor.pricing import rate_for, rate_of
 from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.session_prices import SessionPrices
@@ -107,8 +102,8 @@ def beat(session: Session, worker: str, lived: float, **changes: Any) -> Heartbe
     return found
 
 
-def look(session: Session, own: Ledger | None = None, **changes: Any) -> Bill:
-    found = (own or Ledger(session)).look(manifest(**changes), session.beats())
+def look(session: Session, own: CostTracker | None = None, **changes: Any) -> CostSummary:
+    found = (own or CostTracker(session)).look(manifest(**changes), session.beats())
     assert found is not None
     return found
 
@@ -124,11 +119,11 @@ def counted(session: Session, what: str) -> int:
 
 def test_a_bill_is_seconds_times_price_by_market_and_requests() -> None:
     lives = [
-        Life(3600, 10, 100, "spot"),
-        Life(1800, 0, 0, "on-demand", live=True),  # Spot had no capacity
-        Life(5, 1, 1),  # billed for a minute
+        WorkerLifetime(3600, 10, 100, "spot"),
+        WorkerLifetime(1800, 0, 0, "on-demand", live=True),  # Spot had no capacity
+        WorkerLifetime(5, 1, 1),  # billed for a minute
     ]
-    found = bill(manifest(), lives, writes=9, reads=99)
+    found = summarize(manifest(), lives, writes=9, reads=99)
     assert found is not None
     assert found.compute == pytest.approx(3.6 + 3.6 + 0.06)
     assert (found.writes, found.reads) == (20, 200)
@@ -143,18 +138,20 @@ def test_a_bill_is_seconds_times_price_by_market_and_requests() -> None:
 def test_workers_of_this_machine_cost_nothing_and_their_requests_do() -> None:
     rate = SessionPrices(write=0.01, read=0.001, source="a test", taken=date(2026, 1, 2))
     local = manifest(spec=WorkerSpec(), rate=rate)
-    found = bill(local, [Life(3600, 10, 100)])
+    found = summarize(local, [WorkerLifetime(3600, 10, 100)])
     assert found is not None
     assert (found.compute, found.vcpu_seconds, found.hourly) == (0, 0, 0)
     assert found.total == pytest.approx(0.2)
-    assert bill(manifest(spec=WorkerSpec(), rate=None), [Life(3600)]) is None
+    assert summarize(manifest(spec=WorkerSpec(), rate=None), [WorkerLifetime(3600)]) is None
 
 
 def test_an_estimate_and_the_bill_of_just_such_a_run_agree() -> None:
-    listed = cost.built_in("us-east-1", use_spot=True)
-    expected = cost.estimate(SPOT, listed, tasks=10, task_seconds=600, workers=10, startup=60)
+    listed = prices.built_in("us-east-1", use_spot=True)
+    expected = estimate.estimate_run(
+        SPOT, listed, tasks=10, task_seconds=600, workers=10, startup=60
+    )
     made = manifest(rate=rate_of(SPOT, listed), workers=10)
-    found = bill(made, [Life(660, live=True)] * 10)
+    found = summarize(made, [WorkerLifetime(660, live=True)] * 10)
     assert found is not None
     assert found.compute == pytest.approx(expected.cost.compute)
     assert found.hourly == pytest.approx(expected.hourly)
@@ -231,7 +228,7 @@ def test_a_look_at_a_great_session_reads_some_workers_and_takes_the_rest_to_be_a
 ) -> None:
     for number in range(300):
         session.bury(beat(session, f"w-{number:03d}", 600, writes=2))
-    own = Ledger(session)
+    own = CostTracker(session)
     first = look(session, own)
     assert (first.workers, first.unread) == (300, 300 - 128)
     assert first.worker_seconds == pytest.approx(300 * 600)
@@ -248,7 +245,7 @@ def test_a_look_at_a_great_session_reads_some_workers_and_takes_the_rest_to_be_a
 def test_a_live_worker_is_read_again_with_its_next_heartbeat_and_not_at_each_look(
     session: Session, clock: Clock
 ) -> None:
-    own = Ledger(session)
+    own = CostTracker(session)
     for second in range(120):
         if second % 20 == 0:
             beat(session, "w-1", 600 + second, writes=second)
@@ -260,7 +257,7 @@ def test_a_live_worker_is_read_again_with_its_next_heartbeat_and_not_at_each_loo
 
 
 def test_one_that_ended_meanwhile_is_read_for_its_last_word(session: Session, clock: Clock) -> None:
-    own = Ledger(session)
+    own = CostTracker(session)
     first = beat(session, "w-1", 600, writes=1)
     look(session, own)
     clock.now += 30
@@ -279,7 +276,7 @@ def test_requests_of_clients_are_those_of_their_lanes_and_ones_own(
     )
     found = look(session, lanes=lanes)
     assert (found.writes, found.reads, found.clients_out) == (10, 20, 2)
-    own = look(session, Ledger(session, client=True), lanes=lanes)
+    own = look(session, CostTracker(session, client=True), lanes=lanes)
     tally = session.store.tally
     assert (own.writes, own.reads) == (10 + tally.writes, 20 + tally.reads)
     assert own.clients_out == 1
@@ -289,7 +286,7 @@ def test_where_nothing_costs_anything_nothing_is_read(session: Session) -> None:
     beat(session, "w-1", 600)
     beats = session.beats()
     before = dict(session.store.counts)  # type: ignore[attr-defined]
-    assert Ledger(session).look(manifest(rate=None), beats) is None
+    assert CostTracker(session).look(manifest(rate=None), beats) is None
     assert session.store.counts == before  # type: ignore[attr-defined]
 
 
@@ -445,7 +442,7 @@ def test_what_is_no_amount_of_dollars_is_refused(
 def test_the_alarm_rings_once_and_says_how_dear_it_has_become(
     session: Session, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alarm = Alarm(session)
+    alarm = CostAlert(session)
     alerted = manifest(cost_alert=1.0)
     beat(session, "w-1", 600)
     for _ in range(1200):
@@ -462,7 +459,7 @@ def test_the_alarm_rings_once_and_says_how_dear_it_has_become(
 
 def test_without_an_alert_the_alarm_reads_nothing(session: Session) -> None:
     before = dict(session.store.counts)  # type: ignore[attr-defined]
-    Alarm(session).look(manifest())
+    CostAlert(session).look(manifest())
     assert session.store.counts == before  # type: ignore[attr-defined]
 
 

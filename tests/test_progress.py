@@ -22,8 +22,8 @@ import pytest
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.catalog import SessionStatus
+from starburst_executor.costs.bill import WorkerLifetime, summarize
 from starburst_executor.formatting import dollars
-from starburst_executor.ledger import Life, bill
 from starburst_executor.progress import (
     Gauge,
     LiveDisplay,
@@ -147,13 +147,13 @@ def test_what_was_spent_is_said_and_stands_out_above_its_alert() -> None:
         session_id="s", python="3.11", package="0", created=0, deadline=0, workers=1, limits=Limits(),
         intervals=Intervals(), spec=WorkerSpec(launcher="ecs"), rate=rate, cost_alert=2.0,
     )  # fmt: skip
-    cheap = at(4, cost=bill(made, [Life(3600)]))
+    cheap = at(4, cost=summarize(made, [WorkerLifetime(3600)]))
     assert ", $1.00 spent, 1 of 2 workers" in str(cheap)
     assert cheap.counts()[-2][0] == "cost"
-    dear = at(4, cost=bill(made, [Life(9000)]))
+    dear = at(4, cost=summarize(made, [WorkerLifetime(9000)]))
     assert "$2.50 spent, over its alert" in str(dear)
     assert dear.counts()[-2][0] == "alert"
-    about = at(4, cost=bill(made, [Life(3600)], unread=1))
+    about = at(4, cost=summarize(made, [WorkerLifetime(3600)], unread=1))
     assert "about $2.00 spent, over its alert" in str(about)
 
 

@@ -22,10 +22,9 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from starburst_executor import cost
 from starburst_executor.aws.account import Clients, asking
 from starburst_executor.aws.ecs.instances import USABLE_MEMORY
-from starburst_executor.cost import Architecture, Prices
+from starburst_executor.costs.prices import TABLE_DATE, Architecture, Prices, built_in
 from starburst_executor.errors import AccountError
 from starburst_executor.protocol.worker_spec import WorkerSpec
 
@@ -76,7 +75,7 @@ def prices_for(
             return kept
         if spec.launch_type == "EC2":
             raise
-        return cost.built_in(clients.region, use_spot=spec.use_spot, architecture=architecture)
+        return built_in(clients.region, use_spot=spec.use_spot, architecture=architecture)
     _keep(file, name, asked)
     return asked
 
@@ -130,7 +129,7 @@ def _fargate(clients: Clients, architecture: Architecture, *, use_spot: bool) ->
         share = _spot_share(architecture)
         source += (
             f", times {share[0]:.2f}, Spot's share of it in the built-in table of "
-            f"{cost.TABLE_DATE:%Y-%m-%d}"
+            f"{TABLE_DATE:%Y-%m-%d}"
         )
     return {
         "vcpu_hour": by_name["vCPU"] * share[0],
@@ -140,8 +139,8 @@ def _fargate(clients: Clients, architecture: Architecture, *, use_spot: bool) ->
 
 
 def _spot_share(architecture: Architecture) -> tuple[float, float]:
-    spot = cost.built_in("", use_spot=True, architecture=architecture)
-    full = cost.built_in("", architecture=architecture)
+    spot = built_in("", use_spot=True, architecture=architecture)
+    full = built_in("", architecture=architecture)
     return spot.vcpu_hour / full.vcpu_hour, spot.gb_hour / full.gb_hour
 
 

@@ -59,8 +59,8 @@ def quota(
 
     With --request (and --use-spot, for Spot's) ask AWS for more; it may take days to decide.
     """  # fmt: skip
-    from starburst_executor import cost
     from starburst_executor.aws import account
+    from starburst_executor.costs.prices import fitting
 
     if cpu <= 0:
         raise click.BadParameter(f"{cpu:g} is no number of vCPUs", param_hint="--cpu")
@@ -79,7 +79,7 @@ def quota(
                 "code": found.code,
                 "vcpus": found.vcpus,
                 "used": used,
-                "workers_that_fit": cost.fitting(found.vcpus, used, cpu),
+                "workers_that_fit": fitting(found.vcpus, used, cpu),
                 "requested": found.requested,
             }
         )
@@ -176,7 +176,7 @@ def estimate(
     as_json: bool,
 ) -> None:
     """Say what a run on AWS would take and cost, and with which prices that was reckoned."""
-    from starburst_executor import cost
+    from starburst_executor.costs.estimate import estimate_run
     from starburst_executor.protocol.worker_spec import WorkerSpec
 
     try:
@@ -193,7 +193,7 @@ def estimate(
         raise click.UsageError(str(error)) from error
     prices, fit, public_ip = _known(spec, region, offline=offline)
     try:
-        found = cost.estimate(
+        found = estimate_run(
             spec,
             prices,
             tasks=tasks,
@@ -213,9 +213,10 @@ def estimate(
 
 def _known(spec: Any, region: str | None, *, offline: bool) -> tuple[Any, int | None, bool]:
     """Prices, how many workers fit in the quota (None: not known), and whether they have public addresses."""
-    from starburst_executor import config, cost
+    from starburst_executor import config
     from starburst_executor.aws import account
     from starburst_executor.aws.prices import prices_for
+    from starburst_executor.costs.prices import built_in, fitting
     from starburst_executor.runtime import SystemRuntime
 
     settings = config.load().settings
@@ -224,7 +225,7 @@ def _known(spec: Any, region: str | None, *, offline: bool) -> tuple[Any, int | 
             raise click.UsageError("the built-in prices are Fargate's alone; leave --offline out")
         name = region or settings.region
         return (
-            cost.built_in(name, use_spot=spec.use_spot),
+            built_in(name, use_spot=spec.use_spot),
             None,
             settings.assign_public_ip,
         )
@@ -234,7 +235,7 @@ def _known(spec: Any, region: str | None, *, offline: bool) -> tuple[Any, int | 
     fit = None
     if spec.launch_type == "FARGATE":
         vcpus = account.fargate_vcpus(clients, use_spot=spec.use_spot)
-        fit = None if vcpus is None else cost.fitting(vcpus.quota, vcpus.used, spec.cpu)
+        fit = None if vcpus is None else fitting(vcpus.quota, vcpus.used, spec.cpu)
     return prices, fit, settings.assign_public_ip
 
 
@@ -280,13 +281,13 @@ def _duration(seconds: float) -> str:
 
 
 def _check(max_hourly_cost: float | None, found: Any) -> None:
-    from starburst_executor import cost
+    from starburst_executor.costs.prices import check_hourly_cost
 
     if max_hourly_cost is None:
         return
     each = found.hourly / found.workers
     try:
-        cost.check_hourly_cost(max_hourly_cost, found.workers, each, found.cost.prices)
+        check_hourly_cost(max_hourly_cost, found.workers, each, found.cost.prices)
     except ValueError as error:
         raise Failed(str(error), Exit.OTHER) from error
 

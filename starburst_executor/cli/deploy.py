@@ -223,7 +223,7 @@ def _ids(text: str | None) -> tuple[str, ...]:
 
 
 def _echo_plan(plan: Plan) -> None:
-    from starburst_executor import cost
+    from starburst_executor.costs import prices
 
     verb = "Updates" if plan.found else "Makes"
     click.echo(f"{verb} the stack {plan.stack} in {plan.region}, account {plan.account}, with")
@@ -235,8 +235,8 @@ def _echo_plan(plan: Plan) -> None:
     for line in plan.warnings:
         click.echo(click.style(f"  ! {line}", fg="yellow"))
     click.echo(
-        f"While no worker runs, it costs what is stored and nothing else: about ${cost.STORED_GB_MONTH} a GB and "
-        f"month in S3 and ${cost.LOGGED_GB_MONTH} in logs (us-east-1, {cost.TABLE_DATE:%Y-%m-%d})."
+        f"While no worker runs, it costs what is stored and nothing else: about ${prices.STORED_GB_MONTH} a GB and "
+        f"month in S3 and ${prices.LOGGED_GB_MONTH} in logs (us-east-1, {prices.TABLE_DATE:%Y-%m-%d})."
     )
 
 

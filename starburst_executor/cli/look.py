@@ -29,8 +29,8 @@ from starburst_executor.cli.text import (
     terminal_width,
 )
 from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
+from starburst_executor.costs.bill import CostTracker
 from starburst_executor.history import Found, TaskHistory, TaskView
-from starburst_executor.ledger import Ledger
 from starburst_executor.progress import duration, open_display
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
@@ -85,7 +85,7 @@ def status(id: str, watch: bool, timeout: float | None, store: str | None, as_js
         raise click.UsageError("--timeout is for --watch")
     with at_session(store, id) as session:
         if not watch:
-            now = catalog.status(session, reckon=Ledger(session).look)
+            now = catalog.status(session, reckon=CostTracker(session).look)
             _echo_status(session, now, as_json)
             return
         display: Display = EchoJson() if as_json else open_display(sys.stdout, session.runtime)

@@ -14,8 +14,8 @@ from starburst_executor.tables import counted
 if TYPE_CHECKING:
     from starburst_executor.catalog import SessionStatus, SessionSummary
     from starburst_executor.collect import TaskOutcome
+    from starburst_executor.costs.bill import CostSummary
     from starburst_executor.executor import StarburstExecutor
-    from starburst_executor.ledger import Bill
     from starburst_executor.progress import Progress
 from starburst_executor.formatting import duration
 
@@ -57,7 +57,7 @@ def status_html(status: SessionStatus) -> str:
     return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
 
 
-def _bill(cost: Bill) -> str:
+def _bill(cost: CostSummary) -> str:
     lines = "; ".join(f"{label.lower()}: {text}" for label, text in cost.lines())
     colour = f"color:{_COLOURS['failed']}" if cost.alert else _SOFT
     return f'<div {_PLAIN} style="{colour}">{escape(lines)}</div>'

@@ -48,7 +48,7 @@ from starburst_executor.aws.ecs.tasks import (
 )
 from starburst_executor.aws.prices import prices_for
 from starburst_executor.config import Deployment, load_deployment
-from starburst_executor.cost import worker_hour
+from starburst_executor.costs.prices import worker_hour
 from starburst_executor.errors import AccountError
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime, SystemRuntime

@@ -11,8 +11,8 @@ import logging
 
 from msgspec.structs import replace
 
-from starburst_executor import config, cost
-from starburst_executor.cost import Prices
+from starburst_executor import config
+from starburst_executor.costs.prices import Prices, built_in, worker_hour
 from starburst_executor.errors import AccountError
 from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec
@@ -34,7 +34,7 @@ def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> SessionPrice
     on_s3 = store_url.startswith("s3://")
     if spec.launcher == "local":
         here = config.load().settings.region
-        return _of_requests(cost.built_in(spec.region or here)) if on_s3 else None
+        return _of_requests(built_in(spec.region or here)) if on_s3 else None
     try:
         asked = _ask(spec, runtime)
         fallback = _ask(_on_demand(spec), runtime) if spec.use_spot else None
@@ -65,10 +65,8 @@ def rate_of(
     """
     return replace(
         _of_requests(prices),
-        worker_hour=cost.worker_hour(spec, prices, public_ip=public_ip),
-        fallback_hour=0.0
-        if fallback is None
-        else cost.worker_hour(spec, fallback, public_ip=public_ip),
+        worker_hour=worker_hour(spec, prices, public_ip=public_ip),
+        fallback_hour=0.0 if fallback is None else worker_hour(spec, fallback, public_ip=public_ip),
         market="spot" if spec.use_spot else "on-demand",
     )
 

@@ -1,17 +1,4 @@
-"""What workers and requests cost: arithmetic alone, on prices that say where they are from and how old.
-
-    prices       `aws.account` asks for them, or the table here
-       |
-       v
-    worker_hour  what one worker costs for an hour, by its size
-       |
-       +-- estimate    before: so many tasks on so many workers, in waves if fewer fit
-       +-- spent       after: the seconds of each worker, and the requests
-       +-- affordable  how many workers an hourly limit allows
-
-US dollars, without taxes, discounts and free tiers. Storage, logs, traffic between regions or to the internet,
-NAT gateways and disk beyond what comes with a worker are not in it.
-"""
+"""prices"""
 
 from __future__ import annotations
 
@@ -25,32 +12,35 @@ from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 
 __all__ = [
-    "LOGGED_GB_MONTH",
-    "STORED_GB_MONTH",
-    "TABLE_DATE",
     "Architecture",
     "Cost",
-    "Estimate",
+    "LOGGED_GB_MONTH",
     "Prices",
+    "STORED_GB_MONTH",
+    "TABLE_DATE",
     "affordable",
     "billed_seconds",
     "built_in",
     "check_hourly_cost",
-    "estimate",
     "fitting",
     "memory_gb",
     "spent",
     "worker_hour",
 ]
 
+
 Architecture = Literal["X86_64", "ARM64"]
 
 _HOUR = 3600.0
+
 _MINIMUM = 60.0  # seconds; of Fargate and of Linux on EC2
+
 _GIB = 1024.0  # MiB
 
 TABLE_DATE = date(2026, 9, 28)
+
 _TABLE_REGION = "us-east-1"
+
 # Dollars for a vCPU-hour and a GB-hour on Fargate, as copies of the AWS price list and of the list behind
 # aws.amazon.com/fargate/pricing had them on that date. Spot floats; it changes about once a day.
 _FARGATE: dict[tuple[Architecture, bool], tuple[float, float]] = {
@@ -59,10 +49,15 @@ _FARGATE: dict[tuple[Architecture, bool], tuple[float, float]] = {
     ("X86_64", True): (0.01288871, 0.00141527),
     ("ARM64", True): (0.01030969, 0.00113349),
 }
+
 _ADDRESS = 0.005  # dollars for an hour of a public IPv4 address
+
 _WRITE = 0.005 / 1000  # dollars for a PUT, COPY, POST or LIST in S3 Standard
+
 _READ = 0.0004 / 1000  # and for a GET
+
 STORED_GB_MONTH = 0.023  # dollars for a GB in S3 Standard for a month
+
 LOGGED_GB_MONTH = 0.03  # and in CloudWatch Logs
 
 
@@ -127,25 +122,6 @@ class Cost:
     def total(self) -> float:
         """Dollars in all."""
         return self.compute + self.requests
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a run would take and cost.
-
-    Attributes:
-        workers: Workers at once, as many as are wanted, needed and fit.
-        waves: How often each of their slots is filled.
-        seconds: From the start to the last result.
-        hourly: Dollars an hour while all of them run.
-        cost: What it comes to.
-    """
-
-    workers: int
-    waves: int
-    seconds: float
-    hourly: float
-    cost: Cost
 
 
 def built_in(
@@ -267,82 +243,4 @@ def check_hourly_cost(
         raise ValueError(
             f"max_workers={workers} would cost ${workers * hourly:.4g} an hour ({prices}), more than "
             f"max_hourly_cost={max_hourly_cost:g}; {fewer} smaller workers or use_spot=True"
-        )
-
-
-# The requests that the protocol makes, as the table in docs/explanation/costs.md has them.
-_TASK_WRITES = 5.0  # of a task stored on its own: 4 PUT, 1 LIST
-_TASK_READS = 3.0
-_BUSIEST_WRITES = 1.0  # a second and worker, however many tasks end in it
-_WORKER_WRITES = 4 / 60  # a second; heartbeats, and a look at who lives
-_WORKER_READS = 4 / 60
-_CLIENT_WRITES = 13 / 60  # a second; listings by a client that waits
-_CLIENT_READS = 1 / 60
-
-
-def estimate(
-    spec: WorkerSpec,
-    prices: Prices,
-    *,
-    tasks: int,
-    task_seconds: float,
-    workers: int,
-    fit: int | None = None,
-    startup: float = 60.0,
-    idle_timeout: float = 300.0,
-    public_ip: bool = True,
-) -> Estimate:
-    """What a run of equal tasks would take and cost, nothing being lost or retried.
-
-    Args:
-        spec: The workers' size.
-        prices: What to reckon with.
-        tasks: How many.
-        task_seconds: How long each takes.
-        workers: Most workers at once.
-        fit: How many the quota allows at once; None if that is not known.
-        startup: Seconds from a worker's start, when it begins to cost, to its first task.
-        idle_timeout: Seconds after which a worker with nothing to do leaves.
-        public_ip: Whether workers have public addresses.
-
-    Raises:
-        ValueError: nothing to do, or no worker fits.
-    """
-    _check_run(tasks, task_seconds, workers, fit)
-    needed = math.ceil(tasks / spec.slots)
-    at_once = min(workers, needed, fit or workers)
-    waves = math.ceil(tasks / (at_once * spec.slots))
-    last = math.ceil((tasks - (waves - 1) * at_once * spec.slots) / spec.slots)
-    busy = startup + waves * task_seconds
-    idle = busy - task_seconds + min(idle_timeout, task_seconds)
-    stays = [busy] * last + [idle] * (at_once - last)
-    seconds = math.fsum(stays)
-    # Tasks of one batch share their writes, up to one a second and worker.
-    shared = min(_TASK_WRITES * tasks, _BUSIEST_WRITES * seconds + _TASK_WRITES)
-    cost = spent(
-        spec,
-        prices,
-        stays,
-        writes=shared + _WORKER_WRITES * seconds + _CLIENT_WRITES * busy,
-        reads=_TASK_READS * tasks + _WORKER_READS * seconds + _CLIENT_READS * busy,
-        public_ip=public_ip,
-    )
-    return Estimate(
-        workers=at_once,
-        waves=waves,
-        seconds=busy,
-        hourly=at_once * worker_hour(spec, prices, public_ip=public_ip),
-        cost=cost,
-    )
-
-
-def _check_run(tasks: int, task_seconds: float, workers: int, fit: int | None) -> None:
-    if tasks < 1 or workers < 1 or not 0 <= task_seconds < math.inf:
-        raise ValueError(
-            f"{tasks} tasks of {task_seconds:g} s on {workers} workers: each must be positive"
-        )
-    if fit == 0:
-        raise ValueError(
-            "no worker fits within the quota while what runs now runs; "
-            "`starburst-executor quota` shows it and can ask for more"
         )

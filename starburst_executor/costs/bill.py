@@ -1,17 +1,4 @@
-"""What a session has cost so far, and what it may cost.
-
-    every worker    its heartbeat: when it began, its requests to the store, its market
-                    `workers/<id>` while it lives, `ended/<id>` for good
-    a client        its requests, added to its lane when it gives that back
-    session.json    the prices of the day on which the session was made, and the limits
-       |
-       v
-    Ledger.look     a Bill
-
-Seconds of a worker are by its own clock, from its start to its last heartbeat, and on by the store's clock while
-it lives: two machines' clocks are never compared. A lost worker is billed up to its last heartbeat, at most
-some 20 seconds too little. What AWS bills is on the account's bill; this is reckoned, and known at once.
-"""
+"""What a session has cost so far."""
 
 from __future__ import annotations
 
@@ -22,36 +9,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from starburst_executor import cost
-from starburst_executor.errors import DamagedObject, SessionError, StoreError
+from starburst_executor.costs import prices
+from starburst_executor.errors import DamagedObject
 from starburst_executor.formatting import dollars, duration
 from starburst_executor.protocol.manifest import Heartbeat, Lane, Manifest
 from starburst_executor.protocol.session import HeartbeatListing, Session
 from starburst_executor.storage.base import ListedObject
 from starburst_executor.tables import counted
 
-__all__ = [
-    "Alarm",
-    "Bill",
-    "Ledger",
-    "Life",
-    "affordable_workers",
-    "bill",
-    "check_workers",
-]
+__all__ = ["CostSummary", "CostTracker", "WorkerLifetime", "summarize"]
 
 log = logging.getLogger(__name__)
 
 _READ_AT_ONCE = (
     128  # heartbeats of one look: a third of a second on S3, whatever the session's size
 )
+
 # Seconds after which a live worker's count of requests is read again: at most 8 reads a second, however many.
 _READ_AGAIN = 10.0
+
 _READS_A_SECOND = 8
-_ALARM_SECONDS = 60.0  # between looks for the alarm
 
 
-class Life(NamedTuple):
+class WorkerLifetime(NamedTuple):
     """How long a worker has lived, in seconds, and what it asked of the store."""
 
     seconds: float
@@ -62,7 +42,7 @@ class Life(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
+class CostSummary:
     """What a session has cost so far, in US dollars; without storage, logs, traffic and taxes.
 
     Attributes:
@@ -122,60 +102,15 @@ class Bill:
         return [*lines, ("Prices", self.prices)]
 
 
-# --- limits ------------------------------------------------------------------------
-
-
-def affordable_workers(manifest: Manifest) -> int:
-    """How many of the wanted workers `max_hourly_cost` allows; whoever launches starts no more."""
-    most = _most_workers(manifest)
-    return manifest.workers if most is None else min(manifest.workers, most)
-
-
-def _most_workers(manifest: Manifest) -> int | None:
-    if manifest.max_hourly_cost is None or manifest.rate is None:
-        return None
-    return cost.affordable(manifest.max_hourly_cost, _dearest(manifest))
-
-
-def _dearest(manifest: Manifest) -> float:
-    """What a worker may come to cost an hour."""
-    if manifest.rate is None:
-        return 0.0
-    if manifest.spec.spot_fallback:
-        return max(manifest.rate.worker_hour, manifest.rate.fallback_hour)
-    return manifest.rate.worker_hour
-
-
-def check_workers(manifest: Manifest) -> None:
-    """Refuse a session whose workers would cost more an hour than it allows.
-
-    Raises:
-        ValueError: they would, or what they cost is not known; says how many would not.
-    """
-    limit = manifest.max_hourly_cost
-    if limit is None or manifest.spec.launcher == "local":
-        return
-    if manifest.rate is None:
-        raise ValueError(
-            f"max_hourly_cost={limit:g} cannot be kept, for what the workers cost is not known: AWS did not tell, "
-            "and the built-in table has Fargate alone. Allow pricing:GetProducts (and for Spot on EC2 "
-            "ec2:DescribeSpotPriceHistory), or leave max_hourly_cost out."
-        )
-    cost.check_hourly_cost(limit, manifest.workers, _dearest(manifest), manifest.rate)
-
-
-# --- the bill ----------------------------------------------------------------------
-
-
-def bill(
+def summarize(
     manifest: Manifest,
-    lives: Sequence[Life],
+    lives: Sequence[WorkerLifetime],
     *,
     unread: int = 0,
     writes: float = 0,
     reads: float = 0,
     clients_out: int = 0,
-) -> Bill | None:
+) -> CostSummary | None:
     """What workers and requests come to; None where nothing costs anything, or the price is not known.
 
     Args:
@@ -191,7 +126,7 @@ def bill(
         return None
     share = (len(lives) + unread) / len(lives) if lives else 1.0
     paid = spec.launcher != "local"
-    seconds = [cost.billed_seconds(life.seconds) if paid else life.seconds for life in lives]
+    seconds = [prices.billed_seconds(life.seconds) if paid else life.seconds for life in lives]
     each = zip(lives, seconds, strict=True)
     compute = share * math.fsum(s / 3600 * rate.hour(life.market) for life, s in each)
     worker_seconds = share * math.fsum(seconds)
@@ -199,14 +134,14 @@ def bill(
     reads += share * sum(life.reads for life in lives)
     requests = writes * rate.write + reads * rate.read
     alert = manifest.cost_alert
-    return Bill(
+    return CostSummary(
         total=compute + requests,
         compute=compute,
         requests=requests,
         hourly=math.fsum(rate.hour(life.market) for life in lives if life.live),
         worker_seconds=worker_seconds,
         vcpu_seconds=worker_seconds * spec.cpu if paid else 0.0,
-        gb_seconds=worker_seconds * cost.memory_gb(spec) if paid else 0.0,
+        gb_seconds=worker_seconds * prices.memory_gb(spec) if paid else 0.0,
         workers=len(lives) + unread,
         unread=unread,
         writes=round(writes),
@@ -228,7 +163,7 @@ class _Read:
     at: float  # the store's clock
 
 
-class Ledger:
+class CostTracker:
     """Reckons what a session has cost, again and again, reading little each time.
 
     Args:
@@ -244,7 +179,7 @@ class Ledger:
         self._living: set[str] | None = None
         self._read: dict[str, _Read] = {}
 
-    def look(self, manifest: Manifest, beats: HeartbeatListing) -> Bill | None:
+    def look(self, manifest: Manifest, beats: HeartbeatListing) -> CostSummary | None:
         """What it has cost now; None where nothing costs anything, or the price is not known.
 
         Args:
@@ -263,7 +198,7 @@ class Ledger:
             if worker in self._read
         ]
         writes, reads, out = self._of_clients(manifest.lanes)
-        return bill(
+        return summarize(
             manifest,
             lives,
             unread=len(entries) - len(lives),
@@ -313,14 +248,14 @@ class Ledger:
 
     def _life(
         self, worker: str, entry: ListedObject, beats: HeartbeatListing, lease: float
-    ) -> Life:
+    ) -> WorkerLifetime:
         read = self._read[worker]
         beat = read.beat
         live = worker in beats.entries and beats.now - entry.modified <= lease
         last = beats.now if live else entry.modified
         since = 0.0 if read.entry.key != entry.key else last - read.entry.modified
         seconds = max(0.0, beat.written - beat.started) + max(0.0, since)
-        return Life(seconds, beat.writes, beat.reads, beat.market, live)
+        return WorkerLifetime(seconds, beat.writes, beat.reads, beat.market, live)
 
     def _of_clients(self, lanes: Iterable[Lane]) -> tuple[int, int, int]:
         """Writes and reads of clients, and how many clients they leave out."""
@@ -330,49 +265,3 @@ class Ledger:
         writes = sum(lane.writes for lane in given) + (tally.writes if self._client else 0)
         reads = sum(lane.reads for lane in given) + (tally.reads if self._client else 0)
         return writes, reads, out
-
-
-# --- the alarm ---------------------------------------------------------------------
-
-
-class Alarm:
-    """Warns once in the log when a session has cost more than its `cost_alert`.
-
-    Args:
-        session: Which.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._ledger = Ledger(session, client=True)
-        self._next = -math.inf
-        self._rang = False
-
-    def look(self, manifest: Manifest) -> None:
-        """Look, if there is anything to look for and the last look is a minute ago."""
-        now = self._session.runtime.monotonic()
-        if manifest.cost_alert is None or self._rang or now < self._next:
-            return
-        self._next = now + _ALARM_SECONDS
-        try:
-            found = self._ledger.look(manifest, self._session.beats())
-        except (StoreError, SessionError) as error:
-            log.info(
-                "what session %s costs cannot be told just now: %s",
-                self._session.id,
-                error,
-            )
-            return
-        if found is not None and found.alert:
-            self._rang = True
-            log.warning("%s", warning(self._session.id, found))
-
-
-def warning(session_id: str, found: Bill) -> str:
-    """What is said of a session that has cost more than its `cost_alert`."""
-    now = f", now {dollars(found.hourly)} an hour" if found.hourly else ""
-    return (
-        f"session {session_id} has cost {found}{now}: more than its cost_alert of "
-        f"{dollars(found.cost_alert or 0.0)}. That stops nothing; `starburst-executor scale` and `cleanup` do. "
-        f"({found.prices})"
-    )

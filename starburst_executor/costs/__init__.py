@@ -1,0 +1,1 @@
+"""What workers and requests cost: prices, estimates, the running total, limits and alerts."""
