@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from starburst_executor.catalog import SessionStatus, SessionSummary
     from starburst_executor.collect import TaskOutcome
     from starburst_executor.errors import (
         AccountDenied,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     )
     from starburst_executor.executor import StarburstExecutor, list_sessions
     from starburst_executor.future import TaskFuture
+    from starburst_executor.inspection.status import SessionStatus, SessionSummary
     from starburst_executor.protocol.manifest import Intervals
 
     __version__: str

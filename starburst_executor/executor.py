@@ -37,13 +37,15 @@ from typing import (
 
 from msgspec.structs import replace
 
-from starburst_executor import arguments, catalog, config, mapping
+from starburst_executor import arguments, config, mapping
 from starburst_executor.choice import (
     choose_environment,
     on_launcher,
     prepare_environment,
 )
 from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.coordination import administration
+from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.costs.alert import CostAlert
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.costs.limits import check_workers
@@ -60,6 +62,7 @@ from starburst_executor.errors import (
     StarburstError,
 )
 from starburst_executor.future import TaskFuture
+from starburst_executor.inspection import logs, status
 from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.nesting import check_nesting
@@ -79,7 +82,6 @@ from starburst_executor.retry import retry as submit_again
 from starburst_executor.roster import Roster
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.remote import refuse
-from starburst_executor.staff import Staff
 from starburst_executor.storage.base import Store
 from starburst_executor.storage.probe import probe_conditional
 from starburst_executor.storage.url import open_store
@@ -107,7 +109,7 @@ def default_store() -> str:
     return config.load().settings.store
 
 
-def list_sessions(store: str | Path | None = None) -> catalog.SessionList:
+def list_sessions(store: str | Path | None = None) -> status.SessionList:
     """The sessions in a store, oldest first.
 
     Args:
@@ -119,7 +121,7 @@ def list_sessions(store: str | Path | None = None) -> catalog.SessionList:
     """
     opened = open_store(store or default_store())
     try:
-        return catalog.summaries(opened)
+        return status.list_summaries(opened)
     finally:
         opened.close()
 
@@ -335,7 +337,7 @@ class StarburstExecutor(Executor):
         _register_at_exit()
         opened = open_store(store or default_store())
         with _closed_on_error(opened):
-            whole = catalog.resolve(opened, session_id)
+            whole = status.resolve(opened, session_id)
             session = Session(opened, whole, SystemRuntime())
             manifest = session.load()
             spec = manifest.spec
@@ -397,7 +399,9 @@ class StarburstExecutor(Executor):
         self._ledger = CostTracker(session, client=True)
         self._alarm = CostAlert(session)
         broken = self._calls(StarburstExecutor._break)
-        self._staff = staff = Staff(session, launcher, manifest, broken, lambda: watcher.hurry())
+        self._staff = staff = Autoscaler(
+            session, launcher, manifest, broken, lambda: watcher.hurry()
+        )
         queue = session.queue()
         queue.learn(manifest.lanes)
         self._watcher = watcher = Watcher(
@@ -776,12 +780,12 @@ class StarburstExecutor(Executor):
             if self._taken_down:
                 self._close()
 
-    def status(self) -> catalog.SessionStatus:
+    def status(self) -> status.SessionStatus:
         """How far the session is, all clients' tasks together; what is queued here is stored first."""
         with self._reading():
             # What this client asked for is added to its lane when it leaves.
             own = self._ledger if self._end is None else CostTracker(self._session)
-            return catalog.status(self._session, reckon=own.look)
+            return status.read_status(self._session, reckon=own.look)
 
     @property
     def store(self) -> str:
@@ -864,9 +868,9 @@ class StarburstExecutor(Executor):
         """
         with self._reading():
             if task is None:
-                return catalog.all_logs(self._session)
+                return logs.all_logs(self._session)
             name = self._own(task).task_id if isinstance(task, TaskFuture) else task
-            return catalog.task_log(self._session, name)
+            return logs.task_log(self._session, name)
 
     def _own(self, future: object) -> TaskFuture[Any]:
         """The future again, if it is of this session."""
@@ -958,7 +962,7 @@ class StarburstExecutor(Executor):
             TypeError, ValueError: `seconds` is not a positive number.
         """
         self._check_process()
-        self._manifest = catalog.extend(self._session, seconds)
+        self._manifest = administration.extend(self._session, seconds)
         self._staff.manifest = self._watcher.manifest = self._manifest
         self._watcher.hurry()
 
@@ -977,7 +981,7 @@ class StarburstExecutor(Executor):
         """
         self._check_process()
         count = arguments.scaled_workers(workers)
-        self._manifest = catalog.scale(self._session, count)
+        self._manifest = administration.scale(self._session, count)
         self._max_workers = self._manifest.workers
         self._staff.manifest = self._manifest
         self._staff.ask_need(self._watcher.unfinished)
@@ -1069,9 +1073,9 @@ class StarburstExecutor(Executor):
         self._stop_threads()
         try:
             if force:
-                catalog.delete(self._session, self._launcher)
+                administration.delete(self._session, self._launcher)
             else:
-                catalog.terminate(self._session, self._launcher)
+                administration.terminate(self._session, self._launcher)
         finally:
             self._close()
 
@@ -1158,7 +1162,7 @@ class StarburstExecutor(Executor):
             self._stop_threads()
             others = self._others()
             if clean and not self._keep and not others:
-                catalog.delete(self._session, self._launcher)
+                administration.delete(self._session, self._launcher)
                 self._removed = True
                 return
             if clean and not self._keep:

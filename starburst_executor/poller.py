@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from starburst_executor import memory
+from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.errors import StarburstError, VersionMismatch
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.launchers.local import LocalLauncher, hold_lock
@@ -26,7 +27,6 @@ from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import MARKET_VARIABLE
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.slots import ProcessSlots
-from starburst_executor.staff import Staff
 from starburst_executor.storage.url import open_store, split_session_url
 from starburst_executor.worker import Worker
 
@@ -167,7 +167,7 @@ def _staff(
     manifest: Manifest,
     launcher: Launcher | None,
     slots: ProcessSlots,
-) -> Staff | None:
+) -> Autoscaler | None:
     """What starts other workers, if this one knows how."""
     if launcher is None:
         return None
@@ -176,7 +176,7 @@ def _staff(
         log.error("this worker starts no more of its kind: %s", error)
         staff.close()
 
-    staff = Staff(session, launcher, manifest, broken, slots.signal.set)
+    staff = Autoscaler(session, launcher, manifest, broken, slots.signal.set)
     return staff
 
 

@@ -24,12 +24,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from starburst_executor import catalog
-from starburst_executor.catalog import SessionStatus
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.errors import SessionError, StoreError
 from starburst_executor.formatting import duration
 from starburst_executor.inspection.notebook import open_notebook_display
+from starburst_executor.inspection.status import SessionStatus, read_status
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
@@ -160,7 +159,7 @@ class Gauge:
 
     def look(self) -> SessionStatus:
         """The status now."""
-        status = catalog.status(self.session, self._queue, self._known, self._ledger.look)
+        status = read_status(self.session, self._queue, self._known, self._ledger.look)
         # What has finished is looked at no more, though it was written last.
         self._active = max(self._active or status.last_activity, status.last_activity)
         return replace(status, last_activity=self._active)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from starburst_executor.coordination.recovery import Recovery
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -27,7 +28,6 @@ from starburst_executor.errors import (
 )
 from starburst_executor.formatting import duration
 from starburst_executor.future import Settled, TaskFuture
-from starburst_executor.leases import Repair
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader
@@ -151,7 +151,7 @@ class Watcher:
         self._runtime = session.runtime
         self._intervals = manifest.intervals
         self._grace = min(_CLAIM_GRACE, 0.4 * manifest.intervals.look_last)
-        self._repair = Repair(session, manifest.intervals, manifest.limits.max_attempts)
+        self._repair = Recovery(session, manifest.intervals, manifest.limits.max_attempts)
         self._lock = threading.Lock()
         self._waited: dict[Batch, _Waited] = {}
         self._unfinished = 0

@@ -25,6 +25,8 @@ from functools import partial
 from msgspec.structs import replace
 
 from starburst_executor.beats import Beater
+from starburst_executor.coordination.autoscaler import Autoscaler
+from starburst_executor.coordination.recovery import MARKER_GRACE, Recovery
 from starburst_executor.errors import (
     Conflict,
     DamagedObject,
@@ -35,7 +37,6 @@ from starburst_executor.errors import (
     StoreError,
 )
 from starburst_executor.hold import Hold, Key, packed
-from starburst_executor.leases import MARKER_GRACE, Repair
 from starburst_executor.library import Library
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch, task_id
@@ -46,7 +47,6 @@ from starburst_executor.protocol.session import Session, VersionedRecord, damage
 from starburst_executor.protocol.transitions import AttemptEnd
 from starburst_executor.runtime import Signal
 from starburst_executor.slots import Ended, Job, Slots, SlotsBroken
-from starburst_executor.staff import Staff
 from starburst_executor.workload import (
     FEW_WORKERS,
     FRONT_SECONDS,
@@ -96,7 +96,7 @@ class Worker:
         aside: Callable[[Callable[[], None]], object],
         manifest: Manifest,
         describe: Heartbeat,
-        staff: Staff | None = None,
+        staff: Autoscaler | None = None,
     ) -> None:
         self.session = session
         self.id = worker_id
@@ -108,7 +108,7 @@ class Worker:
         self._intervals = manifest.intervals
         self._queue = session.queue()
         self._queue.learn(manifest.lanes)
-        self._repair = Repair(session, manifest.intervals, manifest.limits.max_attempts)
+        self._repair = Recovery(session, manifest.intervals, manifest.limits.max_attempts)
         self._heartbeat = describe
         self._staff = staff
         self._ended: frozenset[str] = frozenset()  # workers, as their launcher says

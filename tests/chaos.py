@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from starburst_executor import catalog
 from starburst_executor.errors import SessionError, StarburstError, StoreError
+from starburst_executor.inspection import status
 from starburst_executor.protocol.manifest import Limits
 from tests.simulated import (
     BrokenRule,
@@ -211,7 +211,7 @@ class Chaos:
         """Somebody comes back, waits for everything, and finds it in order."""
         self._attach(client)
         client.wait()
-        now = client.patiently(partial(catalog.status, client.session))
+        now = client.patiently(partial(status.read_status, client.session))
         total = len(self.world.tasks())
         if now.total != total or now.finished != total:
             raise BrokenRule(f"{total} tasks are stored, but the status is {now}")

@@ -21,7 +21,8 @@ from typing import Any, cast
 import msgspec
 from msgspec.structs import replace
 
-from starburst_executor import catalog
+from starburst_executor.coordination import administration
+from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.errors import (
     DamagedObject,
     ObjectNotFound,
@@ -50,7 +51,6 @@ from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.roster import Roster
 from starburst_executor.runtime import Signal
 from starburst_executor.slots import Ended, Job
-from starburst_executor.staff import Staff
 from starburst_executor.storage.base import Bytes
 from starburst_executor.submit import Item, Submitter
 from starburst_executor.watch import Outcomes, Watcher
@@ -351,7 +351,7 @@ class SimWorker:
 
     def __init__(self, world: World, worker_id: str, *, delay: float) -> None:
         self.id = worker_id
-        self.staff: Staff | None = None
+        self.staff: Autoscaler | None = None
         self.world = world
         self.runtime = SimRuntime(world.sim, worker_id, skew=world.skew())
         self.session = Session(world.store, SESSION_ID, self.runtime)
@@ -434,8 +434,8 @@ def _sim_staff(
     manifest: Manifest,
     broken: Callable[[Exception], None],
     news: Callable[[], None],
-) -> Staff:
-    staff = Staff(session, SimView(world), manifest, broken, news)
+) -> Autoscaler:
+    staff = Autoscaler(session, SimView(world), manifest, broken, news)
     staff._lock = SimLock(world.sim)  # type: ignore[assignment]
     return staff
 
@@ -699,7 +699,7 @@ class SimClient:
 
     def delete_session(self) -> None:
         """Delete the session; again, where the store gives no plain answer."""
-        self.patiently(partial(catalog.delete, self.session, self.world.launcher))
+        self.patiently(partial(administration.delete, self.session, self.world.launcher))
 
     def stop_threads(self) -> None:
         """Have the submitting and the watching thread end."""

@@ -6,13 +6,8 @@ import logging
 
 import pytest
 
-from starburst_executor import (
-    Intervals,
-    SessionNotFound,
-    StarburstExecutor,
-    catalog,
-    list_sessions,
-)
+from starburst_executor import Intervals, SessionNotFound, StarburstExecutor, list_sessions
+from starburst_executor.inspection.status import read_status
 from starburst_executor.progress import Gauge
 from starburst_executor.protocol.manifest import Heartbeat
 from starburst_executor.protocol.session import Session
@@ -41,9 +36,9 @@ def test_the_last_activity_never_goes_back_when_workers_leave(
     session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
     beat = Heartbeat(worker="w-late")
     session.beat(beat)
-    before = catalog.status(session).last_activity
+    before = read_status(session).last_activity
     session.bury(beat)
-    assert catalog.status(session).last_activity >= before
+    assert read_status(session).last_activity >= before
 
 
 def test_the_last_activity_never_goes_back_as_batches_are_finished(

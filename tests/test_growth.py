@@ -20,14 +20,15 @@ from starburst_executor import (
     Intervals,
     SessionNotFound,
     StarburstExecutor,
-    catalog,
 )
+from starburst_executor.coordination import administration
+from starburst_executor.coordination.launch_lease import LaunchLease
+from starburst_executor.inspection import status
 from starburst_executor.protocol.manifest import Limits
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
-from starburst_executor.turns import Turn
 from tests.fakes import MemoryStore
 from tests.simulated import SimClient, SimWorker, Work, World
 from tests.simulator import Fault
@@ -250,7 +251,7 @@ class Clock(SystemRuntime):
 def test_one_at_a_time_has_the_turn_and_the_next_may_once_it_is_over() -> None:
     runtime = Clock()
     session = Session(MemoryStore(runtime), "s", runtime)
-    one, two = Turn(session), Turn(session)
+    one, two = LaunchLease(session), LaunchLease(session)
     assert one.take(20)
     assert not two.take(20)
     assert one.take(10)  # still its own
@@ -266,7 +267,7 @@ def test_one_at_a_time_has_the_turn_and_the_next_may_once_it_is_over() -> None:
 def test_who_was_held_up_in_its_turn_takes_nobody_elses_away_by_giving_it_back() -> None:
     runtime = Clock()
     session = Session(MemoryStore(runtime), "s", runtime)
-    one, two = Turn(session), Turn(session)
+    one, two = LaunchLease(session), LaunchLease(session)
     assert one.take(20)
     runtime.advance(100)
     assert two.take(20)
@@ -286,7 +287,7 @@ def test_a_turn_whose_answer_was_lost_is_not_lost_itself() -> None:
 
 def amend(world: World, workers: int | None) -> None:
     def scale(client: SimClient) -> None:
-        catalog.scale(client.session, workers)
+        administration.scale(client.session, workers)
 
     world.client("scaler", scale)
 
@@ -522,7 +523,7 @@ def test_workers_that_are_killed_with_nobody_there_are_replaced_by_one_that_is_l
         until(lambda: len(pids(session).keys() - first.keys()) == 3, "three new ones")
         until(lambda: len(pids(session)) == 4, "four workers again")
         gate.open()
-        until(lambda: catalog.status(session).completed == 12, "all is done")
+        until(lambda: status.read_status(session).completed == 12, "all is done")
     one = attach(session_id)
     assert [future.result(10) for future in one.futures] == list(range(12))
     outcomes = one.collect()

@@ -20,13 +20,13 @@ from msgspec.structs import replace
 from starburst_executor import StarburstExecutor, list_sessions
 from starburst_executor.aws import prices
 from starburst_executor.cli import main
+from starburst_executor.coordination.recovery import Recovery
 from starburst_executor.costs import estimate, prices
 from starburst_executor.costs.alert import CostAlert
 from starburst_executor.costs.bill import CostSummary, CostTracker, WorkerLifetime, summarize
 from starburst_executor.costs.limits import affordable_workers, check_workers
 from starburst_executor.costs.prices import Prices
 from starburst_executor.costs.session_prices import rate_for, rate_of
-from starburst_executor.leases import Repair
 from starburst_executor.packing import python_version
 from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
 from starburst_executor.protocol.session import Session
@@ -193,7 +193,7 @@ def test_a_lost_workers_seconds_and_requests_stay_on_the_bill(
 ) -> None:
     beat(session, "w-1", 600, writes=5, reads=7)
     before = look(session)
-    assert Repair(session, Intervals(), 3).look([], {"w-1"})
+    assert Recovery(session, Intervals(), 3).look([], {"w-1"})
     assert not session.beats().entries
     clock.now += 500
     after = look(session)
@@ -207,7 +207,7 @@ def test_a_lost_worker_whose_heartbeat_is_damaged_left_when_the_store_heard_of_i
     session.store.put(session.key("workers/w-1"), b"{")
     heard = clock.now
     clock.now += 30
-    Repair(session, Intervals(), 3).look([], {"w-1"})
+    Recovery(session, Intervals(), 3).look([], {"w-1"})
     kept = session.heartbeat("w-1", "ended")
     assert kept is not None
     assert (kept.started, kept.written, kept.ended) == (heard, heard, heard)

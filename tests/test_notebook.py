@@ -20,8 +20,8 @@ from starburst_executor import (
     StarburstExecutor,
     TaskOutcome,
 )
-from starburst_executor.catalog import SessionList
 from starburst_executor.inspection.notebook import open_notebook_display
+from starburst_executor.inspection.status import SessionList
 
 MOMENT = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.catalog import SessionStatus
 from starburst_executor.costs.bill import WorkerLifetime, summarize
 from starburst_executor.formatting import dollars
+from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.progress import (
     Gauge,
     LiveDisplay,

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from starburst_executor import catalog
+from starburst_executor.coordination import administration
+from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.errors import DamagedObject, SessionTerminated
 from starburst_executor.protocol import codec, keys, lanes, tasks_object
 from starburst_executor.protocol.keys import Batch
@@ -28,7 +29,6 @@ from starburst_executor.protocol.manifest import Intervals, Limits, Manifest
 from starburst_executor.protocol.payload import digest_of
 from starburst_executor.protocol.records import Record, State, Task
 from starburst_executor.protocol.tasks_object import Queued
-from starburst_executor.staff import Staff
 from tests import simulated
 from tests.chaos import Chaos
 from tests.simulated import Settings, SimClient, Work, World
@@ -737,7 +737,7 @@ def test_no_worker_is_started_for_a_session_that_was_terminated() -> None:
         client = world.client("c", submitting(Work(seconds=5000), then=outlasting))
         world.run(20)
         started = len(world.workers)
-        world.client("remover", lambda c: catalog.terminate(c.session, world.launcher))
+        world.client("remover", lambda c: administration.terminate(c.session, world.launcher))
         world.run(200)
         assert len(world.workers) == started
         assert isinstance(client.error, SessionTerminated)
@@ -754,7 +754,7 @@ def test_workers_that_never_get_to_work_break_their_client_instead_of_hanging_it
         world.launcher.launch = lambda session_url, count: _stillborn(world)  # type: ignore[method-assign]
         client = world.client("c", submitting(Work(), then=outlasting))
         world.run(0.2)
-        staff = Staff(client.session, world.launcher, client.manifest, broken)
+        staff = Autoscaler(client.session, world.launcher, client.manifest, broken)
         assert type(staff._lock) is not type(client.staff._lock)
         world.run(60)
         assert "before they began to work" in str(client.error)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from starburst_executor import StarburstExecutor, catalog
+from starburst_executor import StarburstExecutor
+from starburst_executor.coordination import administration
+from starburst_executor.inspection import status
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.progress import Meter
 from starburst_executor.protocol.manifest import Manifest
@@ -44,7 +46,7 @@ def left(directory_url: str, gate: Gate) -> Iterator[Session]:
     session = Session(open_store(directory_url), executor.session_id, runtime)
     yield session
     gate.open()
-    catalog.delete(session, LocalLauncher())
+    administration.delete(session, LocalLauncher())
     runtime.close()
     session.store.close()
 
@@ -65,7 +67,7 @@ def _edit(session: Session, **changes: object) -> None:
 
 
 def test_a_session_at_work_is_not_stuck(left: Session) -> None:
-    assert catalog.status(left).stuck is None
+    assert status.read_status(left).stuck is None
 
 
 def test_workers_that_were_killed_are_missed_before_their_lease_ends(
@@ -73,7 +75,7 @@ def test_workers_that_were_killed_are_missed_before_their_lease_ends(
 ) -> None:
     _edit(left, intervals=replace(QUICK, lease=3600))
     _kill_workers(left)
-    now = catalog.status(left)
+    now = status.read_status(left)
     assert now.workers == 0
     assert now.stuck is not None
     assert now.stuck.reason.startswith("its workers have died ")
@@ -100,7 +102,7 @@ def test_workers_that_die_at_their_start_are_told_of_with_what_they_printed(
     launcher = LocalLauncher(command=[sys.executable, "-c", broken])
     [worker] = launcher.launch(left.url, 1)
     until(lambda: worker in launcher.ended(left.url), "ended")
-    stuck = catalog.status(left).stuck
+    stuck = status.read_status(left).stuck
     assert stuck is not None
     assert stuck.reason == "its workers die at their start"
     assert "no module named starburst_executor" in stuck.advice
@@ -109,19 +111,19 @@ def test_workers_that_die_at_their_start_are_told_of_with_what_they_printed(
 
 def test_a_session_that_was_left_without_workers_says_so(left: Session) -> None:
     LocalLauncher().stop(left.url, grace=10)
-    assert catalog.status(left).stuck is None  # somebody may just be starting some
+    assert status.read_status(left).stuck is None  # somebody may just be starting some
     for file in Path(left.store.url.removeprefix("file://")).rglob("*"):
         os.utime(file, (1, 1))  # long ago
     _edit(left, created=1.0)
     os.utime(Path(left.store.url.removeprefix("file://"), left.key("session.json")), (1, 1))  # fmt: skip
-    stuck = catalog.status(left).stuck
+    stuck = status.read_status(left).stuck
     assert stuck is not None
     assert stuck.reason == "no workers are at it"
 
 
 def test_a_terminated_session_says_that_its_tasks_will_not_run(left: Session) -> None:
-    catalog.terminate(left, LocalLauncher())
-    stuck = catalog.status(left).stuck
+    administration.terminate(left, LocalLauncher())
+    stuck = status.read_status(left).stuck
     assert stuck is not None
     assert str(stuck).startswith("terminated. Its unfinished tasks (2) will not run")
 
@@ -157,7 +159,7 @@ def test_the_limit_of_a_session_that_another_client_extended_is_not_warned_of(
     executor.submit(gate.hold, 5)
     gate.await_arrivals()
     session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
-    catalog.extend(session, 3600)
+    administration.extend(session, 3600)
     until(lambda: executor._watcher.queue.now > deadline + 0.5, "past the first limit")
     gate.open()
     executor.shutdown()

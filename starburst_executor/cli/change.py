@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from starburst_executor import catalog, environment, history
+from starburst_executor import environment, history
 from starburst_executor.cli.look import find_task
 from starburst_executor.cli.sessions import (
     at_session,
@@ -20,8 +20,10 @@ from starburst_executor.cli.sessions import (
     tasks_argument,
 )
 from starburst_executor.cli.text import counted
+from starburst_executor.coordination import administration
 from starburst_executor.errors import SessionNotFound
 from starburst_executor.history import Found
+from starburst_executor.inspection.status import read_status, session_ids
 from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.records import State
@@ -146,10 +148,10 @@ def extend(id: str, seconds: float, store: str | None) -> None:
     """
     with at_session(store, id) as session:
         try:
-            manifest = catalog.extend(session, seconds)
+            manifest = administration.extend(session, seconds)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="SECONDS") from error
-        status = catalog.status(session)
+        status = read_status(session)
         click.echo(f"Session {session.id} goes on until {status.deadline:%Y-%m-%d %H:%M:%S} UTC.")
         if manifest.state != "terminated":
             start_workers(session)
@@ -177,7 +179,7 @@ def scale(id: str, workers: int | None, store: str | None) -> None:
     """
     with at_session(store, id) as session:
         try:
-            manifest = catalog.scale(session, workers)
+            manifest = administration.scale(session, workers)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="N|auto") from error
         most = counted(manifest.workers, "worker")
@@ -197,10 +199,10 @@ def cleanup(id: str, force: bool, store: str | None) -> None:
     """
     with at_session(store, id) as session:
         if force:
-            catalog.delete(session, _launcher(session))
+            administration.delete(session, _launcher(session))
             click.echo(f"Session {session.id} is deleted.")
         else:
-            catalog.terminate(session, launcher_of(session.load()))
+            administration.terminate(session, launcher_of(session.load()))
             click.echo(f"Session {session.id} is terminated; its results stay readable.")
 
 
@@ -232,13 +234,13 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
     with at_store(store) as opened:
         runtime = SystemRuntime()
         try:
-            for session_id in list(catalog.session_ids(opened)):
+            for session_id in list(session_ids(opened)):
                 session = Session(opened, session_id, runtime)
                 if history.idle_seconds(session) > limit:
                     count += 1
                     click.echo(session_id)
                     if not dry_run:
-                        catalog.delete(session, _launcher(session))
+                        administration.delete(session, _launcher(session))
             environments = _prune_environments(opened, runtime, limit, dry_run=dry_run)
         finally:
             runtime.close()
@@ -250,7 +252,7 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
 def _prune_environments(store: Store, runtime: Runtime, limit: float, *, dry_run: bool) -> int:
     """Delete the environments that no session names; returns how many."""
     used: set[str] = set()
-    for session_id in catalog.session_ids(store):
+    for session_id in session_ids(store):
         with suppress(SessionNotFound):  # half deleted
             used.add(Session(store, session_id, runtime).load().spec.lock or "")
     return len(list(environment.prune(store, used, limit, dry_run=dry_run)))

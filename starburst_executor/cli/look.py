@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from starburst_executor import catalog, history
+from starburst_executor import history
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.sessions import (
     at_session,
@@ -31,6 +31,7 @@ from starburst_executor.cli.text import (
 from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.history import Found, TaskHistory, TaskView
+from starburst_executor.inspection.status import SessionStatus, list_summaries, read_status
 from starburst_executor.progress import duration, open_display
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
@@ -56,7 +57,7 @@ def list_(store: str | None, as_json: bool) -> None:
     those of one moment or another.
     """
     with at_store(store) as opened:
-        sessions = catalog.summaries(opened)
+        sessions = list_summaries(opened)
         if as_json:
             click.echo(document("sessions", sessions))
             return
@@ -85,7 +86,7 @@ def status(id: str, watch: bool, timeout: float | None, store: str | None, as_js
         raise click.UsageError("--timeout is for --watch")
     with at_session(store, id) as session:
         if not watch:
-            now = catalog.status(session, reckon=CostTracker(session).look)
+            now = read_status(session, reckon=CostTracker(session).look)
             _echo_status(session, now, as_json)
             return
         display: Display = EchoJson() if as_json else open_display(sys.stdout, session.runtime)
@@ -100,7 +101,7 @@ def status(id: str, watch: bool, timeout: float | None, store: str | None, as_js
 _BAD = (State.FAILED, State.CANCELLED)
 
 
-def _echo_status(session: Session, now: catalog.SessionStatus, as_json: bool) -> None:
+def _echo_status(session: Session, now: SessionStatus, as_json: bool) -> None:
     if as_json:
         click.echo(document("status", now))
         return

@@ -16,7 +16,6 @@ import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from starburst_executor import history
-from starburst_executor.catalog import SessionStatus
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.sessions import (
     at_session,
@@ -28,6 +27,7 @@ from starburst_executor.cli.sessions import (
 from starburst_executor.cli.text import counted, document, echo_table, one_line
 from starburst_executor.cli.watching import Watch, seconds_option
 from starburst_executor.collect import Collector, FinalStateName, TaskOutcome
+from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.library import DiskLibrary
 from starburst_executor.packing import Packer, python_version
 from starburst_executor.progress import duration, open_display

@@ -109,7 +109,7 @@ def _session_id(store: Store, text: str) -> str:
             "k7mw3x or its beginning",
             param_hint="ID",
         )
-    from starburst_executor.catalog import resolve
+    from starburst_executor.inspection.status import resolve
 
     try:
         return resolve(store, text)
@@ -148,13 +148,13 @@ def launcher_of(manifest: Manifest) -> Launcher:
 
 def start_workers(session: Session) -> None:
     """Start what workers the unfinished tasks of a session lack, and say so."""
-    from starburst_executor import catalog
     from starburst_executor.cli.text import counted
+    from starburst_executor.coordination.autoscaler import Autoscaler
+    from starburst_executor.inspection.status import read_status
     from starburst_executor.packing import python_version
-    from starburst_executor.staff import Staff
 
     manifest = session.load()
-    status = catalog.status(session)
+    status = read_status(session)
     unfinished = status.total - status.finished
     if not unfinished:
         return
@@ -166,7 +166,7 @@ def start_workers(session: Session) -> None:
         return
     launcher = launcher_of(manifest)
     before = launcher.live(session.url) or set()
-    Staff(session, launcher, manifest, _not_broken).need(unfinished)
+    Autoscaler(session, launcher, manifest, _not_broken).need(unfinished)
     started = (launcher.live(session.url) or set()) - before
     if started:
         click.echo(f"Started {counted(len(started), 'worker')}.")
@@ -182,8 +182,8 @@ def _not_broken(error: Exception) -> None:
 def _complete_session(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    from starburst_executor.catalog import ids_like, session_ids
     from starburst_executor.errors import StarburstError
+    from starburst_executor.inspection.status import ids_like, session_ids
 
     try:
         with at_store(ctx.params.get("store")) as store:

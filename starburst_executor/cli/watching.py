@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from starburst_executor.catalog import SessionStatus
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.text import document
+from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.progress import Display, Gauge, Meter, Progress
 from starburst_executor.protocol.session import Session
 from starburst_executor.stuck import Stuck

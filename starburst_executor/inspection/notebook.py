@@ -12,10 +12,10 @@ from starburst_executor.errors import StarburstError
 from starburst_executor.tables import counted
 
 if TYPE_CHECKING:
-    from starburst_executor.catalog import SessionStatus, SessionSummary
     from starburst_executor.collect import TaskOutcome
     from starburst_executor.costs.bill import CostSummary
     from starburst_executor.executor import StarburstExecutor
+    from starburst_executor.inspection.status import SessionStatus, SessionSummary
     from starburst_executor.progress import Progress
 from starburst_executor.formatting import duration
 

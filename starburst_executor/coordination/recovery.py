@@ -26,7 +26,7 @@ from starburst_executor.protocol.listing import BatchListing
 from starburst_executor.protocol.manifest import Heartbeat, Intervals
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 
-__all__ = ["MARKER_GRACE", "Leases", "Repair"]
+__all__ = ["MARKER_GRACE", "LeaseTracker", "Recovery"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class _Watched:
     since: float
 
 
-class Leases:
+class LeaseTracker:
     """What one looker knows of the workers of a session.
 
     Args:
@@ -99,7 +99,7 @@ class Leases:
             lost[worker] = f"no heartbeat for {age:.0f} s" if entry else "it has no heartbeat"
 
 
-class Repair:
+class Recovery:
     """Judges unfinished records, remembering by version those that it has read.
 
     Args:
@@ -112,7 +112,7 @@ class Repair:
         self._session = session
         self._max_attempts = max_attempts
         self._known: dict[Batch, VersionedRecord] = {}
-        self.leases = Leases(intervals)
+        self.leases = LeaseTracker(intervals)
 
     def look(self, unfinished: list[BatchListing], ended: Iterable[str] = ()) -> dict[str, str]:
         """Look once at records and heartbeats, and mend what is wrong; returns who is lost."""

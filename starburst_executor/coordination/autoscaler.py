@@ -30,6 +30,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from starburst_executor.coordination.launch_lease import LaunchLease
 from starburst_executor.costs.limits import affordable_workers
 from starburst_executor.errors import (
     ExecutorBroken,
@@ -42,9 +43,8 @@ from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Manifest, SessionState
 from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
-from starburst_executor.turns import Turn
 
-__all__ = ["Staff"]
+__all__ = ["Autoscaler"]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ _LAUNCHES_PER_SECOND = 20.0
 _RECORDS_READ = 200
 
 
-class Staff:
+class Autoscaler:
     """Starts workers for one session as one process sees it, on a thread of its own or the caller's.
 
     Args:
@@ -88,7 +88,7 @@ class Staff:
         self._lock = threading.RLock()  # `broken` may close this again
         self._wake = session.runtime.signal()
         self._asked: Callable[[], None] | None = None
-        self._turn = Turn(session)
+        self._turn = LaunchLease(session)
         self._queue: QueueReader | None = None  # of this thread alone
         # Started here, and not yet known to have ended: when, on the monotonic clock.
         self._started: dict[str, float] = {}

@@ -25,7 +25,7 @@ from starburst_executor.errors import Conflict, ObjectNotFound
 from starburst_executor.protocol import codec
 from starburst_executor.protocol.session import Session
 
-__all__ = ["Turn"]
+__all__ = ["LaunchLease"]
 
 _KEY = "launching"
 
@@ -46,7 +46,7 @@ class _Launching(
     seconds: float
 
 
-class Turn:
+class LaunchLease:
     """The right to start workers of one session, as one process sees it.
 
     Args:

@@ -1,13 +1,9 @@
-"""Sessions as a whole: their status, lists of them, and how they end.
-
-Works from an id and a store alone; nothing here needs the Python that made the session.
-"""
+"""How far a session is, and what sessions a store has."""
 
 from __future__ import annotations
 
 import logging
 import math
-import numbers
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,23 +13,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
-from msgspec.structs import replace
-
 from starburst_executor.costs.alert import warning
 from starburst_executor.costs.bill import CostSummary, CostTracker
-from starburst_executor.costs.limits import check_workers
 from starburst_executor.errors import (
     DamagedObject,
     SessionNotFound,
 )
-from starburst_executor.launchers.base import Launcher
-from starburst_executor.protocol.keys import Batch, before, lane_prefix, parse_task_id, task_id
+from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
-from starburst_executor.protocol.manifest import Manifest, SessionState
-from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.manifest import Manifest
+from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
-from starburst_executor.protocol.tasks_object import MAX_BATCH_TASKS
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.base import Store
 from starburst_executor.stuck import Stuck, explain, known_to_have_ended
@@ -44,22 +35,14 @@ __all__ = [
     "SessionStateName",
     "SessionStatus",
     "SessionSummary",
-    "all_logs",
-    "delete",
-    "extend",
-    "find_task",
     "ids_like",
     "resolve",
-    "scale",
     "session_ids",
-    "status",
-    "summaries",
-    "task_log",
-    "terminate",
+    "read_status",
+    "list_summaries",
 ]
 
 log = logging.getLogger(__name__)
-
 
 SessionStateName = Literal["open", "closed", "terminated"]
 
@@ -208,7 +191,7 @@ class SessionList(list[SessionSummary]):
         return sessions_html(self)
 
 
-def status(
+def read_status(
     session: Session,
     queue: QueueReader | None = None,
     known: dict[Batch, VersionedRecord] | None = None,
@@ -345,7 +328,7 @@ def ids_like(store: Store, text: str) -> list[str]:
     ]
 
 
-def summaries(store: Store) -> SessionList:
+def list_summaries(store: Store) -> SessionList:
     """A summary of each session in a store, oldest first."""
     # Two pools: a status that waited for a thread of the pool it runs on would wait for ever.
     with closing(SystemRuntime()) as outer, closing(SystemRuntime()) as inner:
@@ -364,7 +347,7 @@ def _summary(session: Session) -> SessionSummary | None:
     try:
         queue = session.queue()
         queue.learn(session.load().lanes)
-        now = status(session, queue, reckon=reckon)
+        now = read_status(session, queue, reckon=reckon)
     except SessionNotFound:
         return None  # being deleted, or debris of one that was
     except DamagedObject as error:
@@ -387,159 +370,3 @@ def _summary(session: Session) -> SessionSummary | None:
         idle=max(0.0, queue.now - now.last_activity.timestamp()),
         alert=warning(session.id, now.cost) if now.cost and now.cost.alert else None,
     )
-
-
-def task_log(session: Session, name: str) -> str:
-    """What one task has printed so far: stdout, then stderr.
-
-    Raises:
-        ValueError: `name` is not a task id.
-        LookupError: the session has no such task.
-    """
-    batch, position = find_task(session, name)
-    record = _record_of(session, batch)
-    return _log_of(session, batch, position, record.tasks[position])
-
-
-def all_logs(session: Session) -> str:
-    """What all tasks have printed so far, each under a line with its id."""
-    parts: list[str] = []
-    for sight in session.queue().look():
-        record = _record_of(session, sight.batch)
-        for position, task in enumerate(record.tasks):
-            text = _log_of(session, sight.batch, position, task)
-            if text:
-                name = task_id(sight.batch.lane, sight.batch.number + position)
-                parts.append(f"--- task {name} ({task.state})\n{text}")
-    return "".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
-
-
-def find_task(session: Session, name: str) -> tuple[Batch, int]:
-    """The batch of a task and its position there; a listing of a few keys.
-
-    Raises:
-        ValueError: `name` is not a task id.
-        LookupError: the session has no such task.
-    """
-    lane, number = parse_task_id(name)
-    after = session.key(before(lane, max(0, number - MAX_BATCH_TASKS + 1)))
-    while True:
-        page = session.store.list(session.key(lane_prefix(lane)), after=after)
-        for entry in page.entries:
-            batch = Batch.parse(entry.key.rsplit("/", 2)[1])
-            if batch and batch.number <= number < batch.end:
-                return batch, number - batch.number
-            if batch and batch.number > number:
-                raise LookupError(f"session {session.id} has no task {name}")
-        if not page.truncated:
-            raise LookupError(f"session {session.id} has no task {name}")
-        after = page.entries[-1].key
-
-
-def _record_of(session: Session, batch: Batch) -> Record:
-    fresh = session.tasks(batch).header.fresh_record()
-    return session.read(batch, VersionedRecord(fresh, None)).record
-
-
-def _log_of(session: Session, batch: Batch, position: int, task: Task) -> str:
-    if task.state.held:
-        return "".join(session.live_log(batch, position, task.attempt))
-    pieces = [piece for piece in (task.stdout, task.stderr) if piece is not None]
-    return "".join(session.get_piece(batch, p).decode(errors="replace") for p in pieces)
-
-
-def extend(session: Session, seconds: float) -> Manifest:
-    """Move the absolute time limit `seconds` on, from now if it has passed.
-
-    The limit on idle time grows by as much. Neither can be shortened.
-
-    Raises:
-        TypeError, ValueError: `seconds` is not a positive number.
-        SessionNotFound: there is no such session.
-    """
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
-        raise TypeError(f"seconds must be a number, not {seconds!r}")
-    seconds = float(seconds)
-    if not 0 < seconds < math.inf:
-        raise ValueError(
-            f"seconds must be positive, not {seconds!r}: a session can only be extended"
-        )
-    now = session.store.list(session.key("session.json"), limit=1).now
-    before = session.load()
-    deadline = max(before.deadline, now) + seconds
-
-    def edit(manifest: Manifest) -> Manifest:
-        limits = replace(manifest.limits, session_timeout=before.limits.session_timeout + seconds)
-        return replace(manifest, deadline=max(manifest.deadline, deadline), limits=limits)
-
-    return session.amend(edit)
-
-
-def scale(session: Session, workers: int | None) -> Manifest:
-    """Have at most so many workers at once from now on; None: as many as before the first `scale`.
-
-    Raises:
-        ValueError: they would cost more an hour than the session's `max_hourly_cost`.
-        SessionNotFound: there is no such session.
-    """
-
-    def edit(manifest: Manifest) -> Manifest:
-        before = manifest.unscaled or manifest.workers
-        if workers is None:
-            scaled = replace(manifest, workers=before, unscaled=0)
-        else:
-            scaled = replace(manifest, workers=workers, unscaled=before)
-        check_workers(scaled)
-        return scaled
-
-    return session.amend(edit)
-
-
-def terminate(session: Session, launcher: Launcher, grace: float = 2.0) -> None:
-    """Mark the session terminated and stop its workers; its results stay readable.
-
-    Args:
-        session: Which.
-        launcher: What started its workers.
-        grace: Seconds that workers have to hand back.
-    """
-    session.amend(lambda m: replace(m, state=SessionState.TERMINATED))
-    launcher.stop(session.url, grace=grace)
-
-
-def delete(session: Session, launcher: Launcher) -> None:
-    """Delete every object of a session, once each of its workers has ended or is lost.
-
-    `tasks` objects go first: a batch without its record looks all pending and would be run again.
-    `session.json` goes last. Then the prefix is listed again, for what was written meanwhile.
-    """
-    try:
-        manifest = session.load()
-    except SessionNotFound:
-        manifest = None
-    if manifest is not None:
-        terminate(session, launcher)
-        _await_workers(session, manifest, launcher)
-    while entries := session.list_all(session.prefix)[0]:
-        keys = [entry.key for entry in entries]
-        session.store.delete(key for key in keys if key.endswith("/tasks"))
-        last = session.key("session.json")
-        session.store.delete(key for key in keys if not key.endswith("/tasks") and key != last)
-        session.store.delete([last] if last in keys else [])
-    launcher.forget(session.url)
-
-
-def _await_workers(session: Session, manifest: Manifest, launcher: Launcher) -> None:
-    """Return when no heartbeat is fresh but of workers that their launcher knows to have ended."""
-    while True:
-        beats = session.beats()
-        ended = launcher.ended(session.url)
-        fresh = [
-            worker
-            for worker, entry in beats.entries.items()
-            if worker not in ended and beats.now - entry.modified <= manifest.intervals.lease
-        ]
-        if not fresh:
-            return
-        log.info("session %s: waiting for %s to end", session.id, ", ".join(fresh))
-        session.runtime.signal().wait(min(5.0, manifest.intervals.heartbeat / 2))
