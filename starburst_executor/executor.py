@@ -63,12 +63,12 @@ from starburst_executor.errors import (
 )
 from starburst_executor.future import TaskFuture
 from starburst_executor.inspection import logs, status
+from starburst_executor.inspection.terminal import Ticker
 from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.nesting import check_nesting
 from starburst_executor.options import Options
 from starburst_executor.packing import Packer, python_version
-from starburst_executor.progress import Ticker
 from starburst_executor.protocol import lanes
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import Intervals, Lane, Limits, Manifest, SessionState
@@ -802,7 +802,7 @@ class StarburstExecutor(Executor):
             SessionNotFound: the session was removed, as `shutdown` does unless told to keep it.
             OSError: the file cannot be written.
         """
-        from starburst_executor import page
+        from starburst_executor.inspection.report import page
 
         with self._reading():
             page.write(self._session, path)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from starburst_executor.collect import TaskOutcome
-from starburst_executor.history import Found, find
+from starburst_executor.inspection.tasks import Found, find
 from starburst_executor.protocol import codec, lanes
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.records import State

@@ -28,13 +28,13 @@ from starburst_executor.errors import (
 )
 from starburst_executor.formatting import duration
 from starburst_executor.future import Settled, TaskFuture
+from starburst_executor.inspection.stuck import past_limit
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.records import Piece, Record, State, Task
 from starburst_executor.protocol.session import Session, VersionedRecord
-from starburst_executor.stuck import past_limit
 
 __all__ = ["Outcomes", "Watcher"]
 

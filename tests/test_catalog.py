@@ -8,7 +8,7 @@ import pytest
 
 from starburst_executor import Intervals, SessionNotFound, StarburstExecutor, list_sessions
 from starburst_executor.inspection.status import read_status
-from starburst_executor.progress import Gauge
+from starburst_executor.inspection.terminal import Gauge
 from starburst_executor.protocol.manifest import Heartbeat
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime

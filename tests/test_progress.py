@@ -24,7 +24,7 @@ from starburst_executor import StarburstExecutor
 from starburst_executor.costs.bill import WorkerLifetime, summarize
 from starburst_executor.formatting import dollars
 from starburst_executor.inspection.status import SessionStatus
-from starburst_executor.progress import (
+from starburst_executor.inspection.terminal import (
     Gauge,
     LiveDisplay,
     Meter,

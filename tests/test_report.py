@@ -18,19 +18,12 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from starburst_executor import SessionNotFound, StarburstExecutor, page
-from starburst_executor.charts import charts, chosen_tasks
+from starburst_executor import SessionNotFound, StarburstExecutor
 from starburst_executor.cli import main
-from starburst_executor.page import headline
-from starburst_executor.protocol import codec
-from starburst_executor.protocol.keys import Batch
-from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
-from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
-from starburst_executor.protocol.records import PastAttempt, Piece, Record, State, Task
-from starburst_executor.protocol.session import Session
-from starburst_executor.protocol.tasks_object import Queued, encode_tasks
-from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.report import (
+from starburst_executor.inspection.report import page
+from starburst_executor.inspection.report.charts import charts, chosen_tasks
+from starburst_executor.inspection.report.page import headline
+from starburst_executor.inspection.report.review import (
     Observed,
     Review,
     Run,
@@ -39,6 +32,14 @@ from starburst_executor.report import (
     observe,
     review,
 )
+from starburst_executor.protocol import codec
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.protocol.records import PastAttempt, Piece, Record, State, Task
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.tasks_object import Queued, encode_tasks
+from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
 from tests.browser import dom

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from starburst_executor import StarburstExecutor
 from starburst_executor.coordination import administration
 from starburst_executor.inspection import status
+from starburst_executor.inspection.terminal import Meter
 from starburst_executor.launchers.local import LocalLauncher
-from starburst_executor.progress import Meter
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from starburst_executor import environment, history
+from starburst_executor import environment
 from starburst_executor.cli.look import find_task
 from starburst_executor.cli.sessions import (
     at_session,
@@ -22,8 +22,8 @@ from starburst_executor.cli.sessions import (
 from starburst_executor.cli.text import counted
 from starburst_executor.coordination import administration
 from starburst_executor.errors import SessionNotFound
-from starburst_executor.history import Found
 from starburst_executor.inspection.status import read_status, session_ids
+from starburst_executor.inspection.tasks import Found, find, idle_seconds
 from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.records import State
@@ -67,7 +67,7 @@ def _chosen(session: Session, names: tuple[str, ...], states: Iterable[State]) -
         found = {one.task_id: one for one in (find_task(session, n) for n in names)}
         return list(found.values())
     session.load()
-    return list(history.find(session, tuple(states)))
+    return list(find(session, tuple(states)))
 
 
 def _by_batch(tasks: Iterable[Found]) -> dict[Batch, list[int]]:
@@ -236,7 +236,7 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
         try:
             for session_id in list(session_ids(opened)):
                 session = Session(opened, session_id, runtime)
-                if history.idle_seconds(session) > limit:
+                if idle_seconds(session) > limit:
                     count += 1
                     click.echo(session_id)
                     if not dry_run:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from starburst_executor import history
 from starburst_executor.cli.text import document
-from starburst_executor.history import Found, Output
+from starburst_executor.inspection.tasks import Found, Output, find, read_again, read_output
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import SessionState
 from starburst_executor.protocol.records import State
@@ -24,11 +23,11 @@ def whole_logs(
 ) -> Iterator[str]:
     """What tasks have printed so far, stdout before stderr; as text, those that printed nothing left out."""
     if as_json:
-        content = [_log(found, history.output(session, found)) for found in tasks]
+        content = [_log(found, read_output(session, found)) for found in tasks]
         yield document("logs", content) + "\n"
         return
     for found in tasks:
-        text = "".join(map(_ended, _parts(history.output(session, found))))
+        text = "".join(map(_ended, _parts(read_output(session, found))))
         if text:
             yield f"{_heading(found)}\n{text}" if headed else text
 
@@ -98,14 +97,14 @@ class Follower:
             if not found.task.state.final:
                 unfinished.add(found.batch)
             if found.task.state is not State.PENDING:
-                self._say(found, history.output(self._session, found))
+                self._say(found, read_output(self._session, found))
         self._done |= looked - unfinished
         return bool(unfinished)
 
     def _tasks(self) -> Iterator[Found]:
         if self._only is None:
-            return history.find(self._session, without=self._done)
-        return iter([history.read_again(self._session, self._only)])
+            return find(self._session, without=self._done)
+        return iter([read_again(self._session, self._only)])
 
     def _say(self, found: Found, output: Output) -> None:
         attempt, before = self._seen.get(found.task_id, (0, Output(stdout="", stderr="")))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from starburst_executor import history
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.sessions import (
     at_session,
@@ -30,16 +29,25 @@ from starburst_executor.cli.text import (
 )
 from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
 from starburst_executor.costs.bill import CostTracker
-from starburst_executor.history import Found, TaskHistory, TaskView
 from starburst_executor.inspection.status import SessionStatus, list_summaries, read_status
-from starburst_executor.progress import duration, open_display
+from starburst_executor.inspection.tasks import (
+    Found,
+    TaskHistory,
+    TaskView,
+    find,
+    find_one,
+    group_errors,
+    history,
+    views,
+)
+from starburst_executor.inspection.terminal import duration, open_display
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.retry import retried, unhealed
 from starburst_executor.tables import Column, fitted
 
 if TYPE_CHECKING:
-    from starburst_executor.progress import Display
+    from starburst_executor.inspection.terminal import Display
 
 __all__ = ["VERBS"]
 
@@ -138,7 +146,7 @@ def tasks(id: str, state: str | None, store: str | None, as_json: bool) -> None:
     with at_session(store, id) as session:
         session.load()
         states = None if state is None else (State(state),)
-        found = list(history.views(session, states))
+        found = list(views(session, states))
     if as_json:
         click.echo(document("tasks", found))
         return
@@ -181,7 +189,7 @@ def _task_row(task: TaskView) -> tuple[str, ...]:
 def show(id: str, task: str, store: str | None, as_json: bool) -> None:
     """Print all that is known of one task: its attempts with their times, its error and its output."""
     with at_session(store, id) as session:
-        whole = history.history(session, find_task(session, task))
+        whole = history(session, find_task(session, task))
         again = retried(session).after.get(whole.task.task_id)
     if as_json:
         content = {"history": whole, "retried_as": again}
@@ -199,7 +207,7 @@ def find_task(session: Session, text: str) -> Found:
     """
     name = task_name(session.load(), text)
     try:
-        return history.find_one(session, name)
+        return find_one(session, name)
     except LookupError as error:
         raise Failed(str(error), Exit.NOT_FOUND) from error
 
@@ -275,7 +283,7 @@ def logs(
         if follow:
             Follower(session, only, as_json).run(manifest.intervals.look_last)
             return
-        found: Iterator[Found] = history.find(session) if only is None else iter([only])
+        found: Iterator[Found] = find(session) if only is None else iter([only])
         for line in whole_logs(session, found, as_json, headed=only is None):
             click.echo(line, nl=False)
 
@@ -301,10 +309,10 @@ def errors(id: str, store: str | None, as_json: bool) -> None:
     """
     with at_session(store, id) as session:
         session.load()
-        failed = list(history.views(session, (State.FAILED,)))
+        failed = list(views(session, (State.FAILED,)))
         after = retried(session).after
     standing = [task for task in failed if task.task_id not in after]
-    groups = history.group_errors(standing)
+    groups = group_errors(standing)
     if as_json:
         click.echo(document("errors", groups))
         return

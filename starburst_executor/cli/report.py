@@ -18,7 +18,7 @@ from starburst_executor.cli.text import document
 from starburst_executor.errors import StarburstError
 
 if TYPE_CHECKING:
-    from starburst_executor.report import Review
+    from starburst_executor.inspection.report.review import Review
 
 __all__ = ["VERBS"]
 
@@ -41,7 +41,7 @@ def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
     The page needs no network: a timeline of workers and tasks, the pace, run times and waits, failures,
     what time was lost to, requests and cost. It can be written while the session is at work.
     """
-    from starburst_executor.page import headline, write
+    from starburst_executor.inspection.report.page import headline, write
 
     with at_session(store, id) as session:
         try:

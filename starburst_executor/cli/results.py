@@ -15,7 +15,6 @@ import click
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
-from starburst_executor import history
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.sessions import (
     at_session,
@@ -27,10 +26,11 @@ from starburst_executor.cli.sessions import (
 from starburst_executor.cli.text import counted, document, echo_table, one_line
 from starburst_executor.cli.watching import Watch, seconds_option
 from starburst_executor.collect import Collector, FinalStateName, TaskOutcome
+from starburst_executor.inspection import tasks
 from starburst_executor.inspection.status import SessionStatus
+from starburst_executor.inspection.terminal import duration, open_display
 from starburst_executor.library import DiskLibrary
 from starburst_executor.packing import Packer, python_version
-from starburst_executor.progress import duration, open_display
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.records import State
@@ -189,7 +189,7 @@ def _without_values(session: Session) -> list[TaskOutcome]:
             attempt=view.attempt,
             seconds=view.ran,
         )
-        for view in history.views(session, [s for s in State if s.final])
+        for view in tasks.views(session, [s for s in State if s.final])
     ]
     return healed(outcomes, retried(session))
 

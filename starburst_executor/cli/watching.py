@@ -11,9 +11,9 @@ import click
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.text import document
 from starburst_executor.inspection.status import SessionStatus
-from starburst_executor.progress import Display, Gauge, Meter, Progress
+from starburst_executor.inspection.stuck import Stuck
+from starburst_executor.inspection.terminal import Display, Gauge, Meter, Progress
 from starburst_executor.protocol.session import Session
-from starburst_executor.stuck import Stuck
 
 __all__ = ["EchoJson", "Watch", "seconds_option"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starburst_executor.costs.bill import CostSummary
     from starburst_executor.executor import StarburstExecutor
     from starburst_executor.inspection.status import SessionStatus, SessionSummary
-    from starburst_executor.progress import Progress
+    from starburst_executor.inspection.terminal import Progress
 from starburst_executor.formatting import duration
 
 __all__ = [

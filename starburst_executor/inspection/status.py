@@ -19,6 +19,7 @@ from starburst_executor.errors import (
     DamagedObject,
     SessionNotFound,
 )
+from starburst_executor.inspection.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
 from starburst_executor.protocol.manifest import Manifest
@@ -27,7 +28,6 @@ from starburst_executor.protocol.session import HeartbeatListing, Session, Versi
 from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.base import Store
-from starburst_executor.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.tables import Column, age, fitted
 
 __all__ = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starburst_executor.formatting import duration
-from starburst_executor.report import Review, Run, Stay, Trace
+from starburst_executor.inspection.report.review import Review, Run, Stay, Trace
 
 __all__ = ["Chart", "charts", "chosen_tasks"]
 

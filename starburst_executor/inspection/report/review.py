@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from starburst_executor.costs.bill import CostSummary, WorkerLifetime, summarize
 from starburst_executor.errors import DamagedObject
-from starburst_executor.history import Found, TaskGroup, find, group_errors, view
+from starburst_executor.inspection.tasks import Found, TaskGroup, find, group_errors, view
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Intervals, Manifest
 from starburst_executor.protocol.records import State, Task
 from starburst_executor.protocol.session import HeartbeatListing, Session

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from starburst_executor.charts import Chart, charts
 from starburst_executor.formatting import dollars, duration
-from starburst_executor.history import TaskGroup
+from starburst_executor.inspection.report.charts import Chart, charts
+from starburst_executor.inspection.report.review import Loss, Review, Stay, observe, review
+from starburst_executor.inspection.tasks import TaskGroup
 from starburst_executor.protocol.session import Session
-from starburst_executor.report import Loss, Review, Stay, observe, review
 
 __all__ = ["headline", "html", "library", "write"]
 

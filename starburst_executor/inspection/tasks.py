@@ -37,7 +37,7 @@ __all__ = [
     "group_errors",
     "history",
     "idle_seconds",
-    "output",
+    "read_output",
     "read_again",
     "view",
     "views",
@@ -424,7 +424,7 @@ def attempts(task: Task) -> list[Attempt]:
     return tries
 
 
-def output(session: Session, found: Found) -> Output:
+def read_output(session: Session, found: Found) -> Output:
     """What a task has printed; of a running one, by its worker's last heartbeat."""
     task = found.task
     if task.state.held:
@@ -452,7 +452,7 @@ def history(session: Session, found: Found) -> TaskHistory:
         function=header.functions[call.function],
         argument_bytes=max(0, call.size),
         attempts=attempts(found.task),
-        output=output(session, found),
+        output=read_output(session, found),
     )
 
 

@@ -1,0 +1,1 @@
+"""The report of a session: figures, charts and one HTML page."""
