@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from starburst_executor.collect import TaskOutcome
+    from starburst_executor.client.future import TaskFuture
+    from starburst_executor.client.outcomes import TaskOutcome
     from starburst_executor.errors import (
         AccountDenied,
         AccountError,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
         WorkerLost,
     )
     from starburst_executor.executor import StarburstExecutor, list_sessions
-    from starburst_executor.future import TaskFuture
     from starburst_executor.inspection.status import SessionStatus, SessionSummary
     from starburst_executor.protocol.manifest import Intervals
 

@@ -37,20 +37,31 @@ from typing import (
 
 from msgspec.structs import replace
 
-from starburst_executor import arguments, config, mapping
-from starburst_executor.choice import (
+from starburst_executor import config
+from starburst_executor.client import mapping, options
+from starburst_executor.client.codec import PayloadCodec, python_version
+from starburst_executor.client.dropped import Dropped, Link
+from starburst_executor.client.environment_options import (
     choose_environment,
     on_launcher,
     prepare_environment,
 )
-from starburst_executor.collect import Collector, TaskOutcome
+from starburst_executor.client.future import TaskFuture
+from starburst_executor.client.interrupts import Uninterrupted
+from starburst_executor.client.outcomes import Collector, TaskOutcome
+from starburst_executor.client.registry import FutureRegistry
+from starburst_executor.client.resubmit import healed, named, retried, unhealed
+from starburst_executor.client.resubmit import retry as submit_again
+from starburst_executor.client.results import ResultReader
+from starburst_executor.client.submit_options import Options
+from starburst_executor.client.submitter import QueuedTask, Submitter
+from starburst_executor.client.watcher import Watcher
 from starburst_executor.coordination import administration
 from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.costs.alert import CostAlert
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.costs.limits import check_workers
 from starburst_executor.costs.session_prices import rate_for
-from starburst_executor.dropped import Dropped, Link
 from starburst_executor.environment.local_modules import is_local
 from starburst_executor.environment.repository import ship
 from starburst_executor.errors import (
@@ -61,14 +72,10 @@ from starburst_executor.errors import (
     SessionTerminated,
     StarburstError,
 )
-from starburst_executor.future import TaskFuture
 from starburst_executor.inspection import logs, status
 from starburst_executor.inspection.terminal import Ticker
-from starburst_executor.interrupts import Uninterrupted
 from starburst_executor.launchers.base import Launcher, open_launcher
 from starburst_executor.nesting import check_nesting
-from starburst_executor.options import Options
-from starburst_executor.packing import Packer, python_version
 from starburst_executor.protocol import lanes
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import Intervals, Lane, Limits, Manifest, SessionState
@@ -77,16 +84,11 @@ from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import Name, function_name, name_of
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.retry import healed, named, retried, unhealed
-from starburst_executor.retry import retry as submit_again
-from starburst_executor.roster import Roster
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.remote import refuse
 from starburst_executor.storage.base import Store
 from starburst_executor.storage.probe import probe_conditional
 from starburst_executor.storage.url import open_store
-from starburst_executor.submit import Item, Submitter
-from starburst_executor.watch import Outcomes, Watcher
 
 __all__ = ["StarburstExecutor", "default_store", "list_sessions"]
 
@@ -224,7 +226,7 @@ class StarburstExecutor(Executor):
     ) -> None:
         depth = check_nesting()
         spec = WorkerSpec(
-            launcher=arguments.launcher_name(launcher),
+            launcher=options.launcher_name(launcher),
             cpu=cpu,
             memory=memory,
             launch_type="FARGATE" if launch_type is None else launch_type,
@@ -234,42 +236,42 @@ class StarburstExecutor(Executor):
             region=region,
             slots=slots,
         )
-        arguments.check_of_ecs(spec, launch_type)
+        options.check_of_ecs(spec, launch_type)
         limits = Limits(
             task_timeout=None
             if task_timeout is None
-            else arguments.seconds("task_timeout", task_timeout),
-            max_attempts=arguments.whole_number("max_attempts", max_attempts),
+            else options.seconds("task_timeout", task_timeout),
+            max_attempts=options.whole_number("max_attempts", max_attempts),
             max_tasks_per_child=None
             if max_tasks_per_child is None
-            else arguments.whole_number("max_tasks_per_child", max_tasks_per_child),
-            idle_timeout=arguments.seconds("idle_timeout", idle_timeout),
-            session_timeout=arguments.seconds("session_timeout", session_timeout),
-            absolute_timeout=arguments.seconds("absolute_timeout", absolute_timeout),
+            else options.whole_number("max_tasks_per_child", max_tasks_per_child),
+            idle_timeout=options.seconds("idle_timeout", idle_timeout),
+            session_timeout=options.seconds("session_timeout", session_timeout),
+            absolute_timeout=options.seconds("absolute_timeout", absolute_timeout),
         )
-        workers = arguments.worker_count(max_workers)
-        arguments.check_min_workers(min_workers, workers)
-        arguments.check_initializer(initializer, initargs)
-        arguments.check_name(name)
-        arguments.check_intervals(intervals)
+        workers = options.worker_count(max_workers)
+        options.check_min_workers(min_workers, workers)
+        options.check_initializer(initializer, initargs)
+        options.check_name(name)
+        options.check_intervals(intervals)
         spec, wishes = choose_environment(spec, environment, image, requirements, packages, exclude)
-        place = arguments.with_region(store or default_store(), region)
-        arguments.check_store_reachable(spec.launcher, place)
-        hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
+        place = options.with_region(store or default_store(), region)
+        options.check_store_reachable(spec.launcher, place)
+        hourly, alert = options.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
-        deployment = arguments.deployment(spec)
+        deployment = options.deployment(spec)
         origin = Origin.of_here(is_local)
         launches = open_launcher(spec, deployment, origin)
         opened = open_store(place)
         with _closed_on_error(opened):
             runtime = SystemRuntime()
-            session = Session(opened, arguments.new_session_id(runtime), runtime)
-            packer = Packer(session, python_version(), modules)
+            session = Session(opened, options.new_session_id(runtime), runtime)
+            packer = PayloadCodec(session, python_version(), modules)
             manifest = Manifest(
                 session_id=session.id,
                 depth=depth,
                 name=name,
-                owner=arguments.owner(),
+                owner=options.owner(),
                 python=python_version(),
                 package=version("starburst-executor"),
                 created=0,
@@ -279,7 +281,7 @@ class StarburstExecutor(Executor):
                 spec=spec,
                 deployment=deployment,
                 limits=limits,
-                intervals=intervals or arguments.default_intervals(opened, spec),
+                intervals=intervals or options.default_intervals(opened, spec),
                 lanes=(Lane(client=runtime.new_id(8)),),
                 rate=rate_for(spec, opened.url, runtime),
                 max_hourly_cost=hourly,
@@ -331,9 +333,9 @@ class StarburstExecutor(Executor):
             ValueError, TypeError: an argument is wrong, or the short id fits several sessions.
             NewerSchema: a newer version of this package made it.
         """
-        arguments.check_session_id(session_id)
-        count = None if max_workers is None else arguments.worker_count(max_workers)
-        hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
+        options.check_session_id(session_id)
+        count = None if max_workers is None else options.worker_count(max_workers)
+        hourly, alert = options.cost_limits(max_hourly_cost, cost_alert)
         _register_at_exit()
         opened = open_store(store or default_store())
         with _closed_on_error(opened):
@@ -342,10 +344,10 @@ class StarburstExecutor(Executor):
             manifest = session.load()
             spec = manifest.spec
             if launcher is not None:
-                spec = on_launcher(spec, arguments.launcher_name(launcher))
-            arguments.check_store_reachable(spec.launcher, opened.url)
+                spec = on_launcher(spec, options.launcher_name(launcher))
+            options.check_store_reachable(spec.launcher, opened.url)
             launches = open_launcher(spec, manifest.deployment, manifest.origin)
-            packer = Packer(session, manifest.python, modules)
+            packer = PayloadCodec(session, manifest.python, modules)
             limited = functools.partial(
                 _limited,
                 workers=count,
@@ -366,7 +368,7 @@ class StarburstExecutor(Executor):
         session: Session,
         manifest: Manifest,
         launcher: Launcher,
-        packer: Packer,
+        packer: PayloadCodec,
         *,
         keep: bool,
         progress: bool,
@@ -394,7 +396,7 @@ class StarburstExecutor(Executor):
         self._detached = False
         self._lane: int | None = None
         self._numbers: Iterator[int] = iter(())
-        self._outcomes = Outcomes(session, packer.open_outcome)
+        self._outcomes = ResultReader(session, packer.open_outcome)
         self._collector = Collector(session, packer)
         self._ledger = CostTracker(session, client=True)
         self._alarm = CostAlert(session)
@@ -414,7 +416,9 @@ class StarburstExecutor(Executor):
             broken,
         )
         cancel = self._link.call(StarburstExecutor._cancel_one)
-        self._roster = Roster(session, self._outcomes, watcher, lambda future: bool(cancel(future)))
+        self._roster = FutureRegistry(
+            session, self._outcomes, watcher, lambda future: bool(cancel(future))
+        )
         self._submitter = Submitter(
             session,
             lambda: staff.manifest.workers * manifest.spec.slots,
@@ -518,7 +522,7 @@ class StarburstExecutor(Executor):
         Raises:
             TypeError, ValueError: `label` is no text, or empty.
         """
-        return Options(self, self._session.runtime, arguments.label(label))
+        return Options(self, self._session.runtime, options.label(label))
 
     # Narrower than the base class, which lets any callable have any arguments.
     @overload  # type: ignore[override]
@@ -666,7 +670,7 @@ class StarburstExecutor(Executor):
             self._take_free_lane()
         assert self._lane is not None
         future = self._roster.new(self._lane, next(self._numbers), name)
-        item = Item(future, digest, call, light, modules, name)
+        item = QueuedTask(future, digest, call, light, modules, name)
         self._submitter.add(item, announced=announced)
         return future
 
@@ -980,7 +984,7 @@ class StarburstExecutor(Executor):
             TypeError, ValueError: no such number, or more than `max_hourly_cost` allows.
         """
         self._check_process()
-        count = arguments.scaled_workers(workers)
+        count = options.scaled_workers(workers)
         self._manifest = administration.scale(self._session, count)
         self._max_workers = self._manifest.workers
         self._staff.manifest = self._manifest
@@ -1407,7 +1411,7 @@ def _limited(
 def _store_manifest(
     session: Session,
     manifest: Manifest,
-    packer: Packer,
+    packer: PayloadCodec,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
 ) -> Manifest:

@@ -21,6 +21,11 @@ from typing import Any, cast
 import msgspec
 from msgspec.structs import replace
 
+from starburst_executor.client.future import Settled, TaskFuture
+from starburst_executor.client.registry import FutureRegistry
+from starburst_executor.client.results import ResultReader
+from starburst_executor.client.submitter import QueuedTask, Submitter
+from starburst_executor.client.watcher import Watcher
 from starburst_executor.coordination import administration
 from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.errors import (
@@ -30,7 +35,6 @@ from starburst_executor.errors import (
     SessionError,
     StoreError,
 )
-from starburst_executor.future import Settled, TaskFuture
 from starburst_executor.hold import Key
 from starburst_executor.protocol import codec, lanes, tasks_object
 from starburst_executor.protocol.keys import Batch
@@ -48,12 +52,9 @@ from starburst_executor.protocol.payload import digest_of
 from starburst_executor.protocol.records import Record, State, Task
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.roster import Roster
 from starburst_executor.runtime import Signal
 from starburst_executor.slots import Ended, Job
 from starburst_executor.storage.base import Bytes
-from starburst_executor.submit import Item, Submitter
-from starburst_executor.watch import Outcomes, Watcher
 from starburst_executor.worker import Worker
 from tests.fakes import MemoryStore
 from tests.simulator import (
@@ -613,7 +614,7 @@ class SimClient:
     def _open(self, manifest: Manifest) -> None:
         world = self.world
         self.manifest = manifest
-        outcomes = Outcomes(self.session, _open_outcome)
+        outcomes = ResultReader(self.session, _open_outcome)
         self.staff = _sim_staff(
             world, self.session, manifest, self._break, lambda: self.watcher.hurry()
         )
@@ -628,7 +629,7 @@ class SimClient:
             lambda: self.staff.ended,
             self._break,
         )
-        self.roster = Roster(self.session, outcomes, self.watcher, self._cancel_one)
+        self.roster = FutureRegistry(self.session, outcomes, self.watcher, self._cancel_one)
         self.roster._lock = SimLock(world.sim)  # type: ignore[assignment]
         self.submitter = Submitter(
             self.session,
@@ -658,7 +659,7 @@ class SimClient:
         for work in works:
             future = self.roster.new(self.lane, next(self._numbers))
             data = msgspec.json.encode(work)
-            self.submitter.add(Item(future, digest, data, not work.blob, _NO_MODULES))
+            self.submitter.add(QueuedTask(future, digest, data, not work.blob, _NO_MODULES))
             futures.append(future)
         self.futures += futures
         self.submitted += len(futures)

@@ -67,7 +67,7 @@ def test_a_submit_thread_that_dies_ends_what_it_held_and_whoever_waits(
     def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("starburst_executor.submit.Submitter._batch_size", fail)
+    monkeypatch.setattr("starburst_executor.client.submitter.Submitter._batch_size", fail)
     future = lone.submit(double, 1)
     with pytest.raises(ExecutorBroken, match="can't start new thread"):
         future.result(PATIENCE)

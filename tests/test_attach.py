@@ -642,7 +642,7 @@ def test_another_python_can_read_status_and_logs_but_no_pickles(
     first.submit(shout, "hello").result()
     wait([first.submit(fail, "hm")])
     first.detach()
-    monkeypatch.setattr("starburst_executor.packing.python_version", lambda: "3.99")
+    monkeypatch.setattr("starburst_executor.client.codec.python_version", lambda: "3.99")
     second = attach(first.session_id, directory_url)
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert second.status().completed == 1

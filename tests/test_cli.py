@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from starburst_executor import StarburstExecutor
 from starburst_executor.cli import _VERBS, Exit, main
 from starburst_executor.cli.logs import added
-from starburst_executor.packing import python_version
+from starburst_executor.client.codec import python_version
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.choice import choose_environment, on_launcher
+from starburst_executor.client.environment_options import choose_environment, on_launcher
 from starburst_executor.environment import bootstrap, indexes
 from starburst_executor.environment.capture import Prepared, Wishes, prepare
 from starburst_executor.environment.indexes import Indexes

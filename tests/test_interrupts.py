@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.interrupts import Uninterrupted
+from starburst_executor.client.interrupts import Uninterrupted
 from starburst_executor.launchers.local import LocalLauncher
 from tests.support import keys
 from tests.tasks import until

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from starburst_executor import StarburstExecutor, list_sessions
 from starburst_executor.aws import prices
 from starburst_executor.cli import main
+from starburst_executor.client.codec import python_version
 from starburst_executor.coordination.recovery import Recovery
 from starburst_executor.costs import estimate, prices
 from starburst_executor.costs.alert import CostAlert
@@ -27,7 +28,6 @@ from starburst_executor.costs.bill import CostSummary, CostTracker, WorkerLifeti
 from starburst_executor.costs.limits import affordable_workers, check_workers
 from starburst_executor.costs.prices import Prices
 from starburst_executor.costs.session_prices import rate_for, rate_of
-from starburst_executor.packing import python_version
 from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.session_prices import SessionPrices

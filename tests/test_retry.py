@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from starburst_executor import Intervals, StarburstExecutor
 from starburst_executor.cli import Exit, main
-from starburst_executor.collect import TaskOutcome
-from starburst_executor.retry import Retries, healed
+from starburst_executor.client.outcomes import TaskOutcome
+from starburst_executor.client.resubmit import Retries, healed
 
 QUICK = Intervals(heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
 

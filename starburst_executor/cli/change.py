@@ -20,6 +20,8 @@ from starburst_executor.cli.sessions import (
     tasks_argument,
 )
 from starburst_executor.cli.text import counted
+from starburst_executor.client.resubmit import retry as submit_again
+from starburst_executor.client.resubmit import unhealed
 from starburst_executor.coordination import administration
 from starburst_executor.errors import SessionNotFound
 from starburst_executor.inspection.status import read_status, session_ids
@@ -29,8 +31,6 @@ from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from starburst_executor.retry import retry as submit_again
-from starburst_executor.retry import unhealed
 from starburst_executor.runtime import Runtime, SystemRuntime
 from starburst_executor.storage.base import Store
 

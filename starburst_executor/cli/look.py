@@ -28,6 +28,7 @@ from starburst_executor.cli.text import (
     terminal_width,
 )
 from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
+from starburst_executor.client.resubmit import retried, unhealed
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.inspection.status import SessionStatus, list_summaries, read_status
 from starburst_executor.inspection.tasks import (
@@ -43,7 +44,6 @@ from starburst_executor.inspection.tasks import (
 from starburst_executor.inspection.terminal import duration, open_display
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
-from starburst_executor.retry import retried, unhealed
 from starburst_executor.tables import Column, fitted
 
 if TYPE_CHECKING:

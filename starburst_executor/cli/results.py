@@ -25,17 +25,17 @@ from starburst_executor.cli.sessions import (
 )
 from starburst_executor.cli.text import counted, document, echo_table, one_line
 from starburst_executor.cli.watching import Watch, seconds_option
-from starburst_executor.collect import Collector, FinalStateName, TaskOutcome
+from starburst_executor.client.codec import PayloadCodec, python_version
+from starburst_executor.client.outcomes import Collector, FinalStateName, TaskOutcome
+from starburst_executor.client.resubmit import healed, retried
 from starburst_executor.inspection import tasks
 from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.inspection.terminal import duration, open_display
 from starburst_executor.library import DiskLibrary
-from starburst_executor.packing import Packer, python_version
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
-from starburst_executor.retry import healed, retried
 from starburst_executor.storage.base import appearing
 
 __all__ = ["VERBS"]
@@ -112,7 +112,7 @@ def _check_python(session: Session, manifest: Manifest, *, needed: bool) -> None
     if manifest.python == python_version():
         return
     if needed:
-        Packer(session, manifest.python, ()).check_python()
+        PayloadCodec(session, manifest.python, ()).check_python()
     click.echo(
         f"This is Python {python_version()} and the session is of Python {manifest.python}: its values "
         "cannot be read here.",
@@ -150,7 +150,7 @@ def _outcomes(session: Session, manifest: Manifest) -> list[TaskOutcome]:
     batches = [sight.batch for sight in session.queue().look()]
     if manifest.python != python_version():
         return _without_values(session)
-    collector = Collector(session, Packer(session, manifest.python, ()))
+    collector = Collector(session, PayloadCodec(session, manifest.python, ()))
     outcomes: list[TaskOutcome] = []
     index = 0
     with _importable(session, batches):

@@ -12,7 +12,7 @@ from starburst_executor.errors import StarburstError
 from starburst_executor.tables import counted
 
 if TYPE_CHECKING:
-    from starburst_executor.collect import TaskOutcome
+    from starburst_executor.client.outcomes import TaskOutcome
     from starburst_executor.costs.bill import CostSummary
     from starburst_executor.executor import StarburstExecutor
     from starburst_executor.inspection.status import SessionStatus, SessionSummary

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from starburst_executor.client.codec import PayloadCodec
 from starburst_executor.errors import StoreError
-from starburst_executor.packing import Packer
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
 from starburst_executor.protocol.records import Record, State, Task
@@ -69,7 +69,7 @@ class Collector:
         packer: Opens them.
     """
 
-    def __init__(self, session: Session, packer: Packer) -> None:
+    def __init__(self, session: Session, packer: PayloadCodec) -> None:
         self._session = session
         self._packer = packer
         self._known: dict[Batch, VersionedRecord] = {}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from starburst_executor import mapping
-from starburst_executor.future import TaskFuture
+from starburst_executor.client import mapping
+from starburst_executor.client.future import TaskFuture
 from starburst_executor.runtime import Runtime
 
 __all__ = ["Options", "Submits"]

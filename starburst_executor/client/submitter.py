@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from starburst_executor.client.future import TaskFuture
 from starburst_executor.errors import ExecutorBroken, StarburstError, StoreError
-from starburst_executor.future import TaskFuture
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import NO_NAME, Name
@@ -27,7 +27,7 @@ from starburst_executor.protocol.tasks_object import (
     encode_tasks,
 )
 
-__all__ = ["Item", "Submitter"]
+__all__ = ["QueuedTask", "Submitter"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _SIDE_BY_SIDE = 8  # batches written at once
 
 
 @dataclass(slots=True)
-class Item:
+class QueuedTask:
     """A task that is queued here and not stored yet."""
 
     future: TaskFuture[Any]
@@ -71,8 +71,8 @@ class Submitter:
         self._stored = stored
         self._failed = failed
         self._lock = threading.Lock()
-        self._queue: deque[Item] = deque()
-        self._storing: list[Item] = []  # taken from the queue, and not known to be stored
+        self._queue: deque[QueuedTask] = deque()
+        self._storing: list[QueuedTask] = []  # taken from the queue, and not known to be stored
         self._functions: dict[str, bytes] = {}  # not stored yet
         self._known: set[str] = set()  # digests of callables that are stored, or about to be
         self._announced = 0  # tasks of a map that are still to come
@@ -108,7 +108,7 @@ class Submitter:
                 self._known.add(digest)
                 self._functions[digest] = cargo
 
-    def add(self, item: Item, *, announced: bool = False) -> None:
+    def add(self, item: QueuedTask, *, announced: bool = False) -> None:
         """Queue a task."""
         with self._lock:
             if self._error is not None:
@@ -204,10 +204,10 @@ class Submitter:
             if self._closed:
                 return
 
-    def _pack_group(self) -> list[tuple[Batch, list[Item]]]:
+    def _pack_group(self) -> list[tuple[Batch, list[QueuedTask]]]:
         with self._lock:
             size = self._batch_size()
-            group: list[tuple[Batch, list[Item]]] = []
+            group: list[tuple[Batch, list[QueuedTask]]] = []
             while self._queue and len(group) < _SIDE_BY_SIDE and self._error is None:
                 if len(self._queue) < min(size, self._announced):
                     break  # the rest of a map is on its way
@@ -222,8 +222,8 @@ class Submitter:
         backlog = len(self._queue) + self._announced + self._backlog()
         return min(MAX_BATCH_TASKS, -(-backlog // (4 * max(1, self._width()))) or 1)
 
-    def _take(self, size: int) -> list[Item]:
-        items: list[Item] = []
+    def _take(self, size: int) -> list[QueuedTask]:
+        items: list[QueuedTask] = []
         weight = 0
         while self._queue and len(items) < size:
             item = self._queue[0]
@@ -233,7 +233,7 @@ class Submitter:
             items.append(self._queue.popleft())
         return items
 
-    def _store_group(self, group: list[tuple[Batch, list[Item]]]) -> None:
+    def _store_group(self, group: list[tuple[Batch, list[QueuedTask]]]) -> None:
         self.certain = False
         try:
             self._store_functions()
@@ -247,7 +247,7 @@ class Submitter:
         with self._lock:
             self._storing.clear()
 
-    def _store(self, batch: Batch, items: list[Item]) -> None:
+    def _store(self, batch: Batch, items: list[QueuedTask]) -> None:
         calls = [Queued(i.function, i.arguments, i.name) for i in items]
         light = all(item.light for item in items)
         data = encode_tasks(calls, items[0].modules, light=light)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from starburst_executor.collect import TaskOutcome
+from starburst_executor.client.outcomes import TaskOutcome
 from starburst_executor.inspection.tasks import Found, find
 from starburst_executor.protocol import codec, lanes
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id

@@ -1,20 +1,17 @@
-"""The watching half of a client: looks at the queue, settles futures, keeps workers there.
-
-One thread for each executor. A look is one LIST, 50 ms apart while results stream in, backing
-off to 5 s; and never so often that parsing listings takes more than a tenth of a core.
-"""
+"""watcher"""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from starburst_executor.client.future import TaskFuture
+from starburst_executor.client.results import ResultReader
 from starburst_executor.coordination.recovery import Recovery
 from starburst_executor.errors import (
     DamagedObject,
@@ -27,7 +24,6 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.formatting import duration
-from starburst_executor.future import Settled, TaskFuture
 from starburst_executor.inspection.stuck import past_limit
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
@@ -36,18 +32,21 @@ from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.records import Piece, Record, State, Task
 from starburst_executor.protocol.session import Session, VersionedRecord
 
-__all__ = ["Outcomes", "Watcher"]
+__all__ = ["Watcher"]
 
 log = logging.getLogger(__name__)
 
 # Seconds until a record that was not there before is read, unless its batch is done: its first
 # version says only who claimed it, and is followed by another when a short task ends.
 _CLAIM_GRACE = 2.0
+
 # Where tasks take long, the look after an end need not follow within 50 ms: results may be seen
 # late by so much of a task's run time.
 _LATE = 0.1
+
 # So long before its absolute time limit, at most, a session that has finished nothing yet is warned of.
 _SOON_SECONDS = 3600.0
+
 _SOON_SHARE = 0.1
 
 
@@ -59,62 +58,6 @@ class _Waited:
     known: VersionedRecord
     sight: BatchListing | None = None
     fetching: set[int] = field(default_factory=set)
-
-
-class Outcomes:
-    """Brings outcomes from the store and opens them.
-
-    Args:
-        session: Where from.
-        open_outcome: Batch, position, task and the outcome's bytes -> how the task ended.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        open_outcome: Callable[[Batch, int, Task, bytes], Settled],
-    ) -> None:
-        self._session = session
-        self._open = open_outcome
-        self._records: OrderedDict[Batch, Record] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def settled(self, batch: Batch, position: int, task: Task) -> Settled:
-        """How a final task ended; an outcome that cannot be read is an error of its own.
-
-        Raises:
-            StoreUnavailable: no plain answer, for now.
-        """
-        assert task.outcome is not None
-        try:
-            data = self._session.get_piece(batch, task.outcome)
-            return self._open(batch, position, task, data)
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            return False, error
-
-    def later(self, batch: Batch, position: int) -> Settled:
-        """How a task of a finished batch ended, with the record read now if it is not at hand."""
-
-        def once() -> Settled:
-            task = self.record(batch).tasks[position]
-            return self.settled(batch, position, task)
-
-        return self._session.patiently(once)
-
-    def record(self, batch: Batch) -> Record:
-        """The record of a finished batch; the last few are kept."""
-        with self._lock:
-            record = self._records.get(batch)
-        if record is None:
-            fresh = self._session.tasks(batch).header.fresh_record()
-            record = self._session.read(batch, VersionedRecord(fresh, None)).record
-            with self._lock:
-                self._records[batch] = record
-                while len(self._records) > 16:
-                    self._records.popitem(last=False)
-        return record
 
 
 class Watcher:
@@ -136,7 +79,7 @@ class Watcher:
         session: Session,
         manifest: Manifest,
         queue: QueueReader,
-        outcomes: Outcomes,
+        outcomes: ResultReader,
         staff: Callable[[int], None],
         ended_workers: Callable[[], frozenset[str]],
         broken: Callable[[Exception], None],

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
+from starburst_executor.client.future import Settled
 from starburst_executor.environment.local_modules import Tracker
 from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMismatch
-from starburst_executor.future import Settled
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
 from starburst_executor.protocol.payload import digest_of
@@ -26,7 +26,7 @@ from starburst_executor.serialization.namespace import definitions
 from starburst_executor.serialization.pickling import dumps, loads, pack_call
 from starburst_executor.serialization.scripts import signature
 
-__all__ = ["Packer", "python_version"]
+__all__ = ["PayloadCodec", "python_version"]
 
 
 def python_version() -> str:
@@ -34,7 +34,7 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-class Packer:
+class PayloadCodec:
     """Pickles calls for one session and opens its outcomes.
 
     Args:

@@ -11,17 +11,18 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from starburst_executor.future import TaskFuture
+from starburst_executor.client.future import TaskFuture
+from starburst_executor.client.results import ResultReader
+from starburst_executor.client.watcher import Watcher
 from starburst_executor.protocol.keys import Batch, parse_task_id
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import NO_NAME, Name
-from starburst_executor.watch import Outcomes, Watcher
 
-__all__ = ["Roster"]
+__all__ = ["FutureRegistry"]
 
 
-class Roster:
+class FutureRegistry:
     """Makes futures, and finds those that were made.
 
     Args:
@@ -34,7 +35,7 @@ class Roster:
     def __init__(
         self,
         session: Session,
-        outcomes: Outcomes,
+        outcomes: ResultReader,
         watcher: Watcher,
         cancel: Callable[[TaskFuture[Any]], bool],
     ) -> None:

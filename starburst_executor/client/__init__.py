@@ -1,0 +1,1 @@
+"""The client's side: submit, watch, settle futures."""

@@ -1,0 +1,74 @@
+"""results"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from starburst_executor.client.future import Settled
+from starburst_executor.errors import (
+    StoreError,
+    StoreUnavailable,
+)
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.records import Record, Task
+from starburst_executor.protocol.session import Session, VersionedRecord
+
+__all__ = ["ResultReader"]
+
+
+class ResultReader:
+    """Brings outcomes from the store and opens them.
+
+    Args:
+        session: Where from.
+        open_outcome: Batch, position, task and the outcome's bytes -> how the task ended.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        open_outcome: Callable[[Batch, int, Task, bytes], Settled],
+    ) -> None:
+        self._session = session
+        self._open = open_outcome
+        self._records: OrderedDict[Batch, Record] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def settled(self, batch: Batch, position: int, task: Task) -> Settled:
+        """How a final task ended; an outcome that cannot be read is an error of its own.
+
+        Raises:
+            StoreUnavailable: no plain answer, for now.
+        """
+        assert task.outcome is not None
+        try:
+            data = self._session.get_piece(batch, task.outcome)
+            return self._open(batch, position, task, data)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            return False, error
+
+    def later(self, batch: Batch, position: int) -> Settled:
+        """How a task of a finished batch ended, with the record read now if it is not at hand."""
+
+        def once() -> Settled:
+            task = self.record(batch).tasks[position]
+            return self.settled(batch, position, task)
+
+        return self._session.patiently(once)
+
+    def record(self, batch: Batch) -> Record:
+        """The record of a finished batch; the last few are kept."""
+        with self._lock:
+            record = self._records.get(batch)
+        if record is None:
+            fresh = self._session.tasks(batch).header.fresh_record()
+            record = self._session.read(batch, VersionedRecord(fresh, None)).record
+            with self._lock:
+                self._records[batch] = record
+                while len(self._records) > 16:
+                    self._records.popitem(last=False)
+        return record
