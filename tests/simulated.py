@@ -35,7 +35,6 @@ from starburst_executor.errors import (
     SessionError,
     StoreError,
 )
-from starburst_executor.hold import Key
 from starburst_executor.protocol import codec, lanes, tasks_object
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import QueueReader
@@ -53,9 +52,11 @@ from starburst_executor.protocol.records import Record, State, Task
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Signal
-from starburst_executor.slots import Ended, Job
 from starburst_executor.storage.base import Bytes
-from starburst_executor.worker import Worker
+from starburst_executor.worker.assignment import AttemptKey
+from starburst_executor.worker.child_handle import Job
+from starburst_executor.worker.loop import Worker
+from starburst_executor.worker.pool import JobResult
 from tests.fakes import MemoryStore
 from tests.simulator import (
     Actor,
@@ -86,7 +87,7 @@ class Body:
     """A task that began to run."""
 
     label: str
-    key: Key
+    key: AttemptKey
     worker: str
     began: float  # virtual
 
@@ -230,7 +231,7 @@ class SimSlots:
         self._worker = worker
         self._queue: dict[Hashable, Job] = {}
         self._running: dict[Hashable, tuple[Job, float, object]] = {}
-        self._done: list[Ended] = []
+        self._done: list[JobResult] = []
 
     def start(self, job: Job) -> None:
         if job.key in self._queue or job.key in self._running:
@@ -250,7 +251,7 @@ class SimSlots:
         self._done = [ended for ended in self._done if ended.key != key]
         self._fill()
 
-    def take(self) -> list[Ended]:
+    def take(self) -> list[JobResult]:
         done, self._done = self._done, []
         return done
 
@@ -268,7 +269,7 @@ class SimSlots:
             self._begin(key, job)
 
     def _begin(self, key: Hashable, job: Job) -> None:
-        assert isinstance(key, Key)
+        assert isinstance(key, AttemptKey)
         sim = self._world.sim
         work = msgspec.json.decode(job.call, type=Work)
         token = object()  # another for a task that is begun again
@@ -279,7 +280,7 @@ class SimSlots:
         seconds = min(work.seconds, limit)
         sim.at(sim.now + seconds, partial(self._end, key, token, work, limit))
 
-    def _end(self, key: Key, token: object, work: Work, limit: float) -> None:
+    def _end(self, key: AttemptKey, token: object, work: Work, limit: float) -> None:
         running = self._running.get(key)
         if running is None or running[2] is not token or self._worker.dead:
             return
@@ -296,7 +297,7 @@ class SimSlots:
         value = f"{running[0].label} attempt {key.attempt} by {self._worker.id}".encode()
         outcome = Outcome(failure=failure) if failure else Outcome(value=value + b"." * work.size)
         self._done.append(
-            Ended(
+            JobResult(
                 key=key,
                 began=running[1],
                 ended=self._runtime.time(),

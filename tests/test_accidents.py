@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, executor
-from starburst_executor import worker as worker_module
 from starburst_executor.launchers.local import LocalLauncher
-from starburst_executor.library import DiskLibrary
 from starburst_executor.protocol import records
 from starburst_executor.protocol.manifest import BROKEN, Heartbeat
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.slots import ProcessSlots, SlotsBroken
-from starburst_executor.worker import Worker
+from starburst_executor.worker import loop as worker_module
+from starburst_executor.worker.cache import DiskCache
+from starburst_executor.worker.loop import Worker
+from starburst_executor.worker.pool import ProcessPool, SlotsBroken
 from tests.support import QUICK
 from tests.tasks import Gate, double
 
@@ -127,8 +127,8 @@ class Shop:
         self.runtime = SystemRuntime(width=4)
         self.session = Session(lone._session.store, lone.session_id, self.runtime)
         manifest = self.session.load()
-        self.library = DiskLibrary(self.session, folder / "library")
-        self.slots = ProcessSlots(
+        self.library = DiskCache(self.session, folder / "library")
+        self.slots = ProcessPool(
             1,
             folder=folder / "slots",
             runtime=self.runtime,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from starburst_executor.slots import ProcessSlots, SlotsBroken
+from starburst_executor.worker.pool import ProcessPool, SlotsBroken
 from tests import poisons
 from tests.poisons import ENDS_ITS_PROCESS, POISONS, innocent
 from tests.test_slots import PATIENCE, Bench, failure_of, value_of
@@ -30,7 +30,7 @@ class PoisonBench(Bench):
     """Slots whose children are limited in what they may use."""
 
     def limited(self, jobs_max: int | None = None, memory_max: float = 150 << 20) -> None:
-        self.slots = ProcessSlots(
+        self.slots = ProcessPool(
             1,
             folder=self.spool,
             runtime=self.runtime,
@@ -199,7 +199,7 @@ def test_what_a_task_prints_is_bounded_on_disk_while_it_runs(
     bench: PoisonBench, monkeypatch: pytest.MonkeyPatch, holes: bool
 ) -> None:
     if not holes:
-        monkeypatch.setattr("starburst_executor.output._punch", lambda *_: False)
+        monkeypatch.setattr("starburst_executor.worker.output._punch", lambda *_: False)
     bench.limited(memory_max=1e12)
     gate = bench.folder / "gate"
     job = bench.start(prints_much, 300, str(gate))

@@ -25,14 +25,15 @@ import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
-from starburst_executor import slots as slots_module
-from starburst_executor.child import frame
 from starburst_executor.protocol.outcome import Failure, decode_outcome
 from starburst_executor.protocol.payload import digest_of, references
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.exceptions import rebuild
 from starburst_executor.serialization.pickling import dumps, loads, pack_call
-from starburst_executor.slots import Ended, Job, ProcessSlots, Slots, SlotsBroken
+from starburst_executor.worker import child_handle
+from starburst_executor.worker.child_handle import Job
+from starburst_executor.worker.ipc import frame
+from starburst_executor.worker.pool import ChildPool, JobResult, ProcessPool, SlotsBroken, _order
 
 PATIENCE = 30.0  # seconds until a test that waits has failed
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -48,11 +49,11 @@ class Bench:
         self.blobs.mkdir()
         self.runtime = SystemRuntime()
         self.signal = self.runtime.signal()
-        self.slots: Slots
+        self.slots: ChildPool
         self._jobs = 0
 
-    def open(self, size: int = 1, initializer: Path | None = None) -> Slots:
-        self.slots = ProcessSlots(
+    def open(self, size: int = 1, initializer: Path | None = None) -> ChildPool:
+        self.slots = ProcessPool(
             size,
             folder=self.spool,
             initializer=initializer,
@@ -97,9 +98,9 @@ class Bench:
         self.slots.start(job)
         return job
 
-    def wait(self, count: int) -> list[Ended]:
+    def wait(self, count: int) -> list[JobResult]:
         """The next `count` jobs to end; fails if more do."""
-        ended: list[Ended] = []
+        ended: list[JobResult] = []
         until = time.monotonic() + PATIENCE
         while len(ended) < count:
             left = until - time.monotonic()
@@ -109,7 +110,7 @@ class Bench:
         assert len(ended) == count
         return ended
 
-    def run(self, function: Callable[..., object], *args: Any, **options: Any) -> Ended:
+    def run(self, function: Callable[..., object], *args: Any, **options: Any) -> JobResult:
         self.start(function, *args, **options)
         return self.wait(1)[0]
 
@@ -123,14 +124,14 @@ class Bench:
         self.wait(20)
 
 
-def value_of(ended: Ended) -> Any:
+def value_of(ended: JobResult) -> Any:
     files = {digest: file for digest, file, _ in ended.blobs}
     cargo = decode_outcome(ended.outcome).value
     assert cargo is not None, failure_of(ended)
     return loads(cargo, lambda digest, size: bytearray(files[digest].read_bytes()))
 
 
-def failure_of(ended: Ended) -> Failure:
+def failure_of(ended: JobResult) -> Failure:
     failure = decode_outcome(ended.outcome).failure
     assert failure is not None
     return failure
@@ -460,13 +461,13 @@ class Contested:
 
 def test_recall_knows_what_the_child_read_in_between(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    child: Any = object.__new__(slots_module._Child)
-    entries = [slots_module._Entry(i, bench.job(same, i)) for i in range(6)]
+    child: Any = object.__new__(child_handle.ChildHandle)
+    entries = [child_handle.QueuedJob(i, bench.job(same, i)) for i in range(6)]
     child.sent = deque(entries)
-    ours, theirs = slots_module._socket_pair()
+    ours, theirs = child_handle._socket_pair()
     with ours, theirs:
         for entry in entries:
-            ours.send(frame(slots_module._order(entry), tmp_path / "unused"))
+            ours.send(frame(_order(entry), tmp_path / "unused"))
         child._theirs = Contested(theirs)
         assert child.recall() == entries[::2]
     assert list(child.sent) == entries[1::2]

@@ -54,7 +54,7 @@ def worker(session_url: str, worker_id: str | None) -> None:
 
     It logs to stderr, and at last prints why it left. SIGTERM makes it hand back what it holds and leave.
     """
-    from starburst_executor.poller import serve
+    from starburst_executor.worker.process import serve
 
     logging.basicConfig(
         level=logging.INFO,

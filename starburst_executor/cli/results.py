@@ -31,12 +31,12 @@ from starburst_executor.client.resubmit import healed, retried
 from starburst_executor.inspection import tasks
 from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.inspection.terminal import duration, open_display
-from starburst_executor.library import DiskLibrary
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.storage.base import appearing
+from starburst_executor.worker.cache import DiskCache
 
 __all__ = ["VERBS"]
 
@@ -167,7 +167,7 @@ def _importable(session: Session, batches: Iterable[Batch]) -> Iterator[None]:
     for batch in batches:
         archives |= session.tasks(batch).header.modules
     with tempfile.TemporaryDirectory(prefix="starburst-") as folder:
-        added = DiskLibrary(session, Path(folder)).path(archives)
+        added = DiskCache(session, Path(folder)).path(archives)
         sys.path.extend(added)
         try:
             yield

@@ -1,99 +1,71 @@
-"""The worker's side of its child processes: jobs in, ended jobs out, never blocking.
-
-    worker's loop                 | thread "starburst-slots"             | children
-                                  |                                      |
-    start ----> queue of jobs ----|--> feed ---- socket of each child ---|--> run
-    withdraw <--------------------|--- take back what was not read       |
-    take <----- ended jobs <------|--- collect <-------------------------|--- reply
-    signal <----------------------|--- bury: blame, replace <------------|--- death
-
-* The worker's loop hands over jobs and fetches what became of them.
-* The thread sends each child one job, and some ahead while jobs are tiny; it takes back
-  what was sent ahead when the job before turns out long, enforces time limits, and
-  replaces children that died.
-* A child (`child.py`) runs one job at a time, in a process group of its own. It ends, and is
-  replaced, after so many jobs, or when it says that it is not fit for another one.
-
-Who owns a job is never in doubt. A message in a child's socket is read either by the
-child or, to take it back, by this process, which keeps the receiving end open too; the
-kernel decides which. So a child that died had begun at most one job without answering
-it: that one is to blame, and all others go to another child.
-"""
+"""pool"""
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import selectors
 import shutil
-import signal as signals
-import socket
-import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 import msgspec
 
-from starburst_executor.child import (
-    MESSAGE_MAX,
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.runtime import Runtime, Signal
+from starburst_executor.worker.child_handle import (
+    REPLIES,
+    ChildHandle,
+    Job,
+    QueuedJob,
+    Ruling,
+    death_kind,
+    seconds_left,
+)
+from starburst_executor.worker.ipc import (
     FromChild,
     Initialized,
+    JobRequest,
     Kind,
-    Order,
     Reply,
     Spooled,
     Unable,
     frame,
-    to_child,
     unspool,
 )
-from starburst_executor.fate import what_became_of
-from starburst_executor.output import OUTPUT_MAX, shorten, tail
-from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
-from starburst_executor.runtime import Runtime, Signal
+from starburst_executor.worker.output import OUTPUT_MAX
 
-__all__ = ["Ended", "Job", "ProcessSlots", "Slots", "SlotsBroken"]
+__all__ = ["JobResult", "ProcessPool", "ChildPool", "SlotsBroken"]
 
 log = logging.getLogger(__name__)
 
 SLOW = 0.1  # seconds; a job that runs longer keeps none waiting behind it
+
 STDERR_TAIL = 4096  # bytes of stderr shown in the message of a crash
+
 STARTS_MAX = 5  # children in a row that die before they can read: then it is the machine
-PATIENCE = 10.0  # seconds until a killed process that does not end is given up
+
 PAUSE = 0.05  # seconds before the second try to start a child, then twice that, ...
+
 LEAVE = 1.0  # seconds that idle children have for their own clean-up
+
 # Children that begin a job and cannot carry it out: then it is the job. Children in a row
 # that cannot even begin: then it is the machine.
 UNABLE_MAX = 3
+
 # Seconds between looks at how much running jobs have printed: when it was much, and else.
 LOOK_SOON, LOOK_LATER = 0.05, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One call to make in a child process."""
-
-    key: Hashable
-    label: str  # the task's id, for messages
-    function: Path  # file with the callable's cargo
-    function_digest: str
-    call: bytes  # cargo of (args, kwargs)
-    blobs: Path  # directory where each blob that the cargos name is a file of that name
-    path: tuple[str, ...]  # directories for sys.path
-    timeout: float | None  # seconds of run time
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class JobResult:
     """What became of a job.
 
     The files of `blobs` belong to whoever took this: to be uploaded, then deleted.
@@ -114,7 +86,7 @@ class SlotsBroken(RuntimeError):
     """No jobs can be run here any more, whatever they are."""
 
 
-class Slots(Protocol):
+class ChildPool(Protocol):
     """Runs jobs, `size` at a time, first in first out. No call blocks on a job."""
 
     size: int
@@ -138,7 +110,7 @@ class Slots(Protocol):
     def kill(self, key: Hashable) -> None:
         """Stop a job, running or not; `take` will not tell of it."""
 
-    def take(self) -> list[Ended]:
+    def take(self) -> list[JobResult]:
         """The jobs that ended since the last call.
 
         Raises:
@@ -152,192 +124,10 @@ class Slots(Protocol):
         """Stop everything within a few seconds and delete what is left of it."""
 
 
-# --- one child --------------------------------------------------------------------
-
-# "gone": it closed its end of `life`, most likely by ending.
-_Verdict: TypeAlias = Literal["gone", "crashed", "timeout", "killed", "replaced"]
-
-
-class _Entry:
-    """A job on its way, with its number in the order of arrival."""
-
-    __slots__ = ("began", "job", "number", "refusals", "since", "unwanted")
-
-    def __init__(self, number: int, job: Job) -> None:
-        self.number = number
-        self.job = job
-        self.began = 0.0  # UTC
-        self.since = math.inf  # monotonic
-        self.unwanted = False
-        self.refusals = 0  # by children that could not carry it out
-
-
-class _Child:
-    """A child process as seen from here. Its oldest unanswered job is the one it runs.
-
-    Args:
-        outputs: Where its stdout and stderr go.
-        arguments: For `child.main`, after those that are made here.
-        jobs_max: How many jobs it may run in all.
-    """
-
-    def __init__(self, outputs: tuple[Path, Path], arguments: list[str], jobs_max: float) -> None:
-        self.jobs_left = jobs_max
-        self.leave_by = math.inf  # set once it is to end, or said that it does
-        self.ready = False
-        self.initialized = False
-        self.slow = False  # its job is long: send nothing ahead
-        self.verdict: _Verdict | None = None  # once set, it is dying of this
-        self.path: tuple[str, ...] = ()
-        self.sent: deque[_Entry] = deque()
-        self._paths = outputs
-        self._files: list[int] = []
-        with ExitStack() as undo:
-            undo.callback(self._close_files)
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-            for path in outputs:
-                self._files.append(os.open(path, flags, 0o600))
-            self.channel, self._theirs = _socket_pair()
-            undo.callback(self._theirs.close)
-            undo.callback(self.channel.close)
-            self.life, life = os.pipe()
-            undo.callback(os.close, self.life)
-            try:
-                self._process = self._spawn(life, arguments)
-            finally:
-                os.close(life)
-            undo.pop_all()
-
-    def _spawn(self, life: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-        theirs = self._theirs.fileno()
-        ends = [str(theirs), str(life), str(os.getpid())]
-        module = ["-P", "-m", "starburst_executor.child"]  # -P: not from the cwd
-        return subprocess.Popen(
-            [sys.executable, *module, *ends, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=self._files[0],
-            stderr=self._files[1],
-            pass_fds=(theirs, life),
-            start_new_session=True,
-        )
-
-    def window(self, most: int) -> int:
-        """How many jobs it may hold, the one that it runs included."""
-        if not self.ready or self.verdict or self.leaving:
-            return 0
-        if self.jobs_left < most:
-            most = int(self.jobs_left)
-        return most if self.initialized and not self.slow else min(most, 1)
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it begins no other job, and ends by itself."""
-        return self.leave_by < math.inf
-
-    def send(self, data: bytes) -> bool:
-        """Put a message into the socket; False if that is full."""
-        try:
-            self.channel.send(data)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ENOBUFS):  # the latter: macOS
-                raise
-            return False
-        return True
-
-    def receive(self) -> Iterator[bytes]:
-        """The messages that the child has sent."""
-        with suppress(BlockingIOError):
-            while data := self.channel.recv(MESSAGE_MAX):
-                yield data
-
-    def recall(self) -> list[_Entry]:
-        """Take back the jobs that it has not read; it will never run them.
-
-        These need not be the last that were sent: while one message is read here, the
-        child may read the next.
-        """
-        unread = set()
-        with suppress(BlockingIOError):
-            while data := self._theirs.recv(MESSAGE_MAX, socket.MSG_DONTWAIT):
-                unread.add(to_child.decode(data).number)
-        recalled = [entry for entry in self.sent if entry.number in unread]
-        self.sent = deque(entry for entry in self.sent if entry.number not in unread)
-        return recalled
-
-    def shorten_output(self) -> int:
-        """Give the disk back what it printed and nobody will see; bytes that are left."""
-        return sum(map(shorten, self._files))
-
-    def output(self) -> tuple[bytes, bytes]:
-        """The last of what it wrote to stdout and to stderr in the job that it runs."""
-        stdout, stderr = map(tail, self._files)
-        return stdout, stderr
-
-    def leave(self) -> None:
-        """Ask it to end by itself."""
-        self.send(b"")
-
-    def kill(self) -> None:
-        """Kill its process group; only before `reap`, for then the number may be another's."""
-        if self._process.returncode is None:
-            # ESRCH: all gone. EPERM: macOS, if only zombies are left.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signals.SIGKILL)
-
-    def fate(self) -> str:
-        """What became of a process that let go of us, if it lives; "" if it is dead."""
-        return what_became_of(self._process)
-
-    def reap(self) -> int:
-        """Wait for the end of a child that was killed; returns Popen's return code."""
-        try:
-            return self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            log.warning(
-                "child %d was killed but did not end within %g s; it may hang in a"
-                " file system that does not answer",
-                self._process.pid,
-                PATIENCE,
-            )
-            return -signals.SIGKILL
-
-    def close(self) -> None:
-        self.channel.close()
-        self._theirs.close()
-        os.close(self.life)
-        self._close_files()
-
-    def _close_files(self) -> None:
-        for file in self._files:
-            os.close(file)
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-
-
-_MESSAGES = (
-    socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
-)  # macOS has no other; a child is then told to leave, since it sees no end of file
-
-
-def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that keep messages apart: ours, never blocking, and the child's."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
-    for end in (ours, theirs):
-        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            end.setsockopt(socket.SOL_SOCKET, buffer, 4 * MESSAGE_MAX)
-    # Being non-blocking belongs to a socket's open file, which the child shares with
-    # our copy of its end: that one is only ever read with MSG_DONTWAIT.
-    ours.setblocking(False)
-    return ours, theirs
-
-
-# --- all of them ------------------------------------------------------------------
-
 _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
-_replies = msgspec.msgpack.Decoder(Reply)
 
 
-class ProcessSlots:
+class ProcessPool:
     """Slots that are child processes of this one. Implements `Slots`.
 
     A child that died is replaced by a fresh one. Functions and imports stay warm in a
@@ -374,9 +164,9 @@ class ProcessSlots:
         self._initializer = initializer
         self._runtime = runtime
         self._lock = threading.Lock()  # over all that follows
-        self._queue: deque[_Entry] = deque()
-        self._children: list[_Child] = []
-        self._done: list[Ended] = []
+        self._queue: deque[QueuedJob] = deque()
+        self._children: list[ChildHandle] = []
+        self._done: list[JobResult] = []
         self._arrived = 0  # jobs, in all
         self._spawned = 0  # children, in all
         self._mean: float | None = None  # recent run time, seconds
@@ -408,7 +198,7 @@ class ProcessSlots:
             if not self._queue:  # else the thread knows, or has no child to spare
                 self._wake()
             self._arrived += 1
-            self._queue.append(_Entry(self._arrived, job))
+            self._queue.append(QueuedJob(self._arrived, job))
 
     def withdraw(self, keys: Iterable[Hashable]) -> set[Hashable]:
         """Take back those of the jobs that no child has begun."""
@@ -445,7 +235,7 @@ class ProcessSlots:
                     _unlink(ended)
             self._done = [ended for ended in self._done if ended.key != key]
 
-    def take(self) -> list[Ended]:
+    def take(self) -> list[JobResult]:
         """The jobs that ended since the last call."""
         with self._lock:
             done, self._done = self._done, []
@@ -542,13 +332,13 @@ class ProcessSlots:
     def _lacking(self) -> bool:
         return sum(not child.leaving for child in self._children) < self.size
 
-    def _spawn(self) -> _Child:
+    def _spawn(self) -> ChildHandle:
         self._spawned += 1
         stem = self._folder / f"child-{self._spawned}"
         outputs = (stem.with_suffix(".stdout"), stem.with_suffix(".stderr"))
         initializer = str(self._initializer or "")
         arguments = [str(self._folder), initializer, str(self._memory_max)]
-        child = _Child(outputs, arguments, self._jobs_max)
+        child = ChildHandle(outputs, arguments, self._jobs_max)
         child.initialized = self._initializer is None
         return child
 
@@ -575,7 +365,7 @@ class ProcessSlots:
                 if len(child.sent) <= load and not self._offer(child, window):
                     free.remove(child)
 
-    def _offer(self, child: _Child, window: int) -> bool:
+    def _offer(self, child: ChildHandle, window: int) -> bool:
         """Send a child the next job; False if it cannot take it, or nothing after it."""
         entry = self._queue[0]
         if not _adds_to(child.path, entry.job.path):
@@ -594,45 +384,45 @@ class ProcessSlots:
             self._look_at_output = self._runtime.monotonic() + LOOK_SOON
         return len(child.sent) < child.window(window)
 
-    def _replace(self, child: _Child) -> None:
+    def _replace(self, child: ChildHandle) -> None:
         """End a child that was shown other modules than the next job needs."""
         used = [c for c in self._children if not c.verdict and (c.path or c.sent)]
         fresh = self.size - len(used)  # now or soon
         if fresh < len(self._queue):
             self._condemn(child, "replaced")
 
-    def _begin(self, entry: _Entry) -> None:
+    def _begin(self, entry: QueuedJob) -> None:
         entry.began = self._runtime.time()
         entry.since = self._runtime.monotonic()
         self._due = min(self._due, entry.since + min(SLOW, entry.job.timeout or SLOW))
 
-    def _recall(self, child: _Child) -> None:
+    def _recall(self, child: ChildHandle) -> None:
         """Put back into the queue what a child was sent and has not read."""
         recalled = child.recall()
         for entry in recalled:
             (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
         self._put_back(recalled)
 
-    def _put_back(self, entries: list[_Entry]) -> None:
+    def _put_back(self, entries: list[QueuedJob]) -> None:
         if entries:
             everything = [*entries, *self._queue]
             self._queue = deque(sorted(everything, key=lambda entry: entry.number))
 
     # Replies come in
 
-    def _collect(self, child: _Child) -> None:
+    def _collect(self, child: ChildHandle) -> None:
         try:
             for data in child.receive():
                 message = _from_child.decode(data)
                 if isinstance(message, Spooled):
-                    message = _replies.decode(unspool(message))
+                    message = REPLIES.decode(unspool(message))
                 self._hear_from(child, message)
         except (msgspec.DecodeError, OSError, LookupError) as error:
             # The job wrote into our socket or deleted our files: no telling what else.
             log.warning("a child is replaced, for it sent nonsense: %r", error)
             self._condemn(child, "crashed")
 
-    def _hear_from(self, child: _Child, message: FromChild) -> None:
+    def _hear_from(self, child: ChildHandle, message: FromChild) -> None:
         if isinstance(message, Reply):
             self._finish(child, message)
         elif isinstance(message, Unable):
@@ -644,7 +434,7 @@ class ProcessSlots:
             child.ready = True
             self._stillborn = 0
 
-    def _finish(self, child: _Child, reply: Reply) -> None:
+    def _finish(self, child: ChildHandle, reply: Reply) -> None:
         if child.sent[0].number != reply.number:
             raise LookupError(f"a reply to order {reply.number}")
         entry = child.sent.popleft()
@@ -665,7 +455,7 @@ class ProcessSlots:
         if reply.unfit or child.jobs_left <= 0:
             self._retire(child)
 
-    def _retire(self, child: _Child) -> None:
+    def _retire(self, child: ChildHandle) -> None:
         """Let a child end by itself, in its own time but not for ever; another takes its place."""
         if child.leaving:
             return
@@ -674,7 +464,7 @@ class ProcessSlots:
         child.leave_by = self._runtime.monotonic() + LEAVE
         self._due = min(self._due, child.leave_by)
 
-    def _take_back(self, child: _Child, message: Unable) -> None:
+    def _take_back(self, child: ChildHandle, message: Unable) -> None:
         """Have another child try what one could not carry out for reasons of its own."""
         if child.sent[0].number != message.number:
             raise LookupError(f"no reply to order {message.number}")
@@ -708,12 +498,12 @@ class ProcessSlots:
             if not child.slow and now >= slow_at:
                 child.slow = True
                 self._recall(child)
-            limit = _limit(child)
+            limit = seconds_left(child)
             if now >= limit:
                 self._stop_late(child)
             self._due = min([self._due, *(t for t in (slow_at, limit) if t > now)])
 
-    def _check_leaving(self, child: _Child, now: float) -> None:
+    def _check_leaving(self, child: ChildHandle, now: float) -> None:
         if now >= child.leave_by:
             self._condemn(child, "replaced")
         else:
@@ -733,7 +523,7 @@ class ProcessSlots:
         pause = LOOK_SOON if most >= OUTPUT_MAX else LOOK_LATER
         self._look_at_output = now + pause if busy else math.inf
 
-    def _stop_late(self, child: _Child) -> None:
+    def _stop_late(self, child: ChildHandle) -> None:
         late = child.sent[0]
         self._recall(child)
         self._collect(child)
@@ -743,14 +533,14 @@ class ProcessSlots:
 
     # Children go
 
-    def _condemn(self, child: _Child, verdict: _Verdict) -> None:
+    def _condemn(self, child: ChildHandle, verdict: Ruling) -> None:
         if child.verdict is None:
             child.verdict = verdict
             if verdict != "gone":
                 child.kill()  # else it is seen first how it ended
             self._wake()
 
-    def _bury(self, child: _Child) -> None:
+    def _bury(self, child: ChildHandle) -> None:
         """Settle the jobs of a child that is dead or was killed, and forget it."""
         fate = child.fate() if child.verdict == "gone" else ""
         child.kill()
@@ -768,26 +558,26 @@ class ProcessSlots:
         if not child.ready and child.verdict in ("gone", "crashed"):
             self._count_stillborn(f"code {code}: {_last_lines(stderr)}")
 
-    def _blame(self, child: _Child, entry: _Entry, code: int, fate: str) -> None:
+    def _blame(self, child: ChildHandle, entry: QueuedJob, code: int, fate: str) -> None:
         """Report the job that a child was running when it died."""
         if entry.unwanted:
             self._remove_files(entry)
             return
         seconds = self._runtime.monotonic() - entry.since
-        kind = _kind(child)
+        kind = death_kind(child)
         log.info("%s: %s after %.3g s, code %d", entry.job.label, kind, seconds, code)
         stderr = child.output()[1]
         failure = _failure(kind, entry.job, seconds, code, stderr, fate)
         self._report(child, entry, failure)
 
-    def _report(self, child: _Child, entry: _Entry, failure: Failure) -> None:
+    def _report(self, child: ChildHandle, entry: QueuedJob, failure: Failure) -> None:
         """Let a job end with a failure that its child did not tell of."""
         self._remove_files(entry)
         stdout, stderr = child.output()
         now = self._runtime.time()
         kind = failure.kind
         assert kind in ("crashed", "timeout", "initializer")
-        ended = Ended(
+        ended = JobResult(
             key=entry.job.key,
             began=now - (self._runtime.monotonic() - entry.since),
             ended=now,
@@ -800,7 +590,7 @@ class ProcessSlots:
         )
         self._done.append(ended)
 
-    def _remove_files(self, entry: _Entry) -> None:
+    def _remove_files(self, entry: QueuedJob) -> None:
         for file in self._folder.glob(f"{entry.number}.*"):
             file.unlink(missing_ok=True)
 
@@ -839,9 +629,6 @@ class ProcessSlots:
                     lives.unregister(key.fileobj)
 
 
-# --- decisions --------------------------------------------------------------------
-
-
 def _window(mean: float | None) -> int:
     """How many jobs to give to one child at once, by the recent mean run time.
 
@@ -858,21 +645,9 @@ def _adds_to(shown: tuple[str, ...], path: tuple[str, ...]) -> bool:
     return path == shown or set(path).issuperset(shown)
 
 
-def _limit(child: _Child) -> float:
-    """When the job of a child has run for too long; the initializer's time is free."""
-    timeout = child.sent[0].job.timeout if child.initialized and child.sent else None
-    return math.inf if timeout is None else child.sent[0].since + timeout
-
-
-def _kind(child: _Child) -> Literal["timeout", "initializer", "crashed"]:
-    if child.verdict == "timeout":
-        return "timeout"
-    return "crashed" if child.initialized else "initializer"
-
-
-def _order(entry: _Entry) -> Order:
+def _order(entry: QueuedJob) -> JobRequest:
     job = entry.job
-    return Order(
+    return JobRequest(
         entry.number,
         str(job.function),
         job.function_digest,
@@ -882,8 +657,8 @@ def _order(entry: _Entry) -> Order:
     )
 
 
-def _ended(job: Job, reply: Reply, now: float) -> Ended:
-    return Ended(
+def _ended(job: Job, reply: Reply, now: float) -> JobResult:
+    return JobResult(
         key=job.key,
         began=now - reply.seconds,
         ended=now,
@@ -896,7 +671,7 @@ def _ended(job: Job, reply: Reply, now: float) -> Ended:
     )
 
 
-def _unlink(ended: Ended) -> None:
+def _unlink(ended: JobResult) -> None:
     for _, file, _ in ended.blobs:
         file.unlink(missing_ok=True)
 

@@ -22,21 +22,21 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from starburst_executor.hold import Hold, Key
 from starburst_executor.protocol import records, tasks_object
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import TasksObject
 from starburst_executor.runtime import Runtime
-from starburst_executor.slots import Slots
+from starburst_executor.worker.assignment import Assignment, AttemptKey
+from starburst_executor.worker.pool import ChildPool
 
 __all__ = [
     "FEW_WORKERS",
     "FRONT_SECONDS",
     "LONG_TASK",
     "STUCK_SECONDS",
-    "Workload",
+    "ClaimPlanner",
     "spread",
     "worth_claiming",
 ]
@@ -58,7 +58,7 @@ TINY_TASK = 0.05
 QUIET_SECONDS = 5.0
 
 
-class Workload:
+class ClaimPlanner:
     """What a worker holds, as work. Makes no requests.
 
     Args:
@@ -67,8 +67,8 @@ class Workload:
         last_chance: What was lost while running so often must be held alone.
     """
 
-    def __init__(self, slots: Slots, runtime: Runtime, last_chance: int) -> None:
-        self.holds: dict[Batch, Hold] = {}  # the last one is that last claimed from
+    def __init__(self, slots: ChildPool, runtime: Runtime, last_chance: int) -> None:
+        self.holds: dict[Batch, Assignment] = {}  # the last one is that last claimed from
         self.last_chance = last_chance
         self._slots = slots
         self._runtime = runtime
@@ -97,11 +97,11 @@ class Workload:
         return max(0, self._slots.size - self.queued)
 
     @property
-    def current(self) -> Hold | None:
+    def current(self) -> Assignment | None:
         """The batch that the worker stays with while it lasts: the last one claimed from."""
         return next(reversed(self.holds.values()), None)
 
-    def learn_run(self, hold: Hold, position: int, seconds: float) -> None:
+    def learn_run(self, hold: Assignment, position: int, seconds: float) -> None:
         """A task of this batch took so long."""
         function = hold.function(position)
         self._recent.setdefault(function, deque(maxlen=5)).append(seconds)
@@ -110,7 +110,7 @@ class Workload:
         """A write took so long."""
         self._round_trip += 0.2 * (seconds - self._round_trip)
 
-    def wanted(self, hold: Hold) -> int:
+    def wanted(self, hold: Assignment) -> int:
         """How many more tasks of this batch to claim now."""
         record = hold.known.record
         pending = record.count(State.PENDING)
@@ -162,7 +162,7 @@ class Workload:
                 due = min(due, left if left > 0 else LONG_TASK / 2)
         return due
 
-    def unwritten_starts(self, hold: Hold) -> dict[int, tuple[int, float]]:
+    def unwritten_starts(self, hold: Assignment) -> dict[int, tuple[int, float]]:
         """Attempt and begin of tasks that have run for long and are still recorded as claimed."""
         if not hold.given:
             return {}
@@ -174,13 +174,13 @@ class Workload:
             if key in begun and now - begun[key] >= LONG_TASK and hold.claimed(key)
         }
 
-    def stuck(self) -> list[tuple[Hold, list[Key]]]:
+    def stuck(self) -> list[tuple[Assignment, list[AttemptKey]]]:
         """What has waited for too long behind tasks that turned out long."""
         if self.free:
             return []
         now = self._runtime.monotonic()
         begun = self._slots.begun()
-        found: list[tuple[Hold, list[Key]]] = []
+        found: list[tuple[Assignment, list[AttemptKey]]] = []
         for hold in self.holds.values():
             keys = [
                 key
@@ -191,7 +191,7 @@ class Workload:
                 found.append((hold, keys))
         return found
 
-    def unbegun(self) -> list[tuple[Hold, list[Key]]]:
+    def unbegun(self) -> list[tuple[Assignment, list[AttemptKey]]]:
         """What is held and has not begun."""
         begun = self._slots.begun()
         found = [

@@ -15,20 +15,20 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from starburst_executor import memory
 from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.errors import StarburstError, VersionMismatch
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.launchers.local import LocalLauncher, hold_lock
-from starburst_executor.library import DiskLibrary
 from starburst_executor.nesting import hand_down_depth
 from starburst_executor.protocol.manifest import Heartbeat, Manifest
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import MARKET_VARIABLE
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.slots import ProcessSlots
 from starburst_executor.storage.url import open_store, split_session_url
-from starburst_executor.worker import Worker
+from starburst_executor.worker import memory
+from starburst_executor.worker.cache import DiskCache
+from starburst_executor.worker.loop import Worker
+from starburst_executor.worker.pool import ProcessPool
 
 __all__ = ["serve"]
 
@@ -105,10 +105,10 @@ def _serve(
     launcher: Launcher | None,
     folder: Path,
 ) -> str:
-    library = DiskLibrary(session, folder / "library")
+    library = DiskCache(session, folder / "library")
     aside = ThreadPoolExecutor(2, "starburst-transfer")
     aside.submit(int).result()  # one thread is there when there can be no more
-    slots = ProcessSlots(
+    slots = ProcessPool(
         manifest.spec.slots,
         folder=folder / "slots",
         initializer=_initializer(library, manifest),
@@ -166,7 +166,7 @@ def _staff(
     session: Session,
     manifest: Manifest,
     launcher: Launcher | None,
-    slots: ProcessSlots,
+    slots: ProcessPool,
 ) -> Autoscaler | None:
     """What starts other workers, if this one knows how."""
     if launcher is None:
@@ -189,7 +189,7 @@ def _memory_of_a_child(manifest: Manifest) -> float:
     return 0.75 * memory.available() / (here * manifest.spec.slots)
 
 
-def _initializer(library: DiskLibrary, manifest: Manifest) -> Path | None:
+def _initializer(library: DiskCache, manifest: Manifest) -> Path | None:
     if manifest.initializer is None:
         return None
     library.fetch(library.missing(manifest.initializer))

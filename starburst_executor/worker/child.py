@@ -1,24 +1,4 @@
-"""The process that runs tasks: one job in, one reply out, warm in between.
-
-    worker process                                     | child process, one per slot
-                                                       |
-    slots.ProcessSlots ---- Order ---> unread orders --|--> Child.serve
-            ^             (the socket is the queue)    |      unpickle, call, pickle
-            +-------------- Reply ---------------------|-----------+
-            |                                          |
-            +-- stdout and stderr: files <-------------|-- fd 1 and 2
-
-* The worker starts `python -m starburst_executor.child`, sends orders, a few of them
-  ahead, and can take back those that were not read yet: one message is one order, and
-  the kernel decides who read it.
-* The child says `Ready` once it can read, `Initialized` once the initializer has run,
-  and then answers each order with one `Reply`. Only here is user data unpickled.
-* After each order it undoes what the task has changed about the process. When it cannot,
-  it says so in the reply and ends. An order that it cannot carry out for a reason of its own
-  (no descriptor left, a full disk) it gives back by `Unable`: that is no fault of the task.
-* Messages that are too large for the socket lie in a file, which the message names.
-* When the worker dies, however, the child dies too.
-"""
+"""child"""
 
 from __future__ import annotations
 
@@ -37,14 +17,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import msgspec
 
 from starburst_executor.environment import shipped_modules
 from starburst_executor.nesting import importing_for_task
-from starburst_executor.output import Output
-from starburst_executor.process_state import ProcessState
 from starburst_executor.protocol import origin
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.serialization.code_source import show_sources
@@ -52,110 +30,31 @@ from starburst_executor.serialization.exceptions import describe
 from starburst_executor.serialization.mp_main import new_main
 from starburst_executor.serialization.namespace import Capture, Home
 from starburst_executor.serialization.pickling import dumps, loads, unpack_call
+from starburst_executor.worker.ipc import (
+    ENCODER,
+    MESSAGE_MAX,
+    ORDERS,
+    Blob,
+    Initialized,
+    JobRequest,
+    Kind,
+    Ready,
+    Reply,
+    Spooled,
+    ToChild,
+    Unable,
+    frame,
+    unspool,
+)
+from starburst_executor.worker.output import Output
+from starburst_executor.worker.process_state import ProcessState
 
-__all__ = [
-    "MESSAGE_MAX",
-    "Blob",
-    "FromChild",
-    "Initialized",
-    "Kind",
-    "Order",
-    "Ready",
-    "Reply",
-    "Spooled",
-    "ToChild",
-    "Unable",
-    "frame",
-    "to_child",
-    "unspool",
-]
+__all__ = ["Child", "main", "to_child"]
 
-MESSAGE_MAX = 64 * 1024  # bytes; a socket's buffer holds several of these
+
 FUNCTIONS_MAX = 64  # callables kept warm
 
-Kind: TypeAlias = Literal[
-    "returned", "raised", "crashed", "timeout", "initializer", "unserializable"
-]
-Blob: TypeAlias = tuple[str, str, int]  # digest, spool file, bytes
-
-
-class Order(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Run this."""
-
-    number: int
-    function: str  # file with the callable's cargo
-    function_digest: str
-    call: bytes  # cargo of (args, kwargs)
-    blobs: str  # directory of the blobs that the cargos name
-    path: tuple[str, ...]  # directories for sys.path
-
-
-class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The child has started and reads orders."""
-
-
-class Initialized(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The initializer has returned; the run time of the first order counts from here."""
-
-
-class Reply(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What became of an order."""
-
-    number: int
-    seconds: float  # run time, with unpickling and pickling
-    kind: Kind
-    outcome: bytes  # of `encode_outcome`
-    blobs: tuple[Blob, ...]
-    stdout: bytes
-    stderr: bytes
-    unfit: str = ""  # why the child ends after this reply
-
-
-class Unable(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The child ends, and has not carried out an order, for a reason that is not the task's."""
-
-    number: int
-    reason: str
-    begun: bool  # the task's own code may have to do with it
-
-
-class Spooled(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The message with this number is in a file; whoever reads it deletes it."""
-
-    number: int
-    file: str
-
-
-ToChild: TypeAlias = Order | Spooled
-FromChild: TypeAlias = Ready | Initialized | Reply | Unable | Spooled
-
-_encoder = msgspec.msgpack.Encoder()
-_orders = msgspec.msgpack.Decoder(Order)
 to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
-
-
-# --- messages and files, for both ends --------------------------------------------
-
-
-def frame(message: Order | Reply, folder: Path) -> bytes:
-    """Encode a message; one too large for the socket goes to a file, which the result names."""
-    data = _encoder.encode(message)
-    if len(data) <= MESSAGE_MAX:
-        return data
-    file = folder / f"{message.number}.{type(message).__name__.lower()}"
-    file.write_bytes(data)
-    return _encoder.encode(Spooled(message.number, str(file)))
-
-
-def unspool(message: Spooled) -> bytes:
-    """The bytes of a message that lies in a file; the file is deleted."""
-    file = Path(message.file)
-    data = file.read_bytes()
-    file.unlink()
-    return data
-
-
-# --- what a job leaves behind -----------------------------------------------------
 
 
 class _Spool:
@@ -184,9 +83,6 @@ class _Spool:
         for _, file, _ in self._kept.values():
             Path(file).unlink(missing_ok=True)
         self._kept.clear()
-
-
-# --- running ----------------------------------------------------------------------
 
 
 class _OwnFault(Exception):
@@ -236,15 +132,15 @@ class Child:
 
     def serve(self) -> None:
         """Answer orders until the worker hangs up or says so, or this process is not fit for more."""
-        self._send(_encoder.encode(Ready()))
+        self._send(ENCODER.encode(Ready()))
         going = True
         while going and (data := self._channel.recv(MESSAGE_MAX)):
             message = to_child.decode(data)
             if isinstance(message, Spooled):
-                message = _orders.decode(unspool(message))
+                message = ORDERS.decode(unspool(message))
             going = self._answer(message)
 
-    def _answer(self, order: Order) -> bool:
+    def _answer(self, order: JobRequest) -> bool:
         """Carry out an order and say what became of it; False if it was the last one."""
         process = os.getpid()
         spool = _Spool(self._spool, order.number)
@@ -258,12 +154,12 @@ class Child:
             known = isinstance(error, _OwnFault)
             reason = str(error) if known else repr(error)
             begun = getattr(error, "begun", True)
-            self._send(_encoder.encode(Unable(order.number, reason, begun)))
+            self._send(ENCODER.encode(Unable(order.number, reason, begun)))
             return False
         self._send(data)
         return not reply.unfit and reply.kind != "initializer"
 
-    def _carry_out(self, order: Order, spool: _Spool, process: int) -> Reply:
+    def _carry_out(self, order: JobRequest, spool: _Spool, process: int) -> Reply:
         self._blobs = order.blobs
         self._extend_path(order.path)
         began = time.monotonic()
@@ -304,10 +200,10 @@ class Child:
             return self._failure(error, "initializer", spool)
         self._initializer = None
         self._state.accept()
-        self._send(_encoder.encode(Initialized()))
+        self._send(ENCODER.encode(Initialized()))
         return None
 
-    def _run(self, order: Order, spool: _Spool) -> tuple[Kind, Outcome]:
+    def _run(self, order: JobRequest, spool: _Spool) -> tuple[Kind, Outcome]:
         """The steps of a job; no reference to a user's object outlives it."""
         kind: Literal["raised", "unserializable"] = "unserializable"
         modules = len(sys.modules)
@@ -331,7 +227,7 @@ class Child:
                 raise _OwnFault(str(error)) from error
             return kind, Outcome(failure=self._failure(error, kind, spool))
 
-    def _function(self, order: Order) -> Callable[..., object]:
+    def _function(self, order: JobRequest) -> Callable[..., object]:
         digest = order.function_digest
         if digest in self._functions:
             self._functions.move_to_end(digest)
@@ -394,9 +290,6 @@ def _is_starved(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-# --- the process ------------------------------------------------------------------
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from starburst_executor.protocol.records import Piece, State, Task
 from starburst_executor.protocol.session import TasksObject, VersionedRecord
 from starburst_executor.protocol.transitions import AttemptEnd
 
-__all__ = ["Hold", "Key", "packed"]
+__all__ = ["Assignment", "AttemptKey", "packed"]
 
 _PACKED_FROM = 256  # bytes; what is smaller is as cheap in the record
 
 
-class Key(NamedTuple):
+class AttemptKey(NamedTuple):
     """One attempt, as the slots know it."""
 
     batch: Batch
@@ -34,16 +34,16 @@ class Key(NamedTuple):
 
 
 @dataclass(slots=True)
-class Hold:
+class Assignment:
     """A batch of which this worker holds tasks, held the last, or may have claimed some unawares."""
 
     batch: Batch
     tasks: TasksObject
     known: VersionedRecord
     marked: set[str]
-    waiting: dict[int, Key] = field(default_factory=dict)
-    given: dict[int, Key] = field(default_factory=dict)
-    uploading: dict[int, Key] = field(default_factory=dict)
+    waiting: dict[int, AttemptKey] = field(default_factory=dict)
+    given: dict[int, AttemptKey] = field(default_factory=dict)
+    uploading: dict[int, AttemptKey] = field(default_factory=dict)
     ended: dict[int, AttemptEnd] = field(default_factory=dict)
     claimed_at: dict[int, float] = field(default_factory=dict)  # monotonic
     said_at: float = 0.0  # monotonic time of the last write
@@ -56,15 +56,15 @@ class Hold:
         return bool(self.waiting or self.given or self.uploading or self.ended)
 
     @property
-    def queued(self) -> list[Key]:
+    def queued(self) -> list[AttemptKey]:
         """What is still to be run, or runs."""
         return [*self.waiting.values(), *self.given.values()]
 
-    def task(self, key: Key) -> Task:
+    def task(self, key: AttemptKey) -> Task:
         """What the record says of a task."""
         return self.known.record.tasks[key.position]
 
-    def claimed(self, key: Key) -> bool:
+    def claimed(self, key: AttemptKey) -> bool:
         """Whether the record does not say yet that it runs."""
         return self.task(key).state is State.CLAIMED
 
@@ -73,7 +73,7 @@ class Hold:
         header = self.tasks.header
         return header.functions[header.calls[position].function]
 
-    def accept(self, known: VersionedRecord, worker: str, now: float) -> list[Key]:
+    def accept(self, known: VersionedRecord, worker: str, now: float) -> list[AttemptKey]:
         """Take over what the record says that the worker holds.
 
         Args:
@@ -101,7 +101,7 @@ class Hold:
                 del self.ended[position]
         mine = {*self.waiting, *self.given, *self.uploading, *self.ended}
         for position in sorted(held.keys() - mine):
-            self.waiting[position] = Key(self.batch, position, held[position])
+            self.waiting[position] = AttemptKey(self.batch, position, held[position])
             self.claimed_at[position] = now
         return gone
 

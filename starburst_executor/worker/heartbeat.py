@@ -10,12 +10,12 @@ from starburst_executor.errors import StoreError
 from starburst_executor.protocol.manifest import Heartbeat
 from starburst_executor.protocol.session import Session
 
-__all__ = ["Beater"]
+__all__ = ["HeartbeatThread"]
 
 log = logging.getLogger(__name__)
 
 
-class Beater:
+class HeartbeatThread:
     """Writes heartbeats.
 
     Args:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starburst_executor import memory
+from starburst_executor.worker import memory
 
 __all__ = ["ProcessState"]
 

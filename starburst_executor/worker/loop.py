@@ -24,7 +24,6 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from starburst_executor.beats import Beater
 from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.coordination.recovery import MARKER_GRACE, Recovery
 from starburst_executor.errors import (
@@ -36,8 +35,6 @@ from starburst_executor.errors import (
     SessionTerminated,
     StoreError,
 )
-from starburst_executor.hold import Hold, Key, packed
-from starburst_executor.library import Library
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.listing import BatchListing
@@ -46,13 +43,17 @@ from starburst_executor.protocol.records import Piece, Record, State
 from starburst_executor.protocol.session import Session, VersionedRecord, damage
 from starburst_executor.protocol.transitions import AttemptEnd
 from starburst_executor.runtime import Signal
-from starburst_executor.slots import Ended, Job, Slots, SlotsBroken
-from starburst_executor.workload import (
+from starburst_executor.worker.assignment import Assignment, AttemptKey, packed
+from starburst_executor.worker.cache import ObjectCache
+from starburst_executor.worker.child_handle import Job
+from starburst_executor.worker.heartbeat import HeartbeatThread
+from starburst_executor.worker.planner import (
     FEW_WORKERS,
     FRONT_SECONDS,
-    Workload,
+    ClaimPlanner,
     worth_claiming,
 )
+from starburst_executor.worker.pool import ChildPool, JobResult, SlotsBroken
 
 __all__ = ["Worker"]
 
@@ -91,8 +92,8 @@ class Worker:
         self,
         session: Session,
         worker_id: str,
-        slots: Slots,
-        library: Library,
+        slots: ChildPool,
+        library: ObjectCache,
         aside: Callable[[Callable[[], None]], object],
         manifest: Manifest,
         describe: Heartbeat,
@@ -117,11 +118,11 @@ class Worker:
         self._kept = False  # one of `min_workers`: it stays though idle
         self._signal: Signal = slots.signal
         last_chance = manifest.limits.max_attempts - 1
-        self._load = Workload(slots, self._runtime, last_chance)
-        self._uploaded: deque[tuple[Key, AttemptEnd]] = deque()
-        self._fetched: deque[tuple[Key, Exception | None]] = deque()
-        self._inbox: deque[Ended] = deque()
-        self._fetching: set[Key] = set()
+        self._load = ClaimPlanner(slots, self._runtime, last_chance)
+        self._uploaded: deque[tuple[AttemptKey, AttemptEnd]] = deque()
+        self._fetched: deque[tuple[AttemptKey, Exception | None]] = deque()
+        self._inbox: deque[JobResult] = deque()
+        self._fetching: set[AttemptKey] = set()
         self._stop_reason: str | None = None
         self._idle_reason: str | None = None
         # The session is being deleted: nothing may be written any more.
@@ -151,7 +152,7 @@ class Worker:
         # This one was started by somebody who has just counted.
         self._grows_from = now + self._intervals.session_check
         self._next_repair = now + self._repair_interval()
-        self.beater = Beater(
+        self.beater = HeartbeatThread(
             session,
             self._intervals.heartbeat,
             self._describe,
@@ -268,8 +269,8 @@ class Worker:
             for ended in self._inbox:
                 until = min(until, self._due_to_be_said(ended))
 
-    def _due_to_be_said(self, ended: Ended) -> float:
-        assert isinstance(ended.key, Key)
+    def _due_to_be_said(self, ended: JobResult) -> float:
+        assert isinstance(ended.key, AttemptKey)
         hold = self._load.holds.get(ended.key.batch)
         return hold.said_at + self._intervals.commit if hold else math.inf
 
@@ -303,7 +304,7 @@ class Worker:
         while self._inbox:
             ended = self._inbox.popleft()
             key = ended.key
-            assert isinstance(key, Key)
+            assert isinstance(key, AttemptKey)
             self._busy_seconds += max(0.0, ended.ended - ended.began)
             self._counts[ended.ok] += 1
             self._note_end(key, ended)
@@ -316,7 +317,7 @@ class Worker:
                 del hold.uploading[key.position]
                 hold.ended[key.position] = finish
 
-    def _note_end(self, key: Key, ended: Ended) -> None:
+    def _note_end(self, key: AttemptKey, ended: JobResult) -> None:
         hold = self._load.holds.get(key.batch)
         if hold is None or hold.given.get(key.position) != key:
             for _, path, _ in ended.blobs:
@@ -330,7 +331,7 @@ class Worker:
         else:
             hold.ended[key.position] = _finish(key, ended)
 
-    def _upload(self, key: Key, ended: Ended) -> None:
+    def _upload(self, key: AttemptKey, ended: JobResult) -> None:
         """Store what an outcome names before the outcome itself; on the thread of transfers."""
         finish = _finish(key, ended)
         try:
@@ -346,7 +347,7 @@ class Worker:
         self._uploaded.append((key, finish))
         self._signal.set()
 
-    def _put_blobs(self, ended: Ended) -> None:
+    def _put_blobs(self, ended: JobResult) -> None:
         for digest, path, _ in ended.blobs:
             self.session.put_blob(digest, path)
 
@@ -377,7 +378,7 @@ class Worker:
 
     def _say(
         self,
-        hold: Hold,
+        hold: Assignment,
         *,
         claim: int = 0,
         starts: Mapping[int, tuple[int, float]] | None = None,
@@ -439,12 +440,12 @@ class Worker:
             solo=not self._load.queued,
         )
 
-    def _doubt(self, hold: Hold) -> None:
+    def _doubt(self, hold: Assignment) -> None:
         """A write had no answer: it may have taken effect, or may still do so."""
         hold.doubt = set()
         self._next_refresh = self._runtime.monotonic()
 
-    def _pack(self, hold: Hold) -> list[AttemptEnd]:
+    def _pack(self, hold: Assignment) -> list[AttemptEnd]:
         """The ends to be said, with what is too large for the record stored beside it first."""
         finishes = list(hold.ended.values())
         weight = sum(len(p.inline) for f in finishes for p in _pieces(f))
@@ -456,7 +457,7 @@ class Worker:
             self.session.put_pack(hold.batch, nonce, pack)
         return finishes
 
-    def _accept(self, hold: Hold, known: VersionedRecord) -> None:
+    def _accept(self, hold: Assignment, known: VersionedRecord) -> None:
         """Make this worker's idea of what it holds that of the record; stop what is no longer its own."""
         gone = hold.accept(known, self.id, self._runtime.monotonic())
         withdrawn = self._slots.withdraw(gone)
@@ -466,7 +467,7 @@ class Worker:
         if hold.busy:
             self._idle_since = self._runtime.monotonic()
 
-    def _mark(self, hold: Hold, before: Record | None = None) -> None:
+    def _mark(self, hold: Assignment, before: Record | None = None) -> None:
         """Write the markers that are due; those due `before` were somebody else's to write."""
         due = set(transitions.due_markers(hold.known.record)) - hold.marked
         if before is not None:
@@ -501,7 +502,7 @@ class Worker:
         else:
             self._next_look = now + self._back_off()
 
-    def _wanted(self, hold: Hold) -> int:
+    def _wanted(self, hold: Assignment) -> int:
         few = self._manifest.workers <= FEW_WORKERS
         if self._paused or self._surplus or (few and hold is not self._load.current):
             return 0
@@ -516,7 +517,7 @@ class Worker:
         current = self._load.current
         return current is not None and self._load.wanted(current) > 0
 
-    def _beginning(self, hold: Hold) -> int:
+    def _beginning(self, hold: Assignment) -> int:
         """How many tasks of the batch would begin as soon as they are claimed."""
         header = hold.tasks.header
         if not header.light or any(self._library.missing(f) for f in header.functions):
@@ -576,7 +577,7 @@ class Worker:
         self._store_time = (queue.now, self._window_at)
         self.beater.poke()
 
-    def _approach(self, sight: BatchListing) -> Hold | None:
+    def _approach(self, sight: BatchListing) -> Assignment | None:
         """What is needed before claiming from a batch: header, record, callable."""
         try:
             hold = self._load.holds.get(sight.batch) or self._new_hold(sight)
@@ -596,7 +597,7 @@ class Worker:
         self._tell_drained(sight, hold)
         return None
 
-    def _tell_drained(self, sight: BatchListing, hold: Hold) -> None:
+    def _tell_drained(self, sight: BatchListing, hold: Assignment) -> None:
         """What has nothing to claim is still listed as open: if nobody is at it, somebody died at it."""
         if self._queue.now - sight.modified < MARKER_GRACE:
             return
@@ -606,12 +607,12 @@ class Worker:
         else:
             self._mark(hold)
 
-    def _new_hold(self, sight: BatchListing) -> Hold:
+    def _new_hold(self, sight: BatchListing) -> Assignment:
         tasks = self.session.tasks(sight.batch)
         known = VersionedRecord(tasks.header.fresh_record(), None)
-        return Hold(sight.batch, tasks, known, set(sight.markers))
+        return Assignment(sight.batch, tasks, known, set(sight.markers))
 
-    def _read_newer(self, hold: Hold, sight: BatchListing) -> None:
+    def _read_newer(self, hold: Assignment, sight: BatchListing) -> None:
         """Read the record if the listing shows another than is known."""
         if sight.record is None or sight.record.version == hold.known.version:
             return
@@ -634,7 +635,7 @@ class Worker:
         )
         self.session.mark(batch, known.record)
 
-    def _claim_from(self, hold: Hold) -> bool:
+    def _claim_from(self, hold: Assignment) -> bool:
         """Claim, with a few conflicts at most: then better elsewhere. Whether anything was claimed."""
         self._take_ended()  # or what ended during the look would seem to be still to do
         few = self._manifest.workers <= FEW_WORKERS
@@ -653,7 +654,7 @@ class Worker:
                 return False
         return False
 
-    def _try_claim(self, hold: Hold, count: int) -> bool:
+    def _try_claim(self, hold: Assignment, count: int) -> bool:
         """Whether it was written; else there was a conflict."""
         if hold.ended:  # which must be said anyway
             self._say(hold, claim=count)
@@ -673,7 +674,7 @@ class Worker:
         return written
 
     def _change_once(
-        self, hold: Hold, edit: Callable[[Record], Record]
+        self, hold: Assignment, edit: Callable[[Record], Record]
     ) -> tuple[VersionedRecord, bool]:
         try:
             return self.session.change_once(hold.batch, hold.known, edit), True
@@ -702,7 +703,7 @@ class Worker:
                 if key not in self._fetching and self._may_begin():
                     self._give(hold, key)
 
-    def _give(self, hold: Hold, key: Key) -> None:
+    def _give(self, hold: Assignment, key: AttemptKey) -> None:
         try:
             call = self.session.arguments(hold.batch, hold.tasks, key.position)
             header = hold.tasks.header
@@ -736,7 +737,7 @@ class Worker:
             )
         )
 
-    def _own_up(self, hold: Hold, key: Key) -> bool:
+    def _own_up(self, hold: Assignment, key: AttemptKey) -> bool:
         """Whether the task may begin; the start of one that was lost before is written first."""
         if hold.waiting.get(key.position) != key:
             return False
@@ -748,7 +749,7 @@ class Worker:
         self._say(hold, starts={key.position: (key.attempt, now)})
         return hold.waiting.get(key.position) == key
 
-    def _fail(self, hold: Hold, key: Key, error: Exception) -> None:
+    def _fail(self, hold: Assignment, key: AttemptKey, error: Exception) -> None:
         now = self._runtime.time()
         if hold.waiting.get(key.position) == key:
             del hold.waiting[key.position]
@@ -757,7 +758,7 @@ class Worker:
                 key.position, key.attempt, False, now, now, outcome
             )
 
-    def _fetch(self, key: Key, blobs: list[str]) -> None:
+    def _fetch(self, key: AttemptKey, blobs: list[str]) -> None:
         """Bring blobs here; on the thread of transfers."""
         error: Exception | None = None
         try:
@@ -809,7 +810,7 @@ class Worker:
             self._paused = True
             for hold in self._load.holds.values():
                 for key in self._slots.withdraw(list(hold.given.values())):
-                    assert isinstance(key, Key)
+                    assert isinstance(key, AttemptKey)
                     hold.waiting[key.position] = hold.given.pop(key.position)
 
     def _refresh_held(self) -> None:
@@ -823,7 +824,7 @@ class Worker:
                 self._write_live_logs(hold)
         self._next_refresh = now + self._intervals.heartbeat
 
-    def _write_live_logs(self, hold: Hold) -> None:
+    def _write_live_logs(self, hold: Assignment) -> None:
         begun = self._slots.begun()
         for key in hold.given.values():
             ran = self._runtime.time() - begun.get(key, math.inf)
@@ -1032,7 +1033,7 @@ class Worker:
             if hold.doubt is None:  # it may stay, and be told later what it holds
                 del self._load.holds[hold.batch]
 
-    def _hand_back(self, hold: Hold) -> None:
+    def _hand_back(self, hold: Assignment) -> None:
         keys = [*hold.queued, *hold.uploading.values()]
         try:
             self._say(hold, releases={key.position: key.attempt for key in keys})
@@ -1064,7 +1065,7 @@ def _pieces(finish: AttemptEnd) -> list[Piece]:
     return [p for p in (finish.outcome, finish.stdout, finish.stderr) if p is not None]
 
 
-def _finish(key: Key, ended: Ended) -> AttemptEnd:
+def _finish(key: AttemptKey, ended: JobResult) -> AttemptEnd:
     return AttemptEnd(
         position=key.position,
         attempt=key.attempt,

@@ -19,10 +19,10 @@ from starburst_executor.errors import DamagedObject, ObjectNotFound
 from starburst_executor.protocol.payload import references
 from starburst_executor.protocol.session import Session
 
-__all__ = ["DiskLibrary", "Library"]
+__all__ = ["DiskCache", "ObjectCache"]
 
 
-class Library(Protocol):
+class ObjectCache(Protocol):
     """What the worker's loop asks for; the simulator has another."""
 
     blobs: Path
@@ -40,7 +40,7 @@ class Library(Protocol):
         """Bring blobs here; may take long."""
 
 
-class DiskLibrary:
+class DiskCache:
     """A library in a folder of the worker's own.
 
     Args:
