@@ -12,8 +12,8 @@ import click
 import msgspec
 
 from starburst_executor.cli import Exit, Failed
-from starburst_executor.cli.sessions import json_option
-from starburst_executor.cli.text import document, echo_table
+from starburst_executor.cli.options import json_option
+from starburst_executor.cli.output import document, echo_table
 
 if TYPE_CHECKING:
     from starburst_executor.aws.account import Clients

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from starburst_executor.cli.text import document
+from starburst_executor.cli.output import document
 from starburst_executor.inspection.tasks import Found, Output, find, read_again, read_output
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import SessionState

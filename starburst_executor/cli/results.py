@@ -16,15 +16,15 @@ import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from starburst_executor.cli import Exit, Failed
-from starburst_executor.cli.sessions import (
+from starburst_executor.cli.follow import Watch, seconds_option
+from starburst_executor.cli.options import (
     at_session,
     json_option,
     session_argument,
     start_workers,
     store_option,
 )
-from starburst_executor.cli.text import counted, document, echo_table, one_line
-from starburst_executor.cli.watching import Watch, seconds_option
+from starburst_executor.cli.output import counted, document, echo_table, one_line
 from starburst_executor.client.codec import PayloadCodec, python_version
 from starburst_executor.client.outcomes import Collector, FinalStateName, TaskOutcome
 from starburst_executor.client.resubmit import healed, retried

@@ -9,8 +9,8 @@ import click
 
 from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.logs import added
-from starburst_executor.cli.sessions import launcher_of
-from starburst_executor.cli.text import document
+from starburst_executor.cli.options import launcher_of
+from starburst_executor.cli.output import document
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.session import Session
 

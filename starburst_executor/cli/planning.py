@@ -10,8 +10,8 @@ from typing import Any, cast
 import click
 
 from starburst_executor.cli import Exit, Failed
-from starburst_executor.cli.sessions import json_option
-from starburst_executor.cli.text import counted, document, echo_table
+from starburst_executor.cli.options import json_option
+from starburst_executor.cli.output import counted, document, echo_table
 from starburst_executor.formatting import dollars
 
 __all__ = ["VERBS"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from starburst_executor.cli import Exit, Failed
-from starburst_executor.cli.sessions import (
+from starburst_executor.cli.follow import EchoJson, Watch, seconds_option
+from starburst_executor.cli.options import (
     at_session,
     at_store,
     json_option,
@@ -18,7 +19,7 @@ from starburst_executor.cli.sessions import (
     task_argument,
     task_name,
 )
-from starburst_executor.cli.text import (
+from starburst_executor.cli.output import (
     counted,
     document,
     echo_lines,
@@ -27,7 +28,6 @@ from starburst_executor.cli.text import (
     status_text,
     terminal_width,
 )
-from starburst_executor.cli.watching import EchoJson, Watch, seconds_option
 from starburst_executor.client.resubmit import retried, unhealed
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.inspection.status import SessionStatus, list_summaries, read_status

@@ -9,8 +9,8 @@ import sys
 import click
 
 from starburst_executor.cli import Exit
-from starburst_executor.cli.sessions import json_option, store_option
-from starburst_executor.cli.text import document
+from starburst_executor.cli.options import json_option, store_option
+from starburst_executor.cli.output import document
 
 __all__ = ["VERBS"]
 
@@ -24,7 +24,7 @@ def doctor(store: str | None, as_json: bool) -> None:
     Runs one task on one worker of this machine, in a session of its own that is removed again. Ends with
     exit code 1 if something is wrong.
     """
-    from starburst_executor.doctor import Check, examine
+    from starburst_executor.cli.checks import Check, examine
     from starburst_executor.runtime import SystemRuntime
 
     checks: list[Check] = []

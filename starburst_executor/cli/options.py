@@ -148,7 +148,7 @@ def launcher_of(manifest: Manifest) -> Launcher:
 
 def start_workers(session: Session) -> None:
     """Start what workers the unfinished tasks of a session lack, and say so."""
-    from starburst_executor.cli.text import counted
+    from starburst_executor.cli.output import counted
     from starburst_executor.client.codec import python_version
     from starburst_executor.coordination.autoscaler import Autoscaler
     from starburst_executor.inspection.status import read_status

@@ -9,8 +9,8 @@ from contextlib import suppress
 import click
 
 from starburst_executor import environment
-from starburst_executor.cli.look import find_task
-from starburst_executor.cli.sessions import (
+from starburst_executor.cli.inspect import find_task
+from starburst_executor.cli.options import (
     at_session,
     at_store,
     launcher_of,
@@ -19,7 +19,7 @@ from starburst_executor.cli.sessions import (
     store_option,
     tasks_argument,
 )
-from starburst_executor.cli.text import counted
+from starburst_executor.cli.output import counted
 from starburst_executor.client.resubmit import retry as submit_again
 from starburst_executor.client.resubmit import unhealed
 from starburst_executor.coordination import administration
