@@ -18,7 +18,7 @@ from starburst_executor.aws import account, prices
 from starburst_executor.aws.account import Credentials, find_credentials, identity
 from starburst_executor.aws.deployment import policy
 from starburst_executor.cli import Exit, main
-from starburst_executor.costs import prices
+from starburst_executor.costs import prices as table
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from tests.scripted import Scripted
@@ -298,7 +298,7 @@ def test_an_instance_costs_what_the_pricing_api_says(scripted: Scripted) -> None
     found = prices.prices_for(EC2, scripted.clients(), TODAY)
     assert (found.instance_hour, found.instance_vcpus) == (0.2, 4)
     assert found.instance_gb == pytest.approx(8 * 0.925)  # the system has the rest
-    assert prices.worker_hour(EC2, found) == pytest.approx(0.2)
+    assert table.worker_hour(EC2, found) == pytest.approx(0.2)
 
 
 def test_a_spot_instance_costs_what_the_dearest_zone_asks_now(
@@ -347,7 +347,7 @@ def test_without_any_price_the_built_in_table_serves_and_says_so(
 ) -> None:
     scripted.refuse("pricing", "get_products", "AccessDeniedException", "no", 403)
     found = prices.prices_for(SPEC, scripted.clients(), TODAY)
-    assert found == prices.built_in("eu-west-1")
+    assert found == table.built_in("eu-west-1")
     assert "built-in table, for want of those of eu-west-1" in str(found)
 
 

@@ -22,7 +22,8 @@ from starburst_executor.aws import prices
 from starburst_executor.cli import main
 from starburst_executor.client.codec import python_version
 from starburst_executor.coordination.recovery import Recovery
-from starburst_executor.costs import estimate, prices
+from starburst_executor.costs import estimate
+from starburst_executor.costs import prices as table
 from starburst_executor.costs.alert import CostAlert
 from starburst_executor.costs.bill import CostSummary, CostTracker, WorkerLifetime, summarize
 from starburst_executor.costs.limits import affordable_workers, check_workers
@@ -146,7 +147,7 @@ def test_workers_of_this_machine_cost_nothing_and_their_requests_do() -> None:
 
 
 def test_an_estimate_and_the_bill_of_just_such_a_run_agree() -> None:
-    listed = prices.built_in("us-east-1", use_spot=True)
+    listed = table.built_in("us-east-1", use_spot=True)
     expected = estimate.estimate_run(
         SPOT, listed, tasks=10, task_seconds=600, workers=10, startup=60
     )

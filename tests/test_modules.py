@@ -28,7 +28,7 @@ from starburst_executor.environment.local_modules import (
     Source,
     Tracker,
     build_archive,
-    local_modules,
+    find_local_modules,
     unpack,
 )
 from starburst_executor.environment.shipped_modules import ORIGINS
@@ -61,7 +61,7 @@ def imported(name: str) -> types.ModuleType:
 
 
 def found(*extra: Extra) -> dict[str, tuple[Path, ...]]:
-    return {source.name: source.paths for source in local_modules(extra)}
+    return {source.name: source.paths for source in find_local_modules(extra)}
 
 
 def members(data: bytes) -> list[str]:
@@ -184,7 +184,7 @@ def test_a_module_travels_by_the_name_it_was_imported_as(root: Path) -> None:
     spec = importlib.util.spec_from_file_location("renamed", write(root / "original.py"))
     assert spec is not None
     sys.modules["renamed"] = importlib.util.module_from_spec(spec)
-    [source] = [s for s in local_modules() if s.name == "renamed"]
+    [source] = [s for s in find_local_modules() if s.name == "renamed"]
 
     assert members(build_archive(source).data) == ["renamed.py"]
 
@@ -197,7 +197,7 @@ def test_an_extension_module_keeps_its_suffix(root: Path) -> None:
 
     archives = {
         source.name: members(build_archive(source).data)
-        for source in local_modules(["native", "with_native"])
+        for source in find_local_modules(["native", "with_native"])
     }
 
     assert archives["native"] == [f"native{suffix}"]
@@ -258,7 +258,7 @@ def test_an_extra_that_cannot_travel_is_named_at_once(
     extra: Extra, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        local_modules([extra])
+        find_local_modules([extra])
     with pytest.raises(error, match=says):
         Tracker(lambda digest, data: None, [extra])
 
@@ -274,7 +274,7 @@ def test_a_path_that_holds_no_module_is_refused(tmp_path: Path) -> None:
         ("with-hyphen.py", "nothing can import"),
     ]:
         with pytest.raises(ValueError, match=says):
-            local_modules([tmp_path / name])
+            find_local_modules([tmp_path / name])
 
 
 # --- packing ----------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_two_that_are_too_much_together_are_refused(
 ) -> None:
     for name in ("one", "two"):
         write(package(tmp_path / name).paths[0] / "model.txt", "x" * 600_000)
-    monkeypatch.setattr(local_modules, "local_modules", list)
+    monkeypatch.setattr(local_modules, "find_local_modules", list)
     monkeypatch.setattr(local_modules, "UNPACKED_MAX", 1_000_000)
 
     with pytest.raises(ValueError, match="the local modules hold"):
@@ -460,7 +460,7 @@ def test_nothing_is_looked_at_while_nothing_is_imported(
         scans.append(1)
         return []
 
-    monkeypatch.setattr(local_modules, "local_modules", counting)
+    monkeypatch.setattr(local_modules, "find_local_modules", counting)
 
     for _ in range(1000):
         tracker.refresh()
@@ -654,7 +654,7 @@ def test_a_function_of_a_shipped_module_runs_in_another_process(root: Path, tmp_
     cargo = dumps(imported("sums.plus").f, lambda digest, data: None)
     path = [
         str(unpack(build_archive(source).data, tmp_path / "unpacked"))
-        for source in local_modules()
+        for source in find_local_modules()
         if source.name in ("sums", "sums_helper")
     ]
     script = (
@@ -691,7 +691,7 @@ def test_a_package_finds_its_data_and_shows_its_path_wherever_it_arrives(
         """,
     )
     imported("rich.reader")
-    [source] = [s for s in local_modules() if s.name == "rich"]
+    [source] = [s for s in find_local_modules() if s.name == "rich"]
     folder = unpack(build_archive(source).data, tmp_path / "unpacked")
     if not same_machine:
         shutil.rmtree(root)

@@ -1040,7 +1040,7 @@ def test_no_child_outlives_a_worker_that_is_killed(tmp_path: Path) -> None:
 def test_datagrams_serve_where_there_are_no_packets(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots_module, "_MESSAGES", socket.SOCK_DGRAM)
+    monkeypatch.setattr(child_handle, "_MESSAGES", socket.SOCK_DGRAM)
     bench.open(2)
     bench.warm_up()
     for i in range(200):

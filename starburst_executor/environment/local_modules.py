@@ -48,7 +48,7 @@ __all__ = [
     "Tracker",
     "build_archive",
     "is_local",
-    "local_modules",
+    "find_local_modules",
     "unpack",
 ]
 
@@ -85,7 +85,7 @@ class Archive:
 # --- which ------------------------------------------------------------------------
 
 
-def local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
+def find_local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
     """The imported top-level modules that no package installer knows of, by name.
 
     `__main__` is not among them (its functions are pickled by value), and neither is
@@ -441,7 +441,7 @@ class Tracker:
             return self._digests
 
     def _scan(self) -> dict[str, str]:
-        sources = {source.name: source for source in local_modules()} | self._extra
+        sources = {source.name: source for source in find_local_modules()} | self._extra
         for name, archive in self._archives.items():
             if name in sys.modules:  # its file may be gone; what was packed is not
                 sources.setdefault(name, archive.source)

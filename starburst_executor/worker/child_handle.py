@@ -105,7 +105,7 @@ class ChildHandle:
     def _spawn(self, life: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         theirs = self._theirs.fileno()
         ends = [str(theirs), str(life), str(os.getpid())]
-        module = ["-P", "-m", "starburst_executor.child"]  # -P: not from the cwd
+        module = ["-P", "-m", CHILD_MODULE]  # -P: not from the cwd
         return subprocess.Popen(
             [sys.executable, *module, *ends, *arguments],
             stdin=subprocess.DEVNULL,
