@@ -203,7 +203,8 @@ class Home:
         self.spaces: dict[str, Space] = {}
         self.origins: dict[Key, str] = {}
         self._ids: dict[tuple[str, str], str] = {}
-        self._functions: dict[Key, Any] = {}  # so that a name keeps its object
+        self._functions: weakref.WeakValueDictionary[Key, Any]
+        self._functions = weakref.WeakValueDictionary()  # a name keeps its object
 
     def receive(self, origin: str | None = None) -> _Turn:
         """What is unpickled inside is put into the namespaces.
