@@ -171,6 +171,10 @@ class Pair(typing.NamedTuple):
     b: "Model"
 
 
+class Options(typing.TypedDict):
+    depth: int
+
+
 class Box(typing.Generic[T]):
     def __init__(self, x: T) -> None:
         self.x = x
@@ -338,7 +342,16 @@ def small() -> Any:
 
 
 def things() -> Any:
-    return Model, helper, square, UserId, Outer.Inner(), Box(3), Pair(1, Model(1))
+    return (
+        Options,
+        Model,
+        helper,
+        square,
+        UserId,
+        Outer.Inner(),
+        Box(3),
+        Pair(1, Model(1)),
+    )
 
 
 # --- what must come back ----------------------------------------------------------
@@ -372,7 +385,7 @@ KINDS: dict[str, tuple[Any, Callable[[], Any] | None, Check]] = {
     "main": (main_module, None, lambda r: r),
     "class with state": (improve, None, lambda r: Model.best == 0 and type(r[0]) is Model and r[1] == 1),
     "small results": (small, None, lambda r: r[0][7].value() == 14 and r[1] == 100_000),
-    "things": (things, None, lambda r: r[:4] == (Model, helper, square, UserId) and [type(x) for x in r[4:]] == [Outer.Inner, Box, Pair]),
+    "things": (things, None, lambda r: r[:5] == (Options, Model, helper, square, UserId) and [type(x) for x in r[5:]] == [Outer.Inner, Box, Pair]),
 }  # fmt: skip
 
 

@@ -349,6 +349,37 @@ with StarburstExecutor.attach(sys.argv[2], store=sys.argv[1]) as ex:
     assert printed == "caught -3\n"
 
 
+def test_a_class_that_is_defined_anew_is_another_one_and_both_work(
+    directory_url: str, tmp_path: Path
+) -> None:
+    printed = run_code(
+        """
+        import sys
+        from starburst_executor import StarburstExecutor
+
+        def call(x): return x.value()
+
+        with StarburstExecutor(1, store=sys.argv[1]) as ex:
+            class Model:
+                def value(self): return 1
+            first, one = Model, ex.submit(Model).result()
+            class Model:
+                def value(self): return 2
+            other = ex.submit(Model).result()
+            print(type(one) is first, type(other) is Model)
+            print(ex.submit(call, one).result(), ex.submit(call, other).result())
+            Model.extra = 5
+            print(ex.submit(lambda: Model.extra).result())
+            Model.extra = 6
+            print(ex.submit(lambda: Model.extra).result())
+        """,
+        directory_url,
+        cwd=tmp_path,
+    )
+
+    assert printed.splitlines() == ["True True", "1 2", "5", "6"]
+
+
 # --- scripts that are imported ----------------------------------------------------------
 
 EXPERIMENT = """

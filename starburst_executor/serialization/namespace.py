@@ -121,7 +121,9 @@ def named(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
-        except Exception:  # a module's or metaclass's own __getattr__ may raise anything
+        except (
+            Exception
+        ):  # a module's or metaclass's own __getattr__ may raise anything
             return None
     return found
 
@@ -201,7 +203,8 @@ class Home:
         self.spaces: dict[str, Space] = {}
         self.origins: dict[Key, str] = {}
         self._ids: dict[tuple[str, str], str] = {}
-        self._functions: dict[Key, Any] = {}  # so that a name keeps its object
+        self._functions: weakref.WeakValueDictionary[Key, Any]
+        self._functions = weakref.WeakValueDictionary()  # a name keeps its object
 
     def receive(self, origin: str | None = None) -> _Turn:
         """What is unpickled inside is put into the namespaces.
@@ -464,9 +467,11 @@ def make_class(
         return known
     attributes = {sys.intern(name): value for name, value in attributes.items()}
     with _quiet(bases):
-        if meta in _made:
-            # The script's own metaclass ran where the class statement was.
+        # A metaclass of the script ran where the class statement was, and that of
+        # `TypedDict` (of two modules) takes no bases but those that are written down.
+        if meta in _made or meta.__name__ == "_TypedDictMeta":
             maker = next(kind for kind in meta.__mro__ if kind not in _made)
+            maker = type if maker is meta else maker
             bases = types.resolve_bases(bases)
             made = maker.__new__(meta, name, bases, attributes)
         else:
