@@ -43,7 +43,7 @@ from starburst_executor.records import (
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Beats, Known, Session
 from starburst_executor.store import Store
-from starburst_executor.tables import Column, age, fitted
+from starburst_executor.tables import Column, age, fitted, percent
 
 __all__ = [
     "SessionList",
@@ -191,7 +191,7 @@ class SessionList(list[SessionSummary]):
                 one.session_id,
                 one_line(one.name or "-"),
                 one.state,
-                f"{math.floor(100 * one.progress)}%",
+                percent(one.progress),
                 *(str(n) for n in (one.total, one.running, one.failed, one.cancelled)),
                 str(one.workers),
                 age(one.idle),
