@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Column", "age", "counted", "fitted"]
+__all__ = ["Column", "age", "counted", "fitted", "percent"]
 
 
 class Column(NamedTuple):
@@ -102,6 +102,11 @@ def _cell(
 def counted(count: int, noun: str) -> str:
     """A count with its noun, as in "1 task" and "2 tasks"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def percent(share: float) -> str:
+    """A share of 0 to 1 as people say it; 100% only when it is all."""
+    return "100%" if share >= 1 else f"{min(99, round(100 * share))}%"
 
 
 def age(seconds: float) -> str:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from starburst_executor.errors import StarburstError
-from starburst_executor.tables import counted
+from starburst_executor.tables import counted, percent
 
 if TYPE_CHECKING:
     from starburst_executor.client.outcomes import TaskOutcome
@@ -67,7 +67,7 @@ def _status(status: SessionStatus, rest: str) -> str:
     name = f"{escape(status.name)} &middot; " if status.name else ""
     head = (
         f"<b>{name}<code>{escape(status.session_id)}</code></b> "
-        f'<span style="{_SOFT}">{escape(status.state)}, {status.progress:.0%} of {status.total:,}</span>'
+        f'<span style="{_SOFT}">{escape(status.state)}, {percent(status.progress)} of {status.total:,}</span>'
     )
     return f'<div {_PLAIN} style="max-width:52em;line-height:1.6">{head}{_bar(status)}{_legend(status, rest)}</div>'
 
@@ -115,7 +115,7 @@ def sessions_html(sessions: Iterable[SessionSummary]) -> str:
             escape(one.name or ""),
             f"{one.created_at:%Y-%m-%d %H:%M:%S}",
             f"{one.last_activity:%Y-%m-%d %H:%M:%S}",
-            f"{one.progress:.0%}",
+            percent(one.progress),
             *(
                 f"{n:,}"
                 for n in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from starburst_executor.protocol.session import HeartbeatListing, Session, Versi
 from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.base import Store
-from starburst_executor.tables import Column, age, fitted
+from starburst_executor.tables import Column, age, fitted, percent
 
 __all__ = [
     "SessionList",
@@ -170,7 +169,7 @@ class SessionList(list[SessionSummary]):
                 one.session_id,
                 one_line(one.name or "-"),
                 one.state,
-                f"{math.floor(100 * one.progress)}%",
+                percent(one.progress),
                 *(str(n) for n in (one.total, one.running, one.failed, one.cancelled)),
                 str(one.workers),
                 age(one.idle),

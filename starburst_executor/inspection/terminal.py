@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import threading
 from collections import deque
@@ -33,7 +32,7 @@ from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import Runtime
-from starburst_executor.tables import counted
+from starburst_executor.tables import counted, percent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -125,14 +124,9 @@ class Progress:
 
     def line(self, width: int | None = None) -> str:
         """All of it on one line, of at most so many characters if that can be."""
-        head = f"{self.status.session_id}: {self.percent}, "
+        head = f"{self.status.session_id}: {percent(self.status.progress)}, "
         room = None if width is None else width - len(head)
         return head + ", ".join(text for _, text in self.counts(room))
-
-    @property
-    def percent(self) -> str:
-        """How much is finished; 100% only when all is."""
-        return f"{math.floor(100 * self.status.progress)}%"
 
     def __str__(self) -> str:
         return self.line()
@@ -359,7 +353,7 @@ def _drawing(progress: Progress, width: int) -> RenderableType:
     bar = ProgressBar(total=max(1, status.total), completed=status.finished)
     name = Text(one_line(status.name or status.session_id))
     name.truncate(max(1, width // 2), overflow="ellipsis")
-    head.add_row(name, bar, progress.percent)
+    head.add_row(name, bar, percent(status.progress))
     counts = Text(_DOT, no_wrap=True, overflow="ellipsis").join(
         Text(words, style=_style(name, progress))
         for name, words in progress.counts(width - 1, _DOT)

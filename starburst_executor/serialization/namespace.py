@@ -121,9 +121,7 @@ def named(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
-        except (
-            Exception
-        ):  # a module's or metaclass's own __getattr__ may raise anything
+        except Exception:  # a module's or metaclass's own __getattr__ may raise anything
             return None
     return found
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 __all__ = [
+    "CHILD_MODULE",
     "Blob",
     "FromChild",
     "Initialized",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 
+CHILD_MODULE = f"{__package__}.child"  # what a child is started as; a worker never imports it
 MESSAGE_MAX = 64 * 1024  # bytes; a socket's buffer holds several of these
 
 Kind: TypeAlias = Literal[
