@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from starburst_executor.environment import shipped_modules
 from starburst_executor.nesting import importing_for_task
 from starburst_executor.protocol import origin
@@ -34,6 +32,7 @@ from starburst_executor.worker.ipc import (
     ENCODER,
     MESSAGE_MAX,
     ORDERS,
+    TO_CHILD,
     Blob,
     Initialized,
     JobRequest,
@@ -41,7 +40,6 @@ from starburst_executor.worker.ipc import (
     Ready,
     Reply,
     Spooled,
-    ToChild,
     Unable,
     frame,
     unspool,
@@ -49,12 +47,10 @@ from starburst_executor.worker.ipc import (
 from starburst_executor.worker.output import Output
 from starburst_executor.worker.process_state import ProcessState
 
-__all__ = ["Child", "main", "to_child"]
+__all__ = ["Child", "main"]
 
 
 FUNCTIONS_MAX = 64  # callables kept warm
-
-to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 
 
 class _Spool:
@@ -135,7 +131,7 @@ class Child:
         self._send(ENCODER.encode(Ready()))
         going = True
         while going and (data := self._channel.recv(MESSAGE_MAX)):
-            message = to_child.decode(data)
+            message = TO_CHILD.decode(data)
             if isinstance(message, Spooled):
                 message = ORDERS.decode(unspool(message))
             going = self._answer(message)

@@ -19,10 +19,11 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from starburst_executor.worker.child import to_child
 from starburst_executor.worker.child_exit import what_became_of
 from starburst_executor.worker.ipc import (
+    CHILD_MODULE,
     MESSAGE_MAX,
+    TO_CHILD,
     Reply,
 )
 from starburst_executor.worker.output import shorten, tail
@@ -153,7 +154,7 @@ class ChildHandle:
         unread = set()
         with suppress(BlockingIOError):
             while data := self._theirs.recv(MESSAGE_MAX, socket.MSG_DONTWAIT):
-                unread.add(to_child.decode(data).number)
+                unread.add(TO_CHILD.decode(data).number)
         recalled = [entry for entry in self.sent if entry.number in unread]
         self.sent = deque(entry for entry in self.sent if entry.number not in unread)
         return recalled

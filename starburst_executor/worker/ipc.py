@@ -89,6 +89,7 @@ FromChild: TypeAlias = Ready | Initialized | Reply | Unable | Spooled
 ENCODER = msgspec.msgpack.Encoder()
 
 ORDERS = msgspec.msgpack.Decoder(JobRequest)
+TO_CHILD: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 
 
 def frame(message: JobRequest | Reply, folder: Path) -> bytes:
