@@ -110,7 +110,7 @@ class _Progress:
         self._ends: list[int] = []
         self.totals = Totals()
         self.seen = 0  # the number after the last one that exists
-        self._size = 1  # tasks of the batch that was added last
+        self.size = 1  # tasks of the batch that was seen last
 
     @property
     def prefix(self) -> int:
@@ -130,13 +130,23 @@ class _Progress:
         i = bisect.bisect_right(self._starts, number)
         if i == len(self._starts) or i + _FEW_RUNS < len(self._starts):
             return PAGE
-        batches = -(-(self._starts[i] - number) // self._size)
+        batches = -(-(self._starts[i] - number) // self.size)
         return min(PAGE, _KEYS_PER_BATCH * batches)
+
+    def ahead(self, count: int) -> int:
+        """The number before which `count` numbers are not known to be done; none beyond what was seen."""
+        number = self.prefix
+        for start, end in zip(self._starts, self._ends, strict=True):
+            if start > number:
+                if start - number >= count:
+                    break
+                count -= start - number
+            number = end
+        return min(number + count, max(self.seen, self.prefix))
 
     def add(self, start: int, end: int, totals: Totals) -> None:
         """Numbers `start` to `end` are done; what is known already is not counted again."""
         self.seen = max(self.seen, end)
-        self._size = max(1, end - start)
         if start >= end or self.end_of_run(start) >= end:
             return
         self.totals += totals
@@ -193,7 +203,7 @@ class Queue:
     def look_for_open(
         self,
         enough: int,
-        start: float = 0.0,
+        ahead: int = 0,
         *,
         untouched: int = 0,
         pages: int | None = None,
@@ -202,8 +212,8 @@ class Queue:
 
         Args:
             enough: Stop at the end of the page on which so many were found.
-            start: Begin so far between the finished prefix and the end that is known (0 to 1, or
-                beyond it, where more may have been stored since), then go round.
+            ahead: Begin so many unfinished batches behind the finished prefix, as far as is known, and
+                come to those before last.
             untouched: Among them, so many that nobody has begun with.
             pages: Stop after so many pages in any case; what they did not show may be unfinished.
         """
@@ -212,7 +222,7 @@ class Queue:
         first = max(100, min(PAGE, 8 * enough)) if known else PAGE
         found: dict[Batch, Sight] = {}
         unfinished = False
-        for page in self._round(first, start):
+        for page in self._round(first, ahead):
             unfinished = unfinished or any(sight.done is None for sight in page)
             found |= {sight.batch: sight for sight in page if sight.open}
             if pages is not None:
@@ -222,31 +232,25 @@ class Queue:
                 return list(found.values()), True
         return list(found.values()), unfinished
 
-    def _round(self, first: int, start: float) -> Iterator[list[Sight]]:
-        """The pages from `start` to the end, then from the finished prefix on."""
-        if start > 1:
-            beyond = False
-            for page in self._scan_all(first, start):
-                beyond = beyond or bool(page)
-                yield page
-            start = 0.0 if beyond else min(1.0, 2 * (start - 1))
-        if start:
-            yield from self._scan_all(first, start)
+    def _round(self, first: int, ahead: int) -> Iterator[list[Sight]]:
+        """The pages from `ahead` to the end, then from the finished prefix on."""
+        if ahead:
+            yield from self._scan_all(first, ahead)
         yield from self._scan_all(first)
 
-    def _scan_all(self, first: int, offset: float = 0.0) -> Iterator[list[Sight]]:
+    def _scan_all(self, first: int, ahead: int = 0) -> Iterator[list[Sight]]:
         lanes = sorted(self._lanes)
         for lane in lanes:
             # The last lane's listing runs on into lanes that were not known yet.
             prefix = "queue/" if lane == lanes[-1] else lane_prefix(lane)
-            yield from self._scan(lane, prefix, first, offset)
+            yield from self._scan(lane, prefix, first, ahead)
 
     def _scan(
-        self, lane: int, prefix: str, first: int, offset: float
+        self, lane: int, prefix: str, first: int, ahead: int
     ) -> Iterator[list[Sight]]:
         """The batches of each page in turn; the first page has at most `first` keys."""
         progress = self._lanes[lane]
-        start = progress.prefix + int((progress.seen - progress.prefix) * offset)
+        start = progress.ahead(ahead * progress.size)
         after = before(lane, start)
         limit = min(first, progress.keys_until_done(start))
         cut: Sight | None = None  # a batch whose keys go on on the next page
@@ -291,6 +295,7 @@ class Queue:
         batch = sight.batch
         progress = self._lane(batch.lane)
         progress.seen = max(progress.seen, batch.end)
+        progress.size = batch.size
         if sight.done is not None:
             progress.add(batch.number, batch.end, Totals(*sight.done))
 

@@ -53,7 +53,12 @@ from starburst_executor.runtime import Signal
 from starburst_executor.session import Known, Session, damage
 from starburst_executor.slots import Ended, Job, Slots
 from starburst_executor.staff import Staff
-from starburst_executor.workload import Workload
+from starburst_executor.workload import (
+    FEW_WORKERS,
+    FRONT_SECONDS,
+    Workload,
+    worth_claiming,
+)
 
 __all__ = ["Worker"]
 
@@ -61,8 +66,11 @@ log = logging.getLogger(__name__)
 
 # A record larger than this would make every compare-and-swap slow: results go beside it.
 INLINE_RECORD = 64 << 10
-# So many may all look at the front of the queue; more would meet there.
-FEW_WORKERS = 32
+# So many list the queue from its front on; of more each lists a part, or pages would be many.
+LIST_ALL = 128
+# After so many conflicts in a row a worker claims elsewhere: of few workers, which keep to the order, later.
+CONFLICTS = 2
+CONFLICTS_OF_FEW = 8
 # A look that saw only a part of the queue, and nothing to do there, is so often soon followed by another.
 PERSISTENCE = 4
 # As often do looks follow soon where others were faster; more means that they do not take it either.
@@ -431,11 +439,12 @@ class Worker:
         if self._paused or self._surplus:
             return
         current = self._load.current
-        if current is not None and self._claim_from(current):
+        front = self._front_is_due()
+        if current is not None and not front and self._claim_from(current):
             self._give_waiting()
             self._poll = self._intervals.poll_first
         now = self._runtime.monotonic()
-        if self._load.full() or now < self._next_look:
+        if self._load.full() or (now < self._next_look and not front):
             return
         claimed = self._look_and_claim()
         now = self._runtime.monotonic()
@@ -451,7 +460,19 @@ class Worker:
             self._next_look = now + self._back_off()
 
     def _wanted(self, hold: Hold) -> int:
-        return 0 if self._paused or self._surplus else self._load.wanted(hold)
+        few = self._manifest.workers <= FEW_WORKERS
+        if self._paused or self._surplus or (few and hold is not self._load.current):
+            return 0
+        return 0 if self._front_is_due() else self._load.wanted(hold)
+
+    def _front_is_due(self) -> bool:
+        """Whether to look for work before the batch that this worker could go on with."""
+        few = self._manifest.workers <= FEW_WORKERS
+        patience = FRONT_SECONDS if few else self._intervals.session_check
+        if self._runtime.monotonic() < self._window_at + patience:
+            return False
+        current = self._load.current
+        return current is not None and self._load.wanted(current) > 0
 
     def _beginning(self, hold: Hold) -> int:
         """How many tasks of the batch would begin as soon as they are claimed."""
@@ -461,7 +482,7 @@ class Worker:
         return self._load.free
 
     def _look_and_claim(self) -> bool:
-        """Claim from a batch at random among the first open ones; whether anything was claimed."""
+        """Claim from the first open batch, or one of the first; whether anything was claimed."""
         beaten = self._beaten + 1
         self._beaten = 0
         for sight in self._candidates():
@@ -477,32 +498,36 @@ class Worker:
 
     def _candidates(self) -> Iterable[Sight]:
         now = self._runtime.monotonic()
-        reach = 2 * max(1, self._manifest.workers)
-        if not self._window or now - self._window_at > self._intervals.commit:
+        stale = now - self._window_at > self._intervals.commit
+        if not self._window or stale or self._front_is_due():
             self._look()
         tries = 4  # each costs a read; then look again
         while self._window and tries:
-            nearest = self._window[:reach]
-            # What nobody has begun with is claimed without a conflict.
-            nearest = [sight for sight in nearest if sight.untouched] or nearest
-            sight = nearest[self._runtime.random.randrange(len(nearest))]
+            near = worth_claiming(
+                self._window,
+                self._manifest.workers,
+                self._queue.now,
+                short=self._load.short(self._window[0].batch.size),
+            )
+            sight = near[self._runtime.random.randrange(len(near))]
             self._window.remove(sight)
             tries -= 1
             yield sight
 
     def _look(self) -> None:
         """List some open batches: the first ones, or where many workers look, some anywhere."""
-        queue = self._queue
-        if self._manifest.workers <= FEW_WORKERS:
-            found = queue.look_for_open(2 * self._manifest.workers)
+        queue, workers = self._queue, self._manifest.workers
+        if workers <= LIST_ALL:
+            found = queue.look_for_open(2 * workers)
             self._unseen = False
         else:
             # What is finished need be listed no more once it was seen from the front on: there look
             # those every other time that have found nothing for a while.
             idle = self._poll > self._intervals.poll_first
             self._from_front = idle and not self._from_front
-            start = 0.0 if self._from_front else self._runtime.random.uniform(0, 1.5)
-            found = queue.look_for_open(16, start, untouched=4, pages=3)
+            at_random = self._runtime.random.randrange(2 * workers)
+            ahead = 0 if self._from_front else at_random
+            found = queue.look_for_open(16, ahead, untouched=4, pages=3)
             self._unseen = found[1] and not found[0]
         self._window, self._unfinished = found
         self._window_at = self._runtime.monotonic()
@@ -568,30 +593,34 @@ class Worker:
         self.session.mark(batch, known.record)
 
     def _claim_from(self, hold: Hold) -> bool:
-        """Claim, with at most two conflicts: then better elsewhere. Whether anything was claimed."""
+        """Claim, with a few conflicts at most: then better elsewhere. Whether anything was claimed."""
         self._take_ended()  # or what ended during the look would seem to be still to do
-        for _ in range(2):
+        few = self._manifest.workers <= FEW_WORKERS
+        for _ in range(CONFLICTS_OF_FEW if few else CONFLICTS):
             count = self._load.wanted(hold)
             if not count:
                 return False
             before = len(hold.waiting)
-            self._try_claim(hold, count)
+            written = self._try_claim(hold, count)
             if len(hold.waiting) > before:
                 self._load.holds.pop(hold.batch, None)
                 self._load.holds[hold.batch] = hold
                 self._mark(hold)
                 return True
+            if written:
+                return False
         return False
 
-    def _try_claim(self, hold: Hold, count: int) -> None:
+    def _try_claim(self, hold: Hold, count: int) -> bool:
+        """Whether it was written; else there was a conflict."""
         if hold.ended:  # which must be said anyway
             self._say(hold, claim=count)
-            return
+            return True
         holding = len(hold.queued) + len(hold.uploading)
         begin = min(count, self._beginning(hold))
         edit = partial(self._edit, claim=holding + count, begin=begin)
         try:
-            known = self._change_once(hold, edit)
+            known, written = self._change_once(hold, edit)
         except StoreError:
             self._load.holds[hold.batch] = hold
             self._doubt(hold)
@@ -599,16 +628,19 @@ class Worker:
         # A claim is a write like another: the first end after it can wait for more to say with it.
         hold.said_at = self._runtime.monotonic()
         self._accept(hold, known)
+        return written
 
-    def _change_once(self, hold: Hold, edit: Callable[[Record], Record]) -> Known:
+    def _change_once(
+        self, hold: Hold, edit: Callable[[Record], Record]
+    ) -> tuple[Known, bool]:
         try:
-            return self.session.change_once(hold.batch, hold.known, edit)
+            return self.session.change_once(hold.batch, hold.known, edit), True
         except Conflict:
             # Perhaps with an earlier try of this very write: then the record names this worker.
             # Else others are at it: the next try should not be in step with theirs.
             pause = self._runtime.random.uniform(0, self._load.lead)
             self._runtime.signal().wait(pause)
-            return self.session.read(hold.batch, hold.known)
+            return self.session.read(hold.batch, hold.known), False
 
     # --- running --------------------------------------------------------------------
 

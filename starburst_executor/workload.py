@@ -1,18 +1,44 @@
-"""How much a worker has to do, how long that will take, and how much more it should claim."""
+"""How much a worker has to do, how long that will take, how much more it should claim, and where.
+
+The order in which tasks begin
+    Tasks are claimed in submission order (of several clients: by lane, then number), and run in the
+    order in which they were claimed, but for what follows.
+
+    up to `FEW_WORKERS` workers: all claim from the first open batch. A task begins before an earlier one
+        only where another worker holds that one: at most `CLAIM_SECONDS` of work for each worker. Where tasks
+        are tiny and a batch is run within `SHORT_BATCH` seconds, each worker takes one for itself.
+    more workers: each prefers a batch that nobody is at, one of the first `spread` of those, so that
+        writers seldom meet. At most twice as many unfinished batches as there are workers lie before it; a
+        batch is at most a quarter of a slot's share of all that waited when it was stored. With more than
+        `worker.LIST_ALL` workers that is by what each knew of the queue at its last look.
+    What was sent back, by a worker that was lost or had to leave, is again the first in order. A worker that
+        stays with a batch notices within `FRONT_SECONDS`; among many workers those do that look for a batch.
+    What waits behind a task that turned out long is handed back after `STUCK_SECONDS`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 from starburst_executor import records
 from starburst_executor.hold import Hold, Key
+from starburst_executor.queue import Sight
 from starburst_executor.records import Batch, State
 from starburst_executor.runtime import Runtime
 from starburst_executor.session import Tasks
 from starburst_executor.slots import Slots
 
-__all__ = ["LONG_TASK", "STUCK_SECONDS", "Workload"]
+__all__ = [
+    "FEW_WORKERS",
+    "FRONT_SECONDS",
+    "LONG_TASK",
+    "STUCK_SECONDS",
+    "Workload",
+    "spread",
+    "worth_claiming",
+]
 
 # A task that ends sooner has its start written together with its end.
 LONG_TASK = 2.0
@@ -20,6 +46,15 @@ LONG_TASK = 2.0
 CLAIM_SECONDS = 1.0
 # What has not begun by then, because the task before it turned out long, is handed back.
 STUCK_SECONDS = 5.0
+# So many may all write one record, which takes some 15 writes a second on S3.
+FEW_WORKERS = 8
+# After so long one of a few workers looks whether there is work before the batch that it stays with.
+FRONT_SECONDS = 5.0
+# A batch of tiny tasks that is run within so many seconds is left to one worker.
+SHORT_BATCH = 4.0
+TINY_TASK = 0.05
+# Nobody is at a record that was not written for so long, or writes it seldom.
+QUIET_SECONDS = 5.0
 
 
 class Workload:
@@ -88,6 +123,14 @@ class Workload:
         unbegun = self.queued - len(self._slots.begun())
         more = max(per_claim - unbegun, self.free, 1)
         return min(more, half, records.MAX_BATCH_TASKS)
+
+    def short(self, tasks: int) -> bool:
+        """Whether so many tasks like the last ones claimed would soon be run by this worker alone."""
+        current = self.current
+        pace = self._pace_of(current.tasks) if current else None
+        if pace is None or pace > TINY_TASK:
+            return False
+        return pace * tasks / self._slots.size <= SHORT_BATCH
 
     def full(self) -> bool:
         """Whether there is enough to do for now."""
@@ -204,3 +247,31 @@ class Workload:
 
 def _first_pending_was_lost(record: records.Record) -> bool:
     return next(t for t in record.tasks if t.state is State.PENDING).lost > 0
+
+
+def spread(workers: int) -> int:
+    """Among how many batches that nobody is at one of so many workers chooses."""
+    return 1 if workers <= FEW_WORKERS else -(-workers // 2)
+
+
+def worth_claiming(
+    sights: Sequence[Sight], workers: int, now: float, *, short: bool = False
+) -> Sequence[Sight]:
+    """Those of the open batches, which are in order, from which a worker should claim at random.
+
+    Args:
+        sights: The open batches, from the first of all on or from the first that was looked at.
+        workers: How many workers there are.
+        now: The store's clock when they were listed.
+        short: The first of them would soon be run by one worker.
+    """
+    if workers <= FEW_WORKERS and not short:
+        return sights[:1]
+    near = sights[: 2 * workers]
+    free = [sight for sight in near if _nobody_is_at(sight, now)]
+    return free or near if short else (free or near)[: spread(workers)]
+
+
+def _nobody_is_at(sight: Sight, now: float) -> bool:
+    """Whether a claim most likely meets no other: of what nobody has begun with, or not for a while."""
+    return sight.record is None or now - sight.record.modified >= QUIET_SECONDS
