@@ -50,6 +50,7 @@ class TaskFuture(Future[T]):
         self.batch: Batch | None = None  # once it is stored
         self._canceller = canceller
         self._fetch: Callable[[], Settled] | None = None
+        self._ending = False  # whoever set this ends the future, and nobody else
 
     @property
     def task_id(self) -> str:
@@ -79,10 +80,8 @@ class TaskFuture(Future[T]):
 
     def settle(self, settled: Settled) -> None:
         """End with a value or an exception; nothing happens if it has ended already."""
-        with self._condition:
-            if self.done():
-                return
-            self._state = "RUNNING"
+        if not self._claim_end("RUNNING"):
+            return
         good, value = settled
         if good:
             self.set_result(value)
@@ -100,18 +99,25 @@ class TaskFuture(Future[T]):
     def note_running(self) -> None:
         """A worker has begun the task."""
         with self._condition:
-            if self._state == _PENDING:
+            if self._state == _PENDING and not self._ending:
                 self.set_running_or_notify_cancel()
 
     def settle_cancelled(self) -> None:
         """End as cancelled, even if it was running."""
-        with self._condition:
-            if self.done():
-                return
-            self._state = _PENDING
+        if not self._claim_end(_PENDING):
+            return
         if super().cancel():
             # Without this `wait` and `as_completed` would never wake for it.
             self.set_running_or_notify_cancel()
+
+    def _claim_end(self, state: str) -> bool:
+        """Whether the caller is to end it, from that state; not under the lock, for callbacks are called then."""
+        with self._condition:
+            if self.done() or self._ending:
+                return False
+            self._ending = True
+            self._state = state
+            return True
 
     def _fetch_now(self) -> None:
         fetch = self._fetch

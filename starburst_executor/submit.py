@@ -70,6 +70,9 @@ class Submitter:
         self._failed = failed
         self._lock = threading.Lock()
         self._queue: deque[Item] = deque()
+        self._storing: list[
+            Item
+        ] = []  # taken from the queue, and not known to be stored
         self._functions: dict[str, bytes] = {}  # not stored yet
         self._known: set[str] = (
             set()
@@ -81,7 +84,7 @@ class Submitter:
         self._idle.set()
         self._closed = False
         self._error: Exception | None = None
-        self.certain = True  # no batch of the lane is in doubt
+        self.certain = True  # no batch of the lane is in doubt, or on its way
         self.lane = -1
 
     def begin(self, lane: int, number: int) -> None:
@@ -162,11 +165,15 @@ class Submitter:
         self._idle.wait()
 
     def abandon(self, error: Exception) -> None:
-        """End everything that is still queued here with an error, and refuse more."""
+        """End everything that is queued here or on its way with an error, and refuse more.
+
+        What was on its way may be stored all the same, and run. Nobody waits for it here any more.
+        """
         with self._lock:
             self._error = self._error or error
-            items = list(self._queue)
+            items = [*self._queue, *self._storing]
             self._queue.clear()
+            self._idle.set()
         for item in items:
             item.future.settle((False, error))
         self._wake.set()
@@ -198,6 +205,7 @@ class Submitter:
                 if len(self._queue) < min(size, self._announced):
                     break  # the rest of a map is on its way
                 items = self._take(size)
+                self._storing += items
                 group.append((Batch(self.lane, self._next, len(items)), items))
                 self._next += len(items)
             return group
@@ -221,11 +229,16 @@ class Submitter:
         return items
 
     def _store_group(self, group: list[tuple[Batch, list[Item]]]) -> None:
+        self.certain = False
         try:
             self._store_functions()
             self._session.runtime.gather([partial(self._store, *one) for one in group])
         except StoreError as error:
-            self._give_up(error, [item for _, items in group for item in items])
+            self._give_up(error)
+        else:
+            self.certain = True
+        with self._lock:
+            self._storing.clear()
 
     def _store(self, batch: Batch, items: list[Item]) -> None:
         calls = [Queued(item.function, item.arguments) for item in items]
@@ -246,11 +259,8 @@ class Submitter:
         put = partial(self._session.put_content, "functions")
         self._session.runtime.gather([partial(put, cargo) for cargo in new.values()])
 
-    def _give_up(self, error: StoreError, items: list[Item]) -> None:
+    def _give_up(self, error: StoreError) -> None:
         """The lane ends here: its next number may or may not appear, so nothing follows it."""
-        self.certain = False
         log.error("session %s: tasks could not be stored: %s", self._session.id, error)
-        for item in items:
-            item.future.settle((False, error))
         self.abandon(error)
         self._failed(error)

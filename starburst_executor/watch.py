@@ -161,6 +161,7 @@ class Watcher:
         self._wake = self._runtime.signal()
         self._nap = self._runtime.signal()  # set once closed
         self._closed = False
+        self._abandoned: BaseException | None = None  # why nothing is watched any more
         self._pause = self._intervals.look_first
         now = self._runtime.monotonic()
         self._checked_at = now
@@ -178,17 +179,27 @@ class Watcher:
         return self._unfinished
 
     def add(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
-        """Watch the futures of a batch that is stored."""
+        """Watch the futures of a batch that is stored; once all were abandoned, these are too."""
         if not futures:
             return
         fresh = Known(Record.fresh(batch.size), None)
         with self._lock:
-            waited = self._waited.setdefault(batch, _Waited({}, fresh))
-            self._unfinished += len(futures.keys() - waited.futures.keys())
-            self._idle.clear()
-            waited.futures.update(futures)
-            waited.known = fresh  # read again: it may tell of these futures already
-        self.hurry()
+            abandoned = self._abandoned
+            if abandoned is None:
+                self._watch(batch, futures, fresh)
+        if abandoned is None:
+            self.hurry()
+        else:
+            _end(futures, abandoned)
+
+    def _watch(
+        self, batch: Batch, futures: dict[int, TaskFuture[Any]], fresh: Known
+    ) -> None:
+        waited = self._waited.setdefault(batch, _Waited({}, fresh))
+        self._unfinished += len(futures.keys() - waited.futures.keys())
+        self._idle.clear()
+        waited.futures.update(futures)
+        waited.known = fresh  # read again: it may tell of these futures already
 
     def hurry(self) -> None:
         """Look soon."""
@@ -211,13 +222,13 @@ class Watcher:
             self._take_in(batch, waited, known)
 
     def abandon(self, error: BaseException) -> None:
-        """End every watched future with an error."""
+        """End every watched future with an error, and every one that is added later."""
         with self._lock:
+            self._abandoned = self._abandoned or error
             waited, self._waited = self._waited, {}
             self._unfinished = 0
         for one in waited.values():
-            for future in one.futures.values():
-                future.settle((False, error))
+            _end(one.futures, error)
         self._idle.set()
 
     def wait_until_idle(self) -> None:
@@ -490,3 +501,8 @@ class Watcher:
     def live_workers(self) -> list[str]:
         """Workers with a heartbeat, as of the last repair look."""
         return self._repair.leases.live
+
+
+def _end(futures: dict[int, TaskFuture[Any]], error: BaseException) -> None:
+    for future in futures.values():
+        future.settle((False, error))
