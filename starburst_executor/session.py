@@ -448,6 +448,11 @@ class Session:
         self.store.put(self.key(f"ended/{heartbeat.worker}"), records.encode(heartbeat))
         self.store.delete([self.key(f"workers/{heartbeat.worker}")])
 
+    def buried(self) -> set[str]:
+        """Workers that have left, or were found to be lost; written before their heartbeat is deleted."""
+        prefix = self.key("ended/")
+        return {entry.key[len(prefix) :] for entry in self.list_all(prefix)[0]}
+
     def forget(self, worker: str) -> None:
         """Delete a worker's heartbeat and keep nothing: the session is being deleted."""
         self.store.delete([self.key(f"workers/{worker}")])

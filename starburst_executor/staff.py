@@ -7,7 +7,8 @@ Two kinds of process do it, each with a `Staff` of its own:
     by id                  tasks that *wait* take; what merely runs on needs no machine beside it
 
 never more than `max_workers` and, while the session is open, never fewer than `min_workers`. Both count
-as live what the launcher knows to live or to start, and what has a fresh heartbeat. Only whoever has the
+as live what has a fresh heartbeat, and what the launcher knows to live if its first heartbeat may be to
+come. A process that has said goodbye, or has fallen silent, is no reason to start no other. Only whoever has the
 turn (`turns`) starts any. Nothing else is written, so whoever dies here leaves the turn, which ends by
 itself, and workers, which are as good as any.
 
@@ -24,6 +25,7 @@ Those beyond `max_workers` find that out at their next session check and leave; 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -47,6 +49,8 @@ log = logging.getLogger(__name__)
 
 # So many workers in a row that end before their first heartbeat mean that none ever will work.
 _STILLBORN_MAX = 3
+# A machine that has to be found, an image that is loaded and packages that are installed take minutes.
+_START_SECONDS = 600.0
 # A turn: what calls take at most, and the pace of Fargate, which launchers keep to.
 _TURN_SECONDS = 20.0
 _LAUNCHES_PER_SECOND = 20.0
@@ -87,6 +91,9 @@ class Staff:
         self._queue: Queue | None = None  # of this thread alone
         # Started here, and not yet known to have ended: when, on the monotonic clock.
         self._started: dict[str, float] = {}
+        # Known to the launcher, and without a heartbeat at every look so far: since when; with one at any: -inf.
+        self._unheard: dict[str, float] = {}
+        self._next_count = -math.inf
         self._stillborn = 0
         self.ended: frozenset[str] = frozenset()
         self.manifest = manifest
@@ -96,6 +103,11 @@ class Staff:
 
     def need(self, unfinished: int) -> None:
         """Start, before this returns, as many workers as so many unfinished tasks lack."""
+        with self._lock:
+            self._next_count = -math.inf
+            self._keep(unfinished)
+
+    def _keep(self, unfinished: int) -> None:
         with self._lock:
             manifest = self.manifest
             wanted = -(-unfinished // manifest.spec.slots)
@@ -115,8 +127,8 @@ class Staff:
                 self._fill(most, partial(self._lacking, free))
 
     def ask_need(self, unfinished: int) -> None:
-        """Have the thread in `run` do `need`."""
-        self._ask(partial(self.need, unfinished))
+        """Have the thread in `run` do `need`, without counting heartbeats often where all processes are there."""
+        self._ask(partial(self._keep, unfinished))
 
     def ask_grow(self, free: int) -> None:
         """Have the thread in `run` do `grow`."""
@@ -163,7 +175,7 @@ class Staff:
         """Start what lacks.
 
         Args:
-            most: If so many are known to live, none does.
+            most: If so many processes are known to live, heartbeats are counted only now and then.
             lacking: How many lack if so many live, of which so many are starting.
         """
         if self.closed:
@@ -173,16 +185,24 @@ class Staff:
         self._check_started(ended)
         self._tell(ended)
         known = self._launcher.live(url)
-        if known is not None and len(known) >= most:
+        now = self._session.runtime.monotonic()
+        if known is not None and len(known) >= most and now < self._next_count:
             return
+        self._next_count = now + self.manifest.intervals.lease / 2
         beats = self._session.beats()
         if beats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
             return
-        heard = self._heard(beats) - ended
-        live = heard | (self._young(ended) if known is None else known)
+        heard = self._heard(beats, known or set()) - ended
+        young = (
+            self._young(ended) if known is None else self._unheard_of(known, heard)
+        ) - heard
+        if young:
+            # Listed after the heartbeats: a leaving worker writes here before it deletes its own.
+            young -= self._session.buried()
+        live = heard | young
         count = lacking(len(live), len(live - heard))
         if count > 0:
-            self._launch_in_turn(live, count)
+            self._launch_in_turn(live | (known or set()), len(live), count)
 
     def _tell(self, ended: set[str]) -> None:
         fresh = ended - self.ended
@@ -190,14 +210,26 @@ class Staff:
             self.ended |= fresh
             self._news()
 
-    def _heard(self, beats: Beats) -> set[str]:
+    def _heard(self, beats: Beats, known: set[str]) -> set[str]:
+        """Those with a fresh heartbeat; it may be a lease old where the process is known to live."""
         half = self.manifest.intervals.lease / 2
-        return {w for w, e in beats.entries.items() if beats.now - e.modified <= half}
+        ages = {worker: beats.now - e.modified for worker, e in beats.entries.items()}
+        return {w for w, age in ages.items() if age <= half * (2 if w in known else 1)}
 
     def _young(self, ended: set[str]) -> set[str]:
         """What was started here so lately that its first heartbeat may be to come."""
         since = self._session.runtime.monotonic() - self.manifest.intervals.lease / 2
         return {w for w, at in self._started.items() if at >= since} - ended
+
+    def _unheard_of(self, known: set[str], heard: set[str]) -> set[str]:
+        """Those that the launcher knows to live, were never heard, and may be about to be."""
+        now = self._session.runtime.monotonic()
+        self._unheard = {
+            worker: -math.inf if worker in heard else self._unheard.get(worker, now)
+            for worker in known
+        }
+        since = now - _START_SECONDS
+        return {worker for worker, at in self._unheard.items() if at >= since}
 
     def _lacking(self, free: int, live: int, starting: int) -> int:
         """How many more workers the waiting tasks lack, beside those that are starting."""
@@ -233,16 +265,17 @@ class Staff:
 
     # --- starting ---------------------------------------------------------------------
 
-    def _launch_in_turn(self, live: set[str], count: int) -> None:
+    def _launch_in_turn(self, seen: set[str], live: int, count: int) -> None:
+        """Start so many; `seen` are processes known before, of which so many count as live."""
         # One that was ended meanwhile needs none: they would only find that out themselves.
         self.manifest = self._session.check_open()
-        count = min(count, affordable_workers(self.manifest) - len(live))
+        count = min(count, affordable_workers(self.manifest) - live)
         if count <= 0:
             return
         if not self._turn.take(_TURN_SECONDS + count / _LAUNCHES_PER_SECOND):
             return
         known = self._launcher.live(self._session.url)
-        others = (known or set()) - live  # started by somebody else since
+        others = (known or set()) - seen  # started by somebody else since
         if count <= len(others) or self._launch(count - len(others)):
             self._turn.give_back(self._launcher.lag)
         # Else there is no room at the moment, and the same process tries again soon.

@@ -321,6 +321,55 @@ def test_an_idle_worker_that_leaves_does_not_miss_what_is_submitted_and_left(
         assert only_task(world).state is State.COMPLETED
 
 
+@pytest.mark.parametrize("lag", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("offset", range(0, 60, 6))
+def test_a_worker_whose_process_outlives_its_goodbye_is_not_counted_on(
+    offset: int, lag: float
+) -> None:
+    # On ECS half a minute goes by from a worker's last look to its task's end.
+    limits = Limits(idle_timeout=30)
+    with a_world(limits=limits, workers=1, workers_launch=False) as world:
+        lagging(world, lag)
+
+        def script(client: SimClient) -> None:
+            client.create()
+            client.submit([Work()])
+            client.runtime.signal().wait(
+                leaves + offset * 0.01 - client.runtime.monotonic()
+            )
+            client.submit([Work()])
+            client.detach()
+            client.exit()
+
+        leaves = _leaving_time(limits) - 0.3
+        world.client("c", script)
+        world.start_worker("w-a", delay=0.5)
+        world.run(leaves + 100)
+        assert world.count(State.COMPLETED) == 2
+
+
+def lagging(world: World, lag: float) -> None:
+    """The launcher learns so many seconds late that a process has ended."""
+    died: dict[str, float] = {}
+
+    def live(session_url: str) -> set[str]:
+        for worker in world.workers.values():
+            if worker.dead:
+                died.setdefault(worker.id, world.sim.now)
+        return {
+            worker
+            for worker in world.workers
+            if world.sim.now - died.get(worker, world.sim.now) < lag
+            or worker not in died
+        }
+
+    def ended(session_url: str) -> set[str]:
+        return world.workers.keys() - live(session_url)
+
+    world.launcher.live = live  # type: ignore[method-assign]
+    world.launcher.ended = ended  # type: ignore[method-assign]
+
+
 def _leaving_time(limits: Limits) -> float:
     """When the worker of the test above would leave if nothing were submitted."""
     with a_world(limits=limits, knows=False, workers=1) as world:
@@ -654,7 +703,7 @@ def test_workers_beyond_the_wanted_number_leave_when_idle() -> None:
     with a_world(workers=3, limits=Limits(idle_timeout=10_000)) as world:
         world.client("c", submitting(*[Work(seconds=30)] * 8, then=outlasting))
         for number in range(5):
-            world.start_worker(f"w-{number}", delay=0.5)
+            world.start_worker(f"w-{number}", delay=0.5 + 0.3 * number)
         world.run(20)
         assert len(world.live_workers()) >= 5
         world.run(1000)
