@@ -351,7 +351,9 @@ class StarburstExecutor(Executor):
         self._detaching = threading.RLock()
         self._end: Exception | None = None  # why nothing can be submitted any more
         self._ending: threading.Thread | None = None
+        self._failure: Exception | None = None  # what broke this object
         self._taken_down = False  # by `detach`, `shutdown`, `cleanup` or an interrupt
+        self._detached = False
         self._lane: int | None = None
         self._numbers: Iterator[int] = iter(())
         self._outcomes = Outcomes(session, packer.open_outcome)
@@ -849,15 +851,30 @@ class StarburstExecutor(Executor):
         """Let go of the session: workers carry on, and `attach` with the id returned picks it up again.
 
         Everything queued is stored before this returns. Unfinished futures of this object end with
-        `SessionDetached`, so that nobody waits on them for ever.
+        `SessionDetached`, so that nobody waits on them for ever. If this raises, it may be called again:
+        until all is stored, this object can be used as before.
+
+        Raises:
+            StoreError: not everything could be stored, or workers could not be counted.
         """
         self._check_process()
         with self._detaching:
-            if not isinstance(self._end, SessionDetached):
+            if not self._detached:
                 self._detach()
         return self.session_id
 
     def _detach(self) -> None:
+        if not isinstance(self._end, SessionDetached):
+            detached = self._store_and_refuse()
+            self._claim_end()
+            self._stop_threads()
+            self._watcher.abandon(detached)
+        self._give_back_lane(SessionState.OPEN)
+        self._close()
+        self._detached = True
+
+    def _store_and_refuse(self) -> SessionDetached:
+        """Have everything stored and workers there, and no more submitted; as it was before if that fails."""
         # The lock is not held while threads are waited for: their callbacks may submit.
         with self._lock:
             self._check_usable()
@@ -865,13 +882,14 @@ class StarburstExecutor(Executor):
                 f"session {self.session_id} was detached; "
                 f"StarburstExecutor.attach({self.session_id!r}) picks it up again"
             )
-        self.flush()
-        self._staff.need(self._watcher.unfinished)
-        self._claim_end()
-        self._stop_threads()
-        self._give_back_lane(SessionState.OPEN)
-        self._watcher.abandon(detached)
-        self._close()
+        try:
+            self.flush()
+            self._staff.need(self._watcher.unfinished)
+        except BaseException:
+            with self._lock:
+                self._end = self._failure
+            raise
+        return detached
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks; when all have ended, stop the workers and remove the session's objects.
@@ -1072,6 +1090,7 @@ class StarburstExecutor(Executor):
     def _break(self, error: Exception) -> None:
         """Nothing can go on: end every future, refuse new ones. Called from this object's threads."""
         log.error("session %s: %s", self.session_id, error)
+        self._failure = self._failure or error
         self._end = self._end or error
         self._watcher.abandon(error)
         self._submitter.abandon(error)
