@@ -39,6 +39,7 @@ from starburst_executor.records import (
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.session import Beats, Known, Session
 from starburst_executor.store import Store
+from starburst_executor.stuck import Stuck, explain, known_to_have_ended
 
 __all__ = [
     "SessionList",
@@ -83,6 +84,9 @@ class SessionStatus:
     last_activity: datetime
     deadline: datetime
     cost: Bill | None = None  # None: nothing costs anything, or it was not reckoned
+    stuck: Stuck | None = (
+        None  # why nothing moves; None: something does, or all is finished
+    )
 
     @property
     def finished(self) -> int:
@@ -103,6 +107,7 @@ class SessionStatus:
         lines = [
             f"Session {self.session_id}" + (f" ({self.name})" if self.name else ""),
             f"  State:     {self.state}",
+            *([f"  Stuck:     {self.stuck}"] if self.stuck else []),
             f"  Progress:  {self.progress:.1%} ({self.finished} of {self.total})",
             *(
                 f"  {label + ':':<10} {count}"
@@ -177,15 +182,17 @@ def status(
     unfinished = [sight for sight in sights if sight.done is None]
     counts = _count(session, unfinished, queue.totals, {} if known is None else known)
     beats = session.beats()
+    gone = known_to_have_ended(session, manifest)
     live = [
-        e
-        for e in beats.entries.values()
-        if beats.now - e.modified <= manifest.intervals.lease
+        worker
+        for worker, e in beats.entries.items()
+        if beats.now - e.modified <= manifest.intervals.lease and worker not in gone
     ]
     # What the manifest says is finished is not listed; but then it was written after that.
     written = session.store.list(session.key("session.json"), limit=1).entries
     moments = [e.modified for e in (*written, *beats.entries.values())]
     moments += [sight.modified for sight in sights]
+    last_activity = max([manifest.created, *moments])
     return SessionStatus(
         session_id=session.id,
         name=manifest.name,
@@ -195,9 +202,10 @@ def status(
         workers=len(live),
         workers_wanted=manifest.workers,
         created_at=_utc(manifest.created),
-        last_activity=_utc(max([manifest.created, *moments])),
+        last_activity=_utc(last_activity),
         deadline=_utc(manifest.deadline),
         cost=reckon(manifest, beats),
+        stuck=explain(session, manifest, counts, beats, live, gone, last_activity),
     )
 
 

@@ -153,7 +153,8 @@ class StarburstExecutor(Executor):
         idle_timeout: A worker with nothing to do leaves after so many seconds.
         session_timeout: Workers leave when nothing was unfinished for so many seconds.
         absolute_timeout: Workers leave so many seconds after the session began, whatever is left;
-            nothing is lost, and `extend` goes on from there.
+            nothing is lost, and `extend` goes on from there. Default a week: workers with nothing to do leave long
+            before, so that what it bounds is a task that hangs, at some $8 a week for a worker of 1 vCPU and 2 GB.
         name: For lists of sessions.
         progress: Show how far it is.
         modules: Modules or packages to ship to the workers, besides those that were imported from
@@ -203,7 +204,7 @@ class StarburstExecutor(Executor):
         max_attempts: int = 3,
         idle_timeout: float = 300,
         session_timeout: float = 3600,
-        absolute_timeout: float = 86400,
+        absolute_timeout: float = 604800,
         name: str | None = None,
         progress: bool = False,
         modules: Iterable[str | Path | ModuleType] = (),
@@ -442,6 +443,9 @@ class StarburstExecutor(Executor):
 
     def _look_after(self, unfinished: int) -> None:
         """Keep workers there, and see what they cost; on the watcher's thread."""
+        seen = self._watcher.manifest
+        if seen.deadline > self._staff.manifest.deadline:  # another client's `extend`
+            self._manifest = self._staff.manifest = seen
         self._staff.ask_need(unfinished)
         self._alarm.look(self._manifest)
 
@@ -863,7 +867,7 @@ class StarburstExecutor(Executor):
         """
         self._check_process()
         self._manifest = catalog.extend(self._session, seconds)
-        self._staff.manifest = self._manifest
+        self._staff.manifest = self._watcher.manifest = self._manifest
         self._watcher.hurry()
 
     def scale(self, workers: int | Literal["auto"]) -> None:
@@ -1194,8 +1198,8 @@ class StarburstExecutor(Executor):
         unfinished = sum(not future.done() for future in self._roster.living())
         if unfinished:
             log.warning(
-                "session %s goes on: its executor was dropped with %d unfinished tasks, without `shutdown` or "
-                "`detach`. When they have ended, its workers and the session do",
+                "session %s goes on: its executor was dropped without `shutdown` or `detach` (unfinished tasks: "
+                "%d). When they have ended, its workers and the session do",
                 self.session_id, unfinished,
             )  # fmt: skip
         threading.Thread(

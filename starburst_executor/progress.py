@@ -93,7 +93,9 @@ class Progress:
         ]
         if status.cancelled:
             parts.append(("cancelled", f"{status.cancelled} cancelled"))
-        if self.left is not None:
+        if status.stuck is not None:
+            parts.append(("stuck", status.stuck.reason))
+        elif self.left is not None:
             parts.append(("left", f"{duration(self.left)} left"))
         if status.cost is not None:
             alert = status.cost.alert
@@ -299,6 +301,7 @@ _STYLES = {
     "left": "bold",
     "workers": "blue",
     "alert": "bold red",
+    "stuck": "bold red",
 }
 
 

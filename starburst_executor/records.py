@@ -207,7 +207,7 @@ class Limits(_Stored, frozen=True, kw_only=True):
     max_attempts: int = 3
     idle_timeout: float = 300
     session_timeout: float = 3600
-    absolute_timeout: float = 86400
+    absolute_timeout: float = 7 * 86400
 
 
 class Intervals(_Stored, frozen=True, kw_only=True):

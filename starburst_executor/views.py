@@ -77,6 +77,10 @@ def dollars(amount: float) -> str:
 def status_html(status: SessionStatus) -> str:
     """A bar with what became of the tasks, and the counts below it."""
     drawn = _status(status, f"{status.workers} of {status.workers_wanted} workers")
+    if status.stuck is not None:
+        drawn += (
+            f'<div style="color:{_COLOURS["failed"]}">{escape(str(status.stuck))}</div>'
+        )
     return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
 
 

@@ -39,6 +39,8 @@ from starburst_executor.records import (
     Task,
 )
 from starburst_executor.session import Known, Session
+from starburst_executor.stuck import past_limit
+from starburst_executor.views import duration
 
 __all__ = ["Outcomes", "Watcher"]
 
@@ -50,6 +52,9 @@ _CLAIM_GRACE = 2.0
 # Where tasks take long, the look after an end need not follow within 50 ms: results may be seen
 # late by so much of a task's run time.
 _LATE = 0.1
+# So long before its absolute time limit, at most, a session that has finished nothing yet is warned of.
+_SOON_SECONDS = 3600.0
+_SOON_SHARE = 0.1
 
 
 @dataclass(slots=True)
@@ -289,6 +294,7 @@ class Watcher:
             return False
         self._check_session()
         sights = {sight.batch: sight for sight in self.queue.look()}
+        self._warn_of_deadline()
         progress = self._read_changed(sights)
         self._keep_workers(sights.values())
         return progress
@@ -310,25 +316,28 @@ class Watcher:
                 "cleanup() in another client or on the command line does that"
             )
         self.queue.learn(self.manifest.lanes)
-        self._warn_of_deadline()
 
     def _warn_of_deadline(self) -> None:
         left = self.manifest.deadline - self.queue.now
+        if left <= 0 and "past" not in self._warned:
+            self._checked_at = -math.inf  # another client may have extended it
+            self._check_session()
+            left = self.manifest.deadline - self.queue.now
         if left <= 0:
+            text = f"session {self.session.id} (unfinished tasks: {self.unfinished}) is"
+            self._warn_once("past", f"{text} {past_limit(self.manifest)}")
+            return
+        self._warned.discard("past")
+        soon = min(_SOON_SECONDS, _SOON_SHARE * self.manifest.limits.absolute_timeout)
+        slots = max(1, self.manifest.workers * self.manifest.spec.slots)
+        need = self.unfinished * (self._run_time or 0.0) / slots
+        if need > left or (left <= soon and not self._run_time):
+            work = f" and some {duration(need)} of work" if need else ""
             self._warn_once(
-                "past",
-                f"session {self.session.id} is past its absolute time limit: workers have left and "
-                "none are started. Nothing is lost; extend(seconds) goes on.",
+                f"before {self.manifest.deadline}",
+                f"session {self.session.id} (unfinished tasks: {self.unfinished}) has {duration(left)} until its absolute "
+                f"time limit{work}: call extend(seconds) in time.",
             )
-        elif self._run_time:
-            slots = max(1, self.manifest.workers * self.manifest.spec.slots)
-            need = self.unfinished * self._run_time / slots
-            if need > left:
-                self._warn_once(
-                    "late",
-                    f"session {self.session.id} has {left / 3600:.1f} h until its absolute time "
-                    f"limit, and some {need / 3600:.1f} h of work: call extend(seconds) in time.",
-                )
 
     def _warn_once(self, what: str, text: str) -> None:
         if what not in self._warned:

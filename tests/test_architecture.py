@@ -21,7 +21,7 @@ ROWS = """
   7  page
   6  roster    charts    progress    |  worker
   5  watch  collect  catalog  staff  retry  report  |  workload
-  4  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
+  4  stuck  submit  turns  packing  history  lanes  ledger  |  beats  hold  leases  library
   3  session  slots  arguments  choice  pricing
   2  queue  child  future  config  environment
   1  launch  store  records  serialize  modules  mapping  cost  views  nesting

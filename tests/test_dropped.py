@@ -78,7 +78,7 @@ def test_a_dropped_executor_with_unfinished_tasks_goes_on_and_says_so_once(
     _ended(directory_url)
     said = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
     assert len(said) == 1
-    assert "3 unfinished tasks" in said[0]
+    assert "unfinished tasks: 3" in said[0]
 
 
 def test_futures_of_a_dropped_executor_can_still_be_cancelled(

@@ -13,6 +13,7 @@ from starburst_executor.cli import Exit, Failed
 from starburst_executor.cli.text import document
 from starburst_executor.progress import Display, Gauge, Meter, Progress
 from starburst_executor.session import Session
+from starburst_executor.stuck import Stuck
 
 __all__ = ["EchoJson", "Watch", "seconds_option"]
 
@@ -64,6 +65,7 @@ class Watch:
         self._display = display
         self._timeout = timeout
         self._meter = Meter()
+        self._said: Stuck | None = None
 
     def until_finished(
         self, each: Callable[[SessionStatus], None] = lambda _: None
@@ -84,6 +86,7 @@ class Watch:
                 status = gauge.look()
                 now = self._runtime.monotonic()
                 self._display.show(self._meter.take_in(status, now))
+                self._advise(status)
                 if status.finished == status.total or status.state == "terminated":
                     return status
                 self._check_time(status, gauge.now, now - began)
@@ -92,6 +95,12 @@ class Watch:
                 self._runtime.signal().wait(pause if left is None else min(pause, left))
         finally:
             self._display.close()
+
+    def _advise(self, status: SessionStatus) -> None:
+        """Say once what to do about a session in which nothing moves."""
+        if status.stuck is not None and status.stuck != self._said:
+            click.echo(f"{status.session_id}: {status.stuck}", err=True)
+        self._said = status.stuck
 
     def _check_time(self, status: SessionStatus, now: float, waited: float) -> None:
         left = status.total - status.finished
