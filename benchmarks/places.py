@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import LatencyProxy, S3Server, latency_proxy, ministack
+from tests.support.servers import LatencyProxy, S3Server, latency_proxy, ministack
 
 __all__ = ["S3Place", "directory", "s3"]
 

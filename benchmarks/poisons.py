@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.places import directory
 from starburst_executor import StarburstExecutor
-from tests.poisons import POISONS, innocent
+from tests.support.poisons import POISONS, innocent
 
 _PATIENCE = 120.0  # seconds, after which what has not ended is lost
 

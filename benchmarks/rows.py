@@ -319,7 +319,7 @@ print(blobs, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, peak / 1
 
 
 def simulated() -> Iterator[Result]:
-    from tests.simulated import run_scale
+    from tests.simulation.world import run_scale
 
     result = run_scale(workers=1000, tasks=100_000, seconds=1.0, seed=0)
     good = (

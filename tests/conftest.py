@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers, together
-from tests.recorder import call_recorder
-from tests.servers import S3Server
+from tests.support.recorder import call_recorder
+from tests.support.servers import S3Server
+from tests.support.sessions import servers, together
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
 
@@ -30,8 +30,8 @@ LAST = "test_aws_calls.py"  # looks at the calls that all others made
 LONGEST = (
     "test_joblib.py",
     "test_integrations.py",
-    "test_growth.py",
-    "test_worker_process.py",
+    "test_autoscaler.py",
+    "test_process.py",
     "test_attach.py",
 )
 """Begun first, so that no process is left with one of them when the others have ended."""
@@ -67,7 +67,7 @@ def _shares_a_run(config: pytest.Config) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the longest files first, and look at the calls after all other tests."""
     items.sort(key=_turn)
-    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
     lacking = files - {item.path.name for item in items}
     option = config.option
     narrowed = option.keyword or option.markexpr not in ("", "not aws")

@@ -24,7 +24,7 @@ from starburst_executor.costs import estimate
 from starburst_executor.costs.prices import TABLE_DATE, built_in, worker_hour
 from starburst_executor.protocol.manifest import Intervals
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from tests.servers import S3Server
+from tests.support.servers import S3Server
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from starburst_executor import RemoteTraceback, StarburstExecutor
-from tests.servers import S3Server
-from tests.support import QUICK
-from tests.tasks import Gate, add, fail, process_id, until
+from tests.support.servers import S3Server
+from tests.support.sessions import QUICK
+from tests.support.tasks import Gate, add, fail, process_id, until
 
 
 @pytest.fixture(params=["directory"])

@@ -29,9 +29,9 @@ from starburst_executor import (
     TaskCrashed,
 )
 from starburst_executor.joblib_backend import StarburstBackend
-from tests.servers import S3Server
-from tests.support import QUICK, is_alive, keys, run_python
-from tests.tasks import Gate, until
+from tests.support.servers import S3Server
+from tests.support.sessions import QUICK, is_alive, keys, run_python
+from tests.support.tasks import Gate, until
 
 Block = Callable[..., Any]
 
@@ -319,7 +319,7 @@ import joblib
 from joblib import Parallel, delayed
 import starburst_executor.joblib_backend
 from pathlib import Path
-from tests.tasks import Gate
+from tests.support.tasks import Gate
 
 gate = Gate(Path(sys.argv[2]))
 with joblib.parallel_config(backend="starburst", n_jobs=2, store=sys.argv[1]):

@@ -14,8 +14,8 @@ import pytest
 
 from starburst_executor import NestingError, StarburstExecutor
 from starburst_executor.nesting import DEPTH_MAX, DEPTH_VARIABLE
-from tests.support import QUICK, keys
-from tests.tasks import double
+from tests.support.sessions import QUICK, keys
+from tests.support.tasks import double
 
 SUM_IN_A_TASK = """
 def nested(store, depth):

@@ -11,7 +11,7 @@ import pytest
 
 import starburst_executor
 from starburst_executor import errors
-from tests.support import run_python
+from tests.support.sessions import run_python
 
 NEVER_IMPORTED = ("boto3", "botocore", "numpy", "click", "rich", "cloudpickle")
 

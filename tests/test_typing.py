@@ -12,7 +12,7 @@ import pytest
 import starburst_executor
 
 ROOT = Path(__file__).parent.parent
-SAMPLES = Path(__file__).with_name("typing_samples.py")
+SAMPLES = Path(__file__).parent / "support" / "typing_samples.py"
 MISTAKE = re.compile(r"  # type: ignore\[([a-z-]+)\]")
 
 
