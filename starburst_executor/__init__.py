@@ -86,12 +86,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "Intervals": "records",
-    "SessionStatus": "catalog",
-    "SessionSummary": "catalog",
+    "Intervals": "protocol.manifest",
+    "SessionStatus": "inspection.status",
+    "SessionSummary": "inspection.status",
     "StarburstExecutor": "executor",
-    "TaskFuture": "future",
-    "TaskOutcome": "collect",
+    "TaskFuture": "client.future",
+    "TaskOutcome": "client.outcomes",
     "list_sessions": "executor",
 }
 

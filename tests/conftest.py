@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import servers, together
 from tests.support.recorder import call_recorder
 from tests.support.servers import S3Server
-from tests.support.sessions import servers, together
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
 

@@ -50,12 +50,12 @@ _MEANING = {
 # Verb -> module, and its line in the help; in the order of the help.
 _SECTIONS = {
     "Look": {
-        "list": ("look", "The sessions in a store."),
-        "status": ("look", "How far a session is."),
-        "tasks": ("look", "Its tasks, one a line."),
-        "show": ("look", "All that is known of one task."),
-        "logs": ("look", "What its tasks have printed."),
-        "errors": ("look", "Its failures, grouped by where they happened."),
+        "list": ("inspect", "The sessions in a store."),
+        "status": ("inspect", "How far a session is."),
+        "tasks": ("inspect", "Its tasks, one a line."),
+        "show": ("inspect", "All that is known of one task."),
+        "logs": ("inspect", "What its tasks have printed."),
+        "errors": ("inspect", "Its failures, grouped by where they happened."),
         "collect": ("results", "What its finished tasks returned or raised."),
         "report": (
             "report",
@@ -63,23 +63,23 @@ _SECTIONS = {
         ),
     },
     "Change": {
-        "cancel": ("change", "Cancel tasks, or all that are unfinished."),
-        "retry": ("change", "Submit failed or chosen tasks again, as new tasks."),
-        "extend": ("change", "Move its time limits on."),
-        "scale": ("change", "Set how many workers it wants."),
-        "cleanup": ("change", "End it; with --force delete it."),
-        "prune": ("change", "Delete sessions that nobody has touched for long."),
+        "cancel": ("manage", "Cancel tasks, or all that are unfinished."),
+        "retry": ("manage", "Submit failed or chosen tasks again, as new tasks."),
+        "extend": ("manage", "Move its time limits on."),
+        "scale": ("manage", "Set how many workers it wants."),
+        "cleanup": ("manage", "End it; with --force delete it."),
+        "prune": ("manage", "Delete sessions that nobody has touched for long."),
     },
     "AWS": {
         "config": ("deploy", "Each setting, and where its value came from."),
         "setup": ("deploy", "Make what workers need in an AWS account."),
         "teardown": ("deploy", "Remove what setup made."),
-        "quota": ("capacity", "How many workers the account may have at once."),
-        "estimate": ("capacity", "What a run would take and cost."),
+        "quota": ("planning", "How many workers the account may have at once."),
+        "estimate": ("planning", "What a run would take and cost."),
     },
     "This machine": {
-        "doctor": ("machine", "Check that everything works, and say what to mend."),
-        "worker": ("machine", "Work for a session."),
+        "doctor": ("doctor", "Check that everything works, and say what to mend."),
+        "worker": ("doctor", "Work for a session."),
     },
 }
 _VERBS = {verb: line for section in _SECTIONS.values() for verb, line in section.items()}

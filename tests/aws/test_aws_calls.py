@@ -23,8 +23,8 @@ from starburst_executor.aws import make_client
 from starburst_executor.aws.deployment import policy
 from starburst_executor.aws.deployment.stack import template
 from tests.conftest import WHY_PARTIAL
+from tests.support import together
 from tests.support.recorder import call_recorder
-from tests.support.sessions import together
 
 SETUP = {f"aws/deployment/{name}" for name in ("setup", "stack", "network", "teardown", "removal")}
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.
@@ -165,7 +165,7 @@ def fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 PROGRAM = """
 import sys
 sys.argv[1:] = ["worker"]
-from starburst_executor.store import open_store
+from starburst_executor.storage.url import open_store
 store = open_store("s3://bucket/prefix")
 store.get("sessions/x/session.json")
 """

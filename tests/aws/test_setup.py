@@ -29,9 +29,9 @@ from starburst_executor.aws.deployment.stack import (
 from starburst_executor.cli import Exit, main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import SystemRuntime
+from tests.support import servers
 from tests.support.scripted import Scripted
 from tests.support.servers import S3Server
-from tests.support.sessions import servers
 
 ACCOUNT = "000000000000"
 BUCKET = f"starburst-executor-{ACCOUNT}-us-east-1"

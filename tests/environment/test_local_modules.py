@@ -658,7 +658,7 @@ def test_a_function_of_a_shipped_module_runs_in_another_process(root: Path, tmp_
         if source.name in ("sums", "sums_helper")
     ]
     script = (
-        "import sys; from starburst_executor.serialize import loads\n"
+        "import sys; from starburst_executor.serialization.pickling import loads\n"
         "sys.path[:0] = sys.argv[1:]\n"
         "print(loads(sys.stdin.buffer.read(), None)(41))"
     )

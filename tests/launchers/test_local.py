@@ -51,7 +51,7 @@ if behaviour == "lingering":
         os._exit(0)
     signal.signal(signal.SIGTERM, let_go)
 if behaviour == "parent":
-    from starburst_executor.launch import hold_lock
+    from starburst_executor.launchers.local import hold_lock
     hold_lock()
     print(os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ), flush=True)  # closes no descriptor
 with open(ready, "w") as file:
@@ -63,7 +63,7 @@ while True:
 CLIENT = """
 import signal, sys
 from pathlib import Path
-from starburst_executor.launch import LocalLauncher
+from starburst_executor.launchers.local import LocalLauncher
 folder, url, *command = sys.argv[1:]
 print(*LocalLauncher(Path(folder), command).launch(url, 1), flush=True)
 signal.pause()
@@ -451,7 +451,7 @@ def test_worker_runs_the_code_of_its_client_whatever_lies_in_the_current_directo
     client = (
         f"import sys; sys.path.insert(0, {str(copy.parent)!r})\n"
         "from pathlib import Path\n"
-        "from starburst_executor.launch import LocalLauncher\n"
+        "from starburst_executor.launchers.local import LocalLauncher\n"
         f"LocalLauncher(Path({str(folder)!r}), [sys.executable, '-P', '-c', {code!r}]).launch({URL!r}, 1)\n"
     )
     subprocess.run([sys.executable, "-P", "-c", client], cwd=cwd, check=True)

@@ -24,10 +24,17 @@ faulthandler.enable()
 sys.setswitchinterval(1e-6)
 
 def decode_everything():
-    from starburst_executor import child, config, records, retry, serialize, slots, turns
-    from starburst_executor.records import (
-        Header, Heartbeat, Intervals, Lane, Limits, LiveLog, Manifest, Record, WorkerSpec
+    from starburst_executor import config
+    from starburst_executor.client import resubmit
+    from starburst_executor.coordination import launch_lease
+    from starburst_executor.protocol import codec, outcome as outcomes
+    from starburst_executor.protocol.manifest import (
+        Heartbeat, Intervals, Lane, Limits, LiveLog, Manifest
     )
+    from starburst_executor.protocol.records import Record
+    from starburst_executor.protocol.tasks_object import Header
+    from starburst_executor.protocol.worker_spec import WorkerSpec
+    from starburst_executor.worker import ipc, pool
     values = [
         Manifest(session_id="s", python="3", package="0", created=1.0, deadline=2.0,
                  workers=1, spec=WorkerSpec(), limits=Limits(), intervals=Intervals(),
@@ -36,26 +43,26 @@ def decode_everything():
         Heartbeat(worker="w"),
         LiveLog(),
         Header(functions=("f",), calls=()),
-        turns._Launching(nonce="n", by="b", seconds=1.0),
-        retry._Retries(tasks={}),
+        launch_lease._Launching(nonce="n", by="b", seconds=1.0),
+        resubmit._Retries(tasks={}),
     ]
-    assert {type(value) for value in values} == set(records._decoders)
-    stored = [(records.encode(value), value) for value in values]
-    outcome = serialize.Outcome(value=b"value")
-    order = child.Order(1, "f", "d", b"", "b", ())
-    reply = child.Reply(1, 0.0, "returned", b"", (), b"", b"")
+    assert {type(value) for value in values} == set(codec._decoders)
+    stored = [(codec.encode(value), value) for value in values]
+    outcome = outcomes.Outcome(value=b"value")
+    order = ipc.JobRequest(1, "f", "d", b"", "b", ())
+    reply = ipc.Reply(1, 0.0, "returned", b"", (), b"", b"")
     wrong = []
     barrier = threading.Barrier(8)
 
     def decode():
         barrier.wait()
         for data, value in stored:
-            if records.decode(data, type(value), "key") != value:
+            if codec.decode(data, type(value), "key") != value:
                 wrong.append(value)
         msgspec.convert(deployment, config.Deployment)
-        serialize.decode_outcome(serialize.encode_outcome(outcome))
-        child.to_child.decode(child._encoder.encode(order))
-        slots._from_child.decode(child._encoder.encode(reply))
+        outcomes.decode_outcome(outcomes.encode_outcome(outcome))
+        ipc.TO_CHILD.decode(ipc.ENCODER.encode(order))
+        pool._from_child.decode(ipc.ENCODER.encode(reply))
 
     deployment = dict.fromkeys(config.Deployment.__struct_fields__, "")
     deployment |= dict(subnets=(), security_groups=(), assign_public_ip=True)

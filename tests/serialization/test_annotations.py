@@ -15,7 +15,7 @@ _LATE = "" if sys.version_info >= (3, 14) else "from __future__ import annotatio
 _BEGIN = """
 import dataclasses, functools, sys
 from typing import TYPE_CHECKING, NamedTuple
-from starburst_executor.serialize import dumps
+from starburst_executor.serialization.pickling import dumps
 
 if TYPE_CHECKING:
     from somewhere import Absent

@@ -435,7 +435,7 @@ def _ignore(digest: str, data: memoryview) -> None:
 def test_the_same_function_has_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     code = """
         import hashlib
-        from starburst_executor.serialize import dumps
+        from starburst_executor.serialization.pickling import dumps
 
         table = {"a": [1.5, "b"], "c": ("d",)}
         class Point:
@@ -454,7 +454,7 @@ def test_the_content_of_a_class_does_not_depend_on_the_order_of_sets(
     tmp_path: Path,
 ) -> None:
     code = """
-        from starburst_executor.contents import class_content
+        from starburst_executor.serialization.content_ids import class_content
 
         class Point:
             def f(self, p): return p in {"a", "b", "c"}

@@ -119,7 +119,7 @@ def test_a_class_of_main_travels_to_another_process(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent("""
         import sys
-        from starburst_executor.serialize import dumps
+        from starburst_executor.serialization.pickling import dumps
         class Point:
             def __init__(self, x): self.x = x
             def double(self): return factor() * self.x
@@ -139,7 +139,7 @@ def test_an_object_with_slots_comes_back_from_where_its_class_was_made_anew(
     script.write_text(
         textwrap.dedent("""
         import dataclasses, subprocess, sys
-        from starburst_executor.serialize import dumps, loads
+        from starburst_executor.serialization.pickling import dumps, loads
 
         @dataclasses.dataclass(slots=True)
         class Point:
@@ -158,7 +158,7 @@ def test_an_object_with_slots_comes_back_from_where_its_class_was_made_anew(
 
         ECHO = '''
         import sys
-        from starburst_executor.serialize import dumps, loads
+        from starburst_executor.serialization.pickling import dumps, loads
         made = loads(sys.stdin.buffer.read(), None)()
         assert not hasattr(made[0], "__dict__")
         sys.stdout.buffer.write(dumps(made, None))
@@ -183,7 +183,7 @@ def test_plain_values_do_without_cloudpickle(monkeypatch: pytest.MonkeyPatch, bl
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr("starburst_executor.serialize.Pickler", Counting)
+    monkeypatch.setattr("starburst_executor.serialization.pickling.Pickler", Counting)
     for i in range(100):
         pack_call((i, "text", [1.0, None]), {"option": {"deep": (b"x", i)}}, blobs.keep)
     assert made == []
@@ -313,7 +313,7 @@ def test_a_store_that_fails_is_no_serialization_error(blobs: Blobs) -> None:
 MEMORY_SCRIPT = """
 import hashlib, resource, sys
 import numpy as np
-from starburst_executor.serialize import pack_call
+from starburst_executor.serialization.pickling import pack_call
 big = np.ones(256 * 2**20, dtype=np.uint8)
 scale = 1 if sys.platform == "darwin" else 1024
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
@@ -513,7 +513,7 @@ def test_a_result_is_called_what_the_caller_calls_it(blobs: Blobs) -> None:
 def test_a_global_that_a_function_of_main_uses_is_named() -> None:
     script = textwrap.dedent("""
         import threading
-        from starburst_executor.serialize import dumps
+        from starburst_executor.serialization.pickling import dumps
         lock = threading.Lock()
         def work():
             return [lock for _ in range(3)]

@@ -454,7 +454,7 @@ def _child(code: str, root: Path) -> subprocess.Popen[bytes]:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from starburst_executor.store import DirectoryStore\n"
+        "from starburst_executor.storage.directory import DirectoryStore\n"
         f"store = DirectoryStore({str(root)!r})\n"
         f"{code}\n"
     )

@@ -990,8 +990,9 @@ ORPHANS = """
 import sys
 from pathlib import Path
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.serialize import dumps, pack_call
-from starburst_executor.slots import Job, ProcessSlots
+from starburst_executor.serialization.pickling import dumps, pack_call
+from starburst_executor.worker.child_handle import Job
+from starburst_executor.worker.pool import ProcessPool as ProcessSlots
 
 def hang(path):
     import signal, time

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from starburst_executor.worker.pool import ProcessPool, SlotsBroken
+from tests.support import poisons
 from tests.support.poisons import ENDS_ITS_PROCESS, POISONS, innocent
-from tests.support.sessions import poisons
 from tests.worker.test_pool import PATIENCE, Bench, failure_of, value_of
 
 FOLLOWERS = 20
