@@ -222,3 +222,13 @@ def _gone(pid: int) -> bool:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return False
+
+
+@pytest.fixture
+def home_without_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the programs keep their sessions; none may be left there."""
+    folder = tmp_path / "starburst"
+    monkeypatch.setenv("STARBURST_HOME", str(folder))
+    yield folder
+    left = [path.name for path in folder.glob("store/sessions/*")]
+    assert not left, f"sessions were left behind: {left}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import traceback
@@ -73,10 +74,7 @@ def _exception_cargo(exc: BaseException, keep: Keep) -> bytes:
     return cargo
 
 
-_OWN_FILES = {
-    str(Path(__file__).with_name(name))
-    for name in ("serialize.py", "exception_state.py", "child.py")
-}
+_OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"  # this package's code, above that of the user
 
 
 def _traceback(exc: BaseException) -> str:
@@ -94,7 +92,7 @@ def _drop_own_frames(report: traceback.TracebackException) -> None:
         part = todo.pop()
         if part is None:
             continue
-        while part.stack and part.stack[0].filename in _OWN_FILES:
+        while part.stack and part.stack[0].filename.startswith(_OWN_FOLDER):
             del part.stack[0]
         todo += [part.__cause__, part.__context__, *(part.exceptions or ())]
 

@@ -196,7 +196,7 @@ def test_a_plain_value_gives_the_bytes_that_cloudpickle_gives(
     monkeypatch: pytest.MonkeyPatch, blobs: Blobs
 ) -> None:
     plain = pack_call((1, "a", [2.0]), {"b": {"c": b"d"}}, blobs.keep)
-    monkeypatch.setattr("starburst_executor.serialization.diagnosis._is_plain", lambda _: False)
+    monkeypatch.setattr("starburst_executor.serialization.pickling.is_plain", lambda _: False)
 
     assert pack_call((1, "a", [2.0]), {"b": {"c": b"d"}}, blobs.keep) == plain
 
