@@ -18,7 +18,8 @@ import pytest
 import starburst_executor
 from starburst_executor import StarburstExecutor
 from starburst_executor.cli import main
-from starburst_executor.costs import prices
+from starburst_executor.costs.estimate import estimate_run
+from starburst_executor.costs.prices import TABLE_DATE, built_in, worker_hour
 from starburst_executor.protocol.manifest import Intervals
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from tests.support.markdown import README, ROOT, blocks, page, rows, sections
@@ -88,16 +89,16 @@ def test_ci_runs_the_second_block_of_the_readme_as_it_stands() -> None:
 def test_the_cost_formula_is_that_of_the_code() -> None:
     """Its prices, its table of requests, and the example computed from both."""
     text = page("explanation/costs.md")
-    prices = prices.built_in("us-east-1")
+    prices = built_in("us-east-1")
     [formula] = re.findall(r"cost = ([\d.]+) x \(PUTs \+ LISTs\) \+ ([\d.]+) x GETs", text)
     stated = [float(one) for one in formula]
     assert stated == pytest.approx([prices.write, prices.read])
-    assert f"{prices.TABLE_DATE:%Y-%m-%d}" in text
+    assert f"{TABLE_DATE:%Y-%m-%d}" in text
     table = {row[0]: row[1:] for row in rows(text)}
     alone = [int(n) for n in table["a task submitted while nothing else waits"]]
     busy = table["heartbeats and the like of a busy worker, a minute"]
     client = table["a client that waits for long tasks, a minute"]
-    found = prices.estimate(
+    found = estimate_run(
         WorkerSpec(launcher="ecs"), prices, tasks=10_000, task_seconds=60, workers=100, startup=0,
     )  # fmt: skip
     minutes = 100
@@ -127,8 +128,8 @@ def test_limits_in_the_reference_are_those_of_the_code() -> None:
 
 def test_the_check_of_an_account_costs_what_the_price_table_says() -> None:
     text = page("how-to/check-an-account.md")
-    prices = prices.built_in("us-east-1", use_spot=False)
-    hour = prices.worker_hour(WorkerSpec(launcher="ecs"), prices)
+    prices = built_in("us-east-1", use_spot=False)
+    hour = worker_hour(WorkerSpec(launcher="ecs"), prices)
     assert f"6 x 5/60 x ${hour:.5f} = ${6 * 5 / 60 * hour:.4f}" in text
     for price in (prices.vcpu_hour, prices.gb_hour):
         assert f"${price}" in text
