@@ -94,7 +94,7 @@ class Blind(LocalLauncher):
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_blind(spec: WorkerSpec, deployment: Any = None) -> LocalLauncher:
+    def open_blind(spec: WorkerSpec, deployment: Any = None, origin: Any = None) -> LocalLauncher:
         return Blind()
 
     monkeypatch.setattr(executor, "open_launcher", open_blind)
