@@ -1,9 +1,9 @@
 """Settings: arguments, then `STARBURST_*` variables, then the configuration file, then defaults.
 
     argument         store="s3://bucket/runs"             the call, or a command's option
-    environment      STARBURST_STORE=s3://bucket/runs     lists with commas:
-    STARBURST_SUBNETS=subnet-1,subnet-2 file             [default]                            TOML,
-    a section per profile; `setup` writes it
+    environment      STARBURST_STORE=s3://bucket/runs     lists are comma-separated:
+    subnet-1,subnet-2 file             [default]                            TOML, a section per
+    profile; see `setup`
                      store = "s3://bucket/runs"
     built in         a directory in the user's data folder, workers on this machine
 
@@ -218,8 +218,8 @@ def load_deployment(profile: str | None = None) -> Deployment | None:
         raise ConfigError(
             f"the cluster {settings.cluster!r} is set (by {found.sources['cluster']}), but "
             f"{', '.join(missing)} not. Run `starburst-executor setup`, which creates and records "
-            "what "
-            f"is missing, or set {variables}, or add them to [{found.profile}] of {config_file()}."
+            f"what is missing, or set {variables}, or add them to [{found.profile}] of "
+            f"{config_file()}."
         )
     return Deployment(**{name: values[name] for name in Deployment.__struct_fields__})
 
