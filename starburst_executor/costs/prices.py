@@ -242,6 +242,5 @@ def check_hourly_cost(
         advice = f"use max_workers={most}, or try" if most else "try"
         raise ValueError(
             f"max_workers={workers} would cost ${workers * hourly:.4g} an hour ({prices}), more "
-            "than "
-            f"max_hourly_cost={max_hourly_cost:g}; {advice} smaller workers or use_spot=True"
+            f"than max_hourly_cost={max_hourly_cost:g}; {advice} smaller workers or use_spot=True"
         )
