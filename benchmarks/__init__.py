@@ -1,1 +1,1 @@
-"""What this package promises about speed, measured in one run: `python -m benchmarks`."""
+"""Measures what this package promises about speed, in one run: `python -m benchmarks`."""

@@ -1,11 +1,11 @@
-"""Measure what docs/explanation/benchmarks.md states, in one run, and print it as a table.
+"""Measure the figures in docs/explanation/benchmarks.md in one run, and print a table.
 
     python -m benchmarks [--only WORD] [--list] [--json FILE]
 
-S3 rows run against a ministack that this starts, with a proxy before it that adds time to each
-reply; `STARBURST_BENCHMARK_STORE=s3://bucket/prefix` takes another server (the usual AWS settings
-say which), and then adds no time. Requests are counted by botocore's events in every process, and
-compared with what the proxy saw.
+S3 rows run against a ministack that this starts, behind a proxy that adds latency to each reply;
+`STARBURST_BENCHMARK_STORE=s3://bucket/prefix` uses another server (the usual AWS settings say
+which), without added latency. Requests are counted by botocore's events in every process, and
+compared with the proxy's count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from benchmarks.rows import ROWS, Row
 @click.command(help=__doc__)
 @click.option("--only", help="Only the rows with this word in their name.")
 @click.option("--list", "names_only", is_flag=True, help="Print the names of the rows.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write figures here too.")
+@click.option(
+    "--json", "target", type=click.Path(path_type=Path), help="Also write the figures here."
+)
 def main(only: str | None, names_only: bool, target: Path | None) -> None:
     chosen = [row for row in ROWS if only is None or only in row.name]
     if names_only:

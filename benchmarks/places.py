@@ -1,4 +1,4 @@
-"""Where a benchmark runs: a fresh directory, or S3 with time added to each reply."""
+"""Where a benchmark runs: a fresh directory, or S3 with latency added to each reply."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class S3Place:
     proxy: LatencyProxy | None
 
     def begin(self) -> None:
-        """Count from here."""
+        """Start counting."""
         from starburst_executor import aws
 
         aws.requests.clear()
@@ -47,7 +47,7 @@ class S3Place:
         return total
 
     def on_the_wire(self) -> int | None:
-        """Requests that went through the proxy: what the counts must agree with."""
+        """Requests that went through the proxy; the counts must agree with it."""
         return self.proxy.counts()["requests"] if self.proxy else None
 
 
@@ -60,7 +60,7 @@ def directory() -> Iterator[str]:
 
 @contextlib.contextmanager
 def s3(milliseconds: float = 0) -> Iterator[S3Place]:
-    """A store on the server that `STARBURST_BENCHMARK_STORE` names, or on a ministack of its own."""
+    """A store on the server that `STARBURST_BENCHMARK_STORE` names, or on its own ministack."""
     with _home() as home, contextlib.ExitStack() as stack:
         counts = home / "counts"
         counts.mkdir()

@@ -1,4 +1,4 @@
-"""Run each poisonous task with many harmless ones around it, and print what became of them.
+"""Run each poisonous task among many harmless ones, and print what became of them.
 
 python -m benchmarks.poisons [--followers 1000] [--only WORD]
 """
@@ -18,7 +18,7 @@ from benchmarks.places import directory
 from starburst_executor import StarburstExecutor
 from tests.support.poisons import POISONS, innocent
 
-_PATIENCE = 120.0  # seconds, after which what has not ended is lost
+_PATIENCE = 120.0  # seconds after which unfinished tasks count as lost
 
 
 def _run(
@@ -27,7 +27,7 @@ def _run(
     count: int,
     usual: dict[str, object],
 ) -> tuple[int, int]:
-    """How many harmless tasks did not end, and how many ended otherwise than as usual."""
+    """Count harmless tasks that did not end, and those that did not end as usual."""
     half = count // 2
     before: list[Future[Any]] = [ex.submit(innocent, i) for i in range(half)]
     culprit: Future[Any] = ex.submit(poison)
@@ -41,7 +41,7 @@ def _run(
 
 
 @click.command(help=__doc__)
-@click.option("--followers", default=1000, help="Harmless tasks for each poison.")
+@click.option("--followers", default=1000, help="Harmless tasks per poison.")
 @click.option("--only", default="", help="Only the poisons with this word in their name.")
 def main(followers: int, only: str) -> None:
     console = Console()

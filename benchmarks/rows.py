@@ -1,4 +1,4 @@
-"""The rows of the table, each a function that measures."""
+"""The rows of the table, each a measuring function."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def nap(seconds: float) -> float:
 
 
 def warm(ex: StarburstExecutor, workers: int, seconds: float = 1.0) -> None:
-    """Return when so many workers have each run a task."""
+    """Run tasks until this many workers are up."""
     while True:
         wait([ex.submit(nap, seconds) for _ in range(workers)])
         if ex.status().workers >= workers:
@@ -94,7 +94,7 @@ def requests_of_long_tasks() -> Iterator[Result]:
     tasks = 40
     with s3(20) as place:
         place.begin()
-        # A script of its own, so that no module of this benchmark is shipped.
+        # A separate script, so that no module of this benchmark is shipped.
         subprocess.run([sys.executable, "-P", "-c", _LONG, place.url], check=True)
         reached, detail = _per_task(place, tasks)
     yield Result(
@@ -117,7 +117,7 @@ def requests_when_idle() -> Iterator[Result]:
         assert place.proxy is not None
         idle = place.proxy.counts()
         yield Result(
-            "requests a minute: an idle worker, settled",
+            "requests per minute: an idle worker, settled",
             "at most 6",
             f"{idle['requests'] / minutes:.1f}",
             idle["requests"] <= 6 * minutes,
@@ -127,9 +127,9 @@ def requests_when_idle() -> Iterator[Result]:
         time.sleep(60)
         place.begin()
         time.sleep(60 * minutes)
-        counts = place.requests()  # of this process: the worker still runs
+        counts = place.requests()  # this process's only: the worker still runs
         yield Result(
-            "requests a minute: a client waiting on one long task",
+            "requests per minute: a client waiting for one long task",
             "at most 20",
             f"{counts.total() / minutes:.1f}",
             counts.total() <= 20 * minutes,
@@ -142,7 +142,7 @@ def requests_when_idle() -> Iterator[Result]:
 def submitting() -> Iterator[Result]:
     tasks = 100_000
     with directory() as store:
-        # No worker competes for the machine: what is measured is the client.
+        # Without workers competing for the machine, this measures the client.
         ex = StarburstExecutor(4, store=store)
         ex._staff.close()
         began = time.perf_counter()
@@ -198,7 +198,7 @@ def against_process_pool() -> Iterator[Result]:
         "at most 3 x",
         f"{ours / theirs:.2f} x",
         ours <= 3 * theirs,
-        f"{ours:.2f} s against {theirs:.2f} s, each with its start and end",
+        f"{ours:.2f} s against {theirs:.2f} s, including startup and shutdown",
     )
 
 
@@ -274,7 +274,7 @@ def attaching() -> Iterator[Result]:
         "at most 3 s, under 400 MB",
         f"{seconds:.2f} s, {mib:.0f} MB",
         seconds <= 3 and mib < 400,
-        "the memory with all 100,000 futures made and one result read",
+        "memory with all 100,000 futures created and one result read",
     )
 
 
@@ -291,7 +291,7 @@ def big_argument() -> Iterator[Result]:
         "uploaded once; client and worker under 3 x 256 MB",
         f"{blobs:.0f} blob; client {client:.0f} MB, worker {worker:.0f} MB",
         blobs == 1 and client < limit and worker < limit,
-        "peak resident memory; of the worker's poller and child the larger",
+        "peak resident memory; the larger of the worker's poller and child",
     )
 
 
@@ -332,7 +332,7 @@ def simulated() -> Iterator[Result]:
         "efficiency 0.90, 5 requests per task, 3,500 writes/s",
         f"{result.efficiency:.3f}, {result.requests_per_task:.2f}, {result.peak_writes_per_second}",
         good,
-        "writes: the most in any second under the session's prefix",
+        "writes: the maximum in any second under the session's prefix",
     )
 
 
@@ -348,7 +348,7 @@ with StarburstExecutor(1, store=sys.argv[1], environment="sync", requirements=wa
 
 
 def environments() -> Iterator[Result]:
-    """First: nothing is cached. Second: unpacked. Third: it is there."""
+    """First: nothing is cached. Second: unpacked. Third: already there."""
     with directory() as store, tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "UV_CACHE_DIR": f"{folder}/uv", "PIP_NO_CACHE_DIR": "1"}
 
@@ -366,7 +366,7 @@ def environments() -> Iterator[Result]:
         "at least 5 x",
         f"{first / second:.1f} x",
         first / second >= 5,
-        f"launch to first task: {first:.1f} s, {second:.1f} s; once it is there {third:.1f} s",
+        f"launch to first task: {first:.1f} s, {second:.1f} s; once there {third:.1f} s",
     )
 
 

@@ -1,4 +1,4 @@
-"""adaptive: a function is evaluated where it is interesting, as results come in."""
+"""adaptive: sample a function where it is interesting, as results come in."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ WIDTH, HEIGHT = 72, 12
 
 
 def peak(x: float) -> float:
-    """Flat, but for a narrow peak that a coarse grid would miss."""
+    """A slope with a narrow peak that a coarse grid would miss."""
     return x + 0.01**2 / (0.01**2 + (x - 0.31) ** 2)
 
 
 learner = adaptive.Learner1D(peak, bounds=(-1, 1))
 with StarburstExecutor(max_workers=2) as executor:
-    # ntasks must be given: adaptive counts the workers of executors that it knows, no others.
+    # ntasks is required: adaptive can only count the workers of executors that it knows.
     adaptive.BlockingRunner(learner, npoints_goal=80, executor=executor, ntasks=4)
 
 columns = [0] * WIDTH

@@ -1,4 +1,4 @@
-"""From asyncio: await tasks beside other coroutines, and cancel what is no longer wanted."""
+"""asyncio: await tasks alongside other coroutines, and cancel what is no longer needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count_primes(below: int) -> int:
 
 
 async def tick(stop: asyncio.Event) -> int:
-    """The event loop stays free while workers work."""
+    """Show that the event loop stays responsive while workers are busy."""
     ticks = 0
     while not stop.is_set():
         await asyncio.sleep(0.01)
@@ -37,15 +37,15 @@ async def main(executor: StarburstExecutor) -> None:
     for limit, count in zip(limits, counts, strict=True):
         print(f"{count:>8,} primes below {limit:>12,}")
 
-    # A submitted future can be awaited too; a time-out stops waiting for it.
+    # A submitted future can be awaited too; a timeout stops the waiting.
     future = executor.submit(time.sleep, 60)
     try:
         await asyncio.wait_for(asyncio.wrap_future(future), timeout=0.5)
     except TimeoutError:
         print("gave up on a task after half a second")
-    await asyncio.to_thread(executor.cancel, future)  # stops it even where it runs
+    await asyncio.to_thread(executor.cancel, future)  # stops it even while it is running
     stop.set()
-    print(f"the event loop ticked meanwhile: {await ticking > 10}")
+    print(f"the event loop kept ticking: {await ticking > 10}")
 
 
 with StarburstExecutor(max_workers=2) as executor:

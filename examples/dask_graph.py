@@ -1,4 +1,4 @@
-"""A dask graph on workers: dask cuts the work into pieces and orders them, and workers do them."""
+"""A dask graph: dask splits the work into ordered pieces, and workers run them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from starburst_executor import StarburstExecutor
 
 
 def collatz_steps(number: int) -> tuple[int, int]:
-    """Steps from a number down to 1, halving what is even and tripling plus one what is odd."""
+    """Count the steps from a number to 1, halving even numbers and taking odd ones to 3n + 1."""
     start, steps = number, 0
     while number != 1:
         number = number // 2 if number % 2 == 0 else 3 * number + 1
@@ -27,7 +27,7 @@ def submit_and_leave() -> str:
     executor = StarburstExecutor(max_workers=2, name="collatz")
     for number in range(1, 201):
         executor.submit(collatz_steps, 10**30 + number)
-    session_id = executor.detach()  # all is stored; this process may end
+    session_id = executor.detach()  # everything is stored; this process may exit
     print(f"process {os.getpid()} submitted 200 tasks and detached from {session_id}")
     return session_id
 
@@ -38,8 +38,8 @@ def attach_and_collect(session_id: str) -> None:
     results = [future.result() for future in as_completed(executor.futures)]
     print(executor.status())
     number, steps = max(results, key=lambda result: result[1])
-    print(f"longest way down: {steps} steps from {number}")
-    executor.cleanup(force=True)  # delete the session; without it, it stays to be read
+    print(f"longest path: {steps} steps from {number}")
+    executor.cleanup(force=True)  # delete the session; otherwise it stays readable
 
 
 if len(sys.argv) > 1:

@@ -1,4 +1,4 @@
-"""emcee: an ensemble of walkers samples a posterior, their likelihoods computed by workers."""
+"""emcee: an ensemble of walkers samples a posterior, and workers compute the likelihoods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a task, and what to do: an exception, a crash, a time limit."""
+"""What can go wrong with a task, and how to handle it: an exception, a crash, a timeout."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def parse(text: str) -> float:
 def fragile(number: int, retry: int) -> int:
     if number % 4 == 0 and retry == 0:
         print(f"about to crash on {number}")
-        os.abort()  # as a library in C might
+        os.abort()  # as a C library might
     return number * number
 
 
 with StarburstExecutor(max_workers=2, task_timeout=2) as executor:
-    # 1. The task raises: its exception comes back as itself.
+    # 1. The task raises: the same exception is raised here.
     try:
         executor.submit(parse, "zero").result()
     except ValueError as error:
-        print(f"1. raised here as there: {error!r}")
+        print(f"1. raised in the task and here: {error!r}")
         print(f"   remote traceback ends: {str(error.__cause__).splitlines()[-2]!r}\n")
 
-    # 2. The task takes its process down: only this task fails, and may be submitted again.
+    # 2. The task kills its process: only this task fails, and it can be submitted again.
     futures = {n: executor.submit(fragile, n, 0) for n in range(8)}
     squares = {}
     for number, future in futures.items():
@@ -38,13 +38,13 @@ with StarburstExecutor(max_workers=2, task_timeout=2) as executor:
             squares[number] = executor.submit(fragile, number, 1).result()
     print(f"   with retries: {squares}\n")
 
-    # 3. The task runs for too long.
+    # 3. The task runs too long.
     try:
         executor.submit(time.sleep, 3600).result()
     except TaskTimeout as error:
         print(f"3. {error}\n")
 
-    # 4. All outcomes at once, failures among them; nothing is raised.
+    # 4. Collect all outcomes, including failures; nothing is raised.
     outcomes = executor.collect(wait=True)
     failed = [outcome for outcome in outcomes if not outcome.ok]
     print(f"4. {len(outcomes)} outcomes, {len(failed)} of them failures:")

@@ -1,4 +1,4 @@
-"""scikit-learn on workers: a grid search as it stands, through the joblib backend."""
+"""scikit-learn: an unmodified grid search on workers, through the joblib backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import starburst_executor.joblib_backend  # noqa: F401  makes backend="starburst
 images, digits = load_digits(return_X_y=True)
 grid = {"C": [0.1, 1, 10], "gamma": [0.0001, 0.001, 0.01]}
 
-# The arguments besides n_jobs are StarburstExecutor's: store="s3://bucket/prefix", say.
+# Arguments other than n_jobs go to StarburstExecutor, such as store="s3://bucket/prefix".
 with joblib.parallel_config(backend="starburst", n_jobs=2):
     began = time.perf_counter()
     search = GridSearchCV(SVC(), grid, cv=3).fit(images, digits)
@@ -30,4 +30,4 @@ print("accuracy   gamma" + "".join(f"{gamma:>9}" for gamma in grid["gamma"]))
 means = search.cv_results_["mean_test_score"].reshape(len(grid["C"]), -1)
 for c, row in zip(grid["C"], means, strict=True):
     print(f"     C {c:>8} " + "".join(f"{mean:9.3f}" for mean in row))
-print(f"\nbest: {search.best_params_}, {scores.mean():.1%} right in 5 folds")
+print(f"\nbest: {search.best_params_}, {scores.mean():.1%} correct in 5 folds")

@@ -1,4 +1,4 @@
-"""Monte Carlo: what may a portfolio be worth in a year? 400 tasks of 20 simulated years each."""
+"""Monte Carlo: a portfolio's possible value in a year, from 400 tasks of 20 simulated years."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOLDINGS = {  # share of the portfolio, mean daily return, daily volatility
 
 
 def simulate(seed: int) -> list[tuple[float, float]]:
-    """Simulate some years; for each the final value and the deepest fall from a peak."""
+    """Simulate years; return each one's final value and deepest fall from a peak."""
     draw = random.Random(seed)
     return [simulate_year(draw) for _ in range(YEARS_EACH)]
 

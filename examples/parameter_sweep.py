@@ -1,4 +1,4 @@
-"""A parameter sweep with scipy: who catches an infection, by how catching it is and who is vaccinated."""
+"""A parameter sweep with scipy: infections, by reproduction number and vaccination rate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from scipy.integrate import solve_ivp  # type: ignore[import-untyped]
 
 from starburst_executor import StarburstExecutor
 
-REPRODUCTION = np.linspace(1.0, 6.0, 11)  # infections that one case causes at first
+REPRODUCTION = np.linspace(1.0, 6.0, 11)  # infections that one case initially causes
 VACCINATED = np.linspace(0.0, 0.9, 19)  # share of the population
-RECOVERY = 1 / 7  # a day
+RECOVERY = 1 / 7  # per day
 SHADES = " .:-=+*#%@"
 
 
 def infected_share(reproduction: float, vaccinated: float) -> float:
-    """Share of the population that is infected within two years, by the SIR equations."""
+    """Share of the population infected within two years, from the SIR equations."""
 
     def change(_: float, state: np.ndarray) -> list[float]:
         susceptible, infectious = state
@@ -33,12 +33,13 @@ with StarburstExecutor() as executor:
     shares = np.array(list(executor.map(infected_share, *zip(*grid, strict=True))))
 table = shares.reshape(len(REPRODUCTION), len(VACCINATED))
 
-print(f"{len(grid)} parameter sets; the darker, the more people are infected\n")
+print(f"{len(grid)} parameter sets; darker means more people are infected\n")
 for row, reproduction in reversed(list(zip(table, REPRODUCTION, strict=True))):
     cells = "".join(SHADES[min(int(10 * share), 9)] * 3 for share in row)
     print(f"R0 {reproduction:.1f} |{cells}|")
 print(f"        0 %{'vaccinated':^46}90 %\n")
 worst = int(shares.argmax())
 print(
-    f"worst: R0 {grid[worst][0]:.1f}, {grid[worst][1]:.0%} vaccinated -> {shares[worst]:.1%} infected"
+    f"worst: R0 {grid[worst][0]:.1f}, {grid[worst][1]:.0%} vaccinated -> {shares[worst]:.1%} "
+    "infected"
 )

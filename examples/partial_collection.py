@@ -1,4 +1,4 @@
-"""Take what is there, whatever the rest does: early results, then all of them."""
+"""Collect results while other tasks still run: first the early ones, then all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starburst_executor import StarburstExecutor, TaskOutcome
 
 
 def largest_prime_factor(number: int, pause: float) -> int:
-    time.sleep(pause)  # stands for work that takes longer
+    time.sleep(pause)  # stands in for longer work
     factor = 2
     while factor * factor <= number:
         if number % factor:
@@ -29,6 +29,6 @@ with StarburstExecutor(max_workers=2) as executor:
     wait(quick)
     slow = [executor.submit(largest_prime_factor, 10**10 + i, 1.5) for i in range(2)]
 
-    show("what there is so far", executor.collect())  # does not wait
+    show("so far", executor.collect())  # does not wait
     print(executor.status(), "\n")
-    show("what there is in the end", executor.collect(wait=True))  # reads only what is new
+    show("in the end", executor.collect(wait=True))  # downloads only what is new

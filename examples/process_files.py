@@ -1,6 +1,6 @@
-"""A directory of files, one task each: a month of a web server's logs, which this script writes first.
+"""A directory of files, one task each: a month of web server logs, written by this script.
 
-Local workers read the same disk. Workers elsewhere need paths that they can open, such as s3:// URLs.
+Local workers read the same disk. Workers elsewhere need paths they can open, such as s3:// URLs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starburst_executor import StarburstExecutor
 
 
 def write_logs(folder: Path, days: int) -> list[Path]:
-    """Write one log file for each day: a line for each request, with its status and time."""
+    """Write one log file per day, with a line per request: its status and time."""
     paths = []
     for day in range(1, days + 1):
         draw = random.Random(day)
@@ -46,4 +46,4 @@ for name, counts, slowest in sorted(reports):
     bar = "#" * round(500 * errors)
     print(f"{name} {count:>8,} {errors:>8.1%} {slowest:>6} ms  {bar}".rstrip())
 total = sum((counts for _, counts, _ in reports), Counter[str]())
-print("\nin all:", ", ".join(f"{s}: {n:,}" for s, n in sorted(total.items())))
+print("\ntotal:", ", ".join(f"{s}: {n:,}" for s, n in sorted(total.items())))

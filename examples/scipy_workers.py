@@ -1,4 +1,4 @@
-"""`workers=executor.map`: scipy's optimizers evaluate a whole population at a time, on workers."""
+"""`workers=executor.map`: scipy's optimizers evaluate whole populations on workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with StarburstExecutor(max_workers=2) as executor:
         misfit,
         bounds=[(0.5, 4), (0, 1), (0.5, 4)],
         workers=executor.map,
-        updating="deferred",  # all of a generation at once
+        updating="deferred",  # evaluate a whole generation at once
         popsize=10,
         maxiter=12,
         rng=1,
@@ -39,4 +39,4 @@ with StarburstExecutor(max_workers=2) as executor:
 
 print(f"{tasks} tasks, the first misfit {misfit((1, 0.5, 1)):.3f}, the last {fit.fun:.4f}")
 for name, value, true in zip(("amplitude", "decay", "frequency"), fit.x, TRUE, strict=True):
-    print(f"{name:<10}{value:6.2f} (in truth {true})")
+    print(f"{name:<10}{value:6.2f} (true value {true})")

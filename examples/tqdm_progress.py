@@ -1,4 +1,4 @@
-"""Progress bars of tqdm: around `as_completed`, and around `map`."""
+"""tqdm progress bars around `as_completed` and `map`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starburst_executor import StarburstExecutor
 
 
 def longest_run(seed: int) -> int:
-    """Most heads in a row of 20,000 tosses."""
+    """Longest run of heads in 20,000 tosses."""
     tosses = random.Random(seed).choices("HT", k=20_000)
     return max(len(run) for run in "".join(tosses).split("T"))
 

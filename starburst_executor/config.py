@@ -1,14 +1,15 @@
-"""Settings: arguments, then `STARBURST_*` variables, then the configuration file, then what is built in.
+"""Settings: arguments, then `STARBURST_*` variables, then the configuration file, then defaults.
 
     argument         store="s3://bucket/runs"             the call, or a command's option
-    environment      STARBURST_STORE=s3://bucket/runs     lists with commas: STARBURST_SUBNETS=subnet-1,subnet-2
-    file             [default]                            TOML, a section for each profile; `setup` writes it
+    environment      STARBURST_STORE=s3://bucket/runs     lists are comma-separated:
+    subnet-1,subnet-2 file             [default]                            TOML, a section per
+    profile; see `setup`
                      store = "s3://bucket/runs"
-    built in         a directory of this user's, workers on this machine
+    built in         a directory in the user's data folder, workers on this machine
 
-Each setting is looked up by itself, and each knows where it came from. The file is `config.toml` in the
-user's configuration folder; the profile is `STARBURST_PROFILE`, else "default". AWS credentials are no
-concern of this file: they come from the AWS settings.
+Settings are resolved independently, and each knows where it came from. The file is `config.toml` in
+the user's configuration folder; the profile is `STARBURST_PROFILE`, or "default". AWS credentials
+do not belong here: they come from the AWS settings.
 """
 
 from __future__ import annotations
@@ -55,24 +56,26 @@ _SECTION = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, with what is used if nobody says anything.
+    """Every setting, with its default.
 
     Attributes:
         store: Where sessions are kept: `s3://bucket/prefix` or a directory.
         launcher: What starts workers: "local" or "ecs".
-        region: AWS region of the deployment; "" for that of the AWS settings.
-        cluster: Name or ARN of the ECS cluster; "" if there is none.
+        region: AWS region of the deployment; if unset, that of your AWS settings.
+        cluster: Name or ARN of the ECS cluster; unset if there is none.
         subnets: Ids of the subnets that workers are started in.
         security_groups: Ids of the security groups of workers.
-        assign_public_ip: Whether workers get a public address; without, the subnets need a NAT gateway
-            or VPC endpoints.
-        execution_role_arn: The role by which ECS pulls the image and writes logs.
-        task_role_arn: The role that workers and tasks have.
-        instance_profile_arn: The role, as an instance profile, of EC2 instances that workers run on.
+        assign_public_ip: Whether workers get a public address. Without one, the subnets need a NAT
+            gateway or VPC endpoints.
+        execution_role_arn: The role that ECS uses to pull the image and write logs.
+        task_role_arn: The role that workers and tasks run under.
+        instance_profile_arn: The role, as an instance profile, of EC2 instances that workers run
+            on.
         log_group: CloudWatch log group of the workers.
-        image: Container image of the workers; "" for the stock one of this Python minor version.
-        stack: Name of the CloudFormation stack that `setup` made; "" if none.
-        max_hourly_cost: Dollars an hour that the workers of a session may cost; 0 for no limit.
+        image: Container image of the workers; if unset, the stock one for this Python minor
+            version.
+        stack: Name of the CloudFormation stack that `setup` created; unset if there is none.
+        max_hourly_cost: Dollars per hour that a session's workers may cost; 0 means no limit.
     """
 
     store: str = ""
@@ -95,7 +98,7 @@ _FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an AWS account the workers use; see `Settings` for each."""
+    """The AWS resources that workers use; see `Settings` for each."""
 
     region: str
     store: str
@@ -110,7 +113,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     instance_profile_arn: str = ""
 
 
-# msgspec reads a class when it first decodes or converts to it, and crashes if two threads do so at once.
+# msgspec inspects a class on first use, and crashes if two threads do so at once: do it on import.
 msgspec.json.Decoder(Deployment)
 
 
@@ -141,47 +144,47 @@ class Configuration:
 
 
 def config_file() -> Path:
-    """Where the configuration file is, or would be."""
+    """Path of the configuration file, whether or not it exists."""
     return platformdirs.user_config_path("starburst_executor") / "config.toml"
 
 
 def profile_name(given: str | None = None) -> str:
-    """The profile to use: the one given, else `STARBURST_PROFILE`, else "default".
+    """The profile to use: the one given, or `STARBURST_PROFILE`, or "default".
 
     Raises:
-        ConfigError: it cannot be the name of a profile.
+        ConfigError: it is not a valid profile name.
     """
     name = given or os.environ.get("STARBURST_PROFILE") or DEFAULT_PROFILE
     if not _PROFILE.fullmatch(name):
-        raise ConfigError(f"{name!r} cannot be the name of a profile; use letters, digits, - and _")
+        raise ConfigError(f"{name!r} is not a valid profile name; use letters, digits, - and _")
     return name
 
 
 def profile_values(profile: str) -> dict[str, Any]:
-    """What the file says under a profile, unchecked; nothing if it has no such profile.
+    """The profile's section of the file, unchecked; empty if the file has no such profile.
 
     Raises:
         ConfigError: the file cannot be read.
     """
-    return _section(profile, asked=False)
+    return _section(profile, required=False)
 
 
 def load(profile: str | None = None, arguments: Mapping[str, Any] | None = None) -> Configuration:
     """The settings in force, each with its source.
 
     Args:
-        profile: Section of the file; default `profile_name()`.
-        arguments: What was said in the call, by name of the setting; None is nothing said.
+        profile: Section of the file; defaults to `profile_name()`.
+        arguments: Arguments of the call, by setting; None means not given.
 
     Raises:
-        ConfigError: a value or the file is wrong, or the profile that was asked for is not there.
+        ConfigError: a value or the file is invalid, or the requested profile does not exist.
     """
     name = profile_name(profile)
-    asked = bool(profile or os.environ.get("STARBURST_PROFILE"))
+    required = bool(profile or os.environ.get("STARBURST_PROFILE"))
     layers: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("argument", arguments or {}),
         ("{variable}", _from_environment()),
-        (f"{config_file()} [{name}]", _section(name, asked=asked)),
+        (f"{config_file()} [{name}]", _section(name, required=required)),
         (_BUILT_IN, _built_in()),
     )
     values: dict[str, Any] = {}
@@ -197,10 +200,10 @@ def load(profile: str | None = None, arguments: Mapping[str, Any] | None = None)
 
 
 def load_deployment(profile: str | None = None) -> Deployment | None:
-    """What of an AWS account the workers use; None if no cluster is configured.
+    """The AWS resources that workers use; None if no cluster is configured.
 
     Raises:
-        ConfigError: a cluster is configured, and something that goes with it is not.
+        ConfigError: a cluster is configured, but something it needs is not.
     """
     found = load(profile)
     settings = found.settings
@@ -209,35 +212,36 @@ def load_deployment(profile: str | None = None) -> Deployment | None:
     values = msgspec.structs.asdict(settings)
     values["image"] = settings.image or default_image()
     values["region"] = settings.region or _aws_region()
-    lacking = [name for name in _NEEDED if not values[name]]
-    if lacking:
-        variables = ", ".join(f"{_PREFIX}{name.upper()}" for name in lacking)
+    missing = [name for name in _NEEDED if not values[name]]
+    if missing:
+        variables = ", ".join(f"{_PREFIX}{name.upper()}" for name in missing)
         raise ConfigError(
-            f"the cluster {settings.cluster!r} is set (by {found.sources['cluster']}) but {', '.join(lacking)} "
-            f"not. Run `starburst-executor setup`, which makes and notes what is lacking, or set {variables}, "
-            f"or write them into [{found.profile}] of {config_file()}."
+            f"the cluster {settings.cluster!r} is set (by {found.sources['cluster']}), but "
+            f"{', '.join(missing)} not. Run `starburst-executor setup`, which creates and records "
+            f"what is missing, or set {variables}, or add them to [{found.profile}] of "
+            f"{config_file()}."
         )
     return Deployment(**{name: values[name] for name in Deployment.__struct_fields__})
 
 
 def default_image() -> str:
-    """The stock image of this Python minor version, from a registry that needs no account."""
+    """The stock image for this Python minor version, from a registry that needs no account."""
     minor = f"{sys.version_info.major}.{sys.version_info.minor}"
     return f"public.ecr.aws/docker/library/python:{minor}-slim"
 
 
 def write_profile(profile: str, values: Mapping[str, Any]) -> Path:
-    """Write a profile into the file, whole; other profiles and comments stay as they are.
+    """Replace a profile in the file; other profiles and comments stay as they are.
 
     Args:
         profile: Its name.
-        values: Settings by name. What is not among them is not set by the file afterwards.
+        values: Settings by name. The profile will contain only these.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: a value is wrong, or the file cannot be read or written.
+        ConfigError: a value is invalid, or the file cannot be read or written.
     """
     lines = [f"[{profile_name(profile)}]"]
     for name, value in values.items():
@@ -246,7 +250,7 @@ def write_profile(profile: str, values: Mapping[str, Any]) -> Path:
 
 
 def remove_profile(profile: str) -> Path:
-    """Take a profile out of the file; returns the file. One that is not there is no error.
+    """Remove a profile from the file, if it is there; return the file.
 
     Raises:
         ConfigError: the file cannot be read or written.
@@ -258,20 +262,20 @@ def remove_profile(profile: str) -> Path:
 
 
 def _from_environment() -> dict[str, str]:
-    """What `STARBURST_*` variables say; an empty variable says nothing."""
+    """Values from `STARBURST_*` variables; empty variables do not count."""
     named = {setting: os.environ.get(_PREFIX + setting.upper()) for setting in _FIELDS}
     return {setting: value for setting, value in named.items() if value}
 
 
-def _section(profile: str, *, asked: bool) -> dict[str, Any]:
+def _section(profile: str, *, required: bool) -> dict[str, Any]:
     sections = _sections(_file_text())
     if profile in sections:
         return sections[profile]
-    if asked:
-        there = ", ".join(sorted(sections)) or "none"
+    if required:
+        existing = ", ".join(sorted(sections)) or "none"
         raise ConfigError(
-            f"there is no profile {profile!r} in {config_file()}; there is: {there}. "
-            f"`starburst-executor setup --profile {profile}` makes it."
+            f"there is no profile {profile!r} in {config_file()}; it has: {existing}. "
+            f"`starburst-executor setup --profile {profile}` creates it."
         )
     return {}
 
@@ -282,7 +286,8 @@ def _built_in() -> dict[str, Any]:
 
 
 def _aws_region() -> str:
-    # Only the two variables: the AWS configuration file is read by boto3 alone, which takes long to import.
+    # Only the two variables: reading the AWS configuration file takes boto3, which is slow to
+    # import.
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
 
 
@@ -293,18 +298,19 @@ def _checked(setting: str, value: Any, source: str) -> Any:
     field = _FIELDS.get(setting)
     if field is None:
         near = difflib.get_close_matches(setting, _FIELDS, 1)
-        hint = f"; {near[0]!r} perhaps" if near else f"; known: {', '.join(_FIELDS)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_FIELDS)}"
         raise ConfigError(f"there is no setting {setting!r} ({source}){hint}")
     try:
         return msgspec.convert(_parts(field.type, value), field.type, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"{setting}={value!r} (from {source}) is wrong: {error}. It must be {_form(field.type)}."
+            f"{setting}={value!r} (from {source}) is invalid: {error}. "
+            f"It must be {_form(field.type)}."
         ) from error
 
 
 def _parts(kind: Any, value: Any) -> Any:
-    """A list as variables write it, split; anything else as it is."""
+    """Split a list as variables write it; return anything else unchanged."""
     if kind is str or kind is bool or kind is float or not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",") if part.strip()]
@@ -315,11 +321,12 @@ def _form(kind: Any) -> str:
         return "true or false"
     if kind is float:
         return "a number"
-    return "a text" if kind is str else "a list of texts, in a variable with commas"
+    return "a string" if kind is str else "a list of strings, comma-separated in a variable"
 
 
 def _toml(value: Any) -> str:
-    # JSON's texts, lists and booleans are TOML's too, unless something is escaped as a surrogate pair.
+    # JSON strings, lists and booleans are valid TOML, unless something is escaped as a surrogate
+    # pair.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
@@ -343,7 +350,8 @@ def _sections(text: str) -> dict[str, dict[str, Any]]:
     for name, section in document.items():
         if not isinstance(section, dict):
             raise ConfigError(
-                f"{config_file()} has {name!r} outside of a profile; put a line such as [default] above it"
+                f"{config_file()} has {name!r} outside any profile; "
+                "put a line such as [default] above it"
             )
     return document
 
@@ -355,8 +363,8 @@ def _change_section(profile: str, lines: list[str]) -> Path:
     changed = _with_section(text, profile, lines)
     if not _holds(changed, expected, profile):
         raise ConfigError(
-            f"{file} is laid out in a way that [{profile}] cannot be replaced without touching other profiles; "
-            f"edit it by hand, so that [{profile}] reads:\n" + "\n".join(lines)
+            f"the layout of {file} does not allow replacing [{profile}] without touching other "
+            f"profiles; edit it by hand so that [{profile}] reads:\n" + "\n".join(lines)
         )
     try:
         _replace_file(file, changed)
@@ -366,7 +374,7 @@ def _change_section(profile: str, lines: list[str]) -> Path:
 
 
 def _holds(text: str, expected: Mapping[str, Any], profile: str) -> bool:
-    """Whether the profiles besides `profile` are just as expected."""
+    """Whether the profiles other than `profile` are exactly as expected."""
     try:
         sections = _sections(text)
     except ConfigError:
@@ -378,7 +386,7 @@ def _with_section(text: str, profile: str, lines: list[str]) -> str:
     """`text` with the lines of one section replaced, or added at the end."""
     before: list[str] = []
     after: list[str] = []
-    comments: list[str] = []  # in the section: perhaps those of the one that follows
+    comments: list[str] = []  # at the section's end they may belong to the next one
     inside, found = False, False
     for line in text.splitlines():
         heading = _SECTION.fullmatch(line)
@@ -399,9 +407,9 @@ def _with_section(text: str, profile: str, lines: list[str]) -> str:
 
 
 def _replace_file(file: Path, text: str) -> None:
-    """Write a file so that whoever reads meanwhile finds the old or the new one."""
+    """Replace a file atomically: readers see the old or the new content."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    target = file.resolve()  # a link into somebody's dotfiles stays a link
+    target = file.resolve()  # a symlink into dotfiles stays a link
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=target.parent, delete=False
     ) as temporary:

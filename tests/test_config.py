@@ -115,10 +115,10 @@ def test_profiles_are_chosen_by_argument_or_variable(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[default]\nsubnet = []\n", ["'subnet'", "'subnets' perhaps", "[default]"]),
+        ("[default]\nsubnet = []\n", ["'subnet'", "did you mean 'subnets'", "[default]"]),
         ("[default]\nfrobnicate = 1\n", ["'frobnicate'", "known: store, "]),
-        ("[default]\nstore = 3\n", ["store=3", "a text", "[default]"]),
-        ("[default]\nsubnets = [3]\n", ["subnets=[3]", "a list of texts"]),
+        ("[default]\nstore = 3\n", ["store=3", "a string", "[default]"]),
+        ("[default]\nsubnets = [3]\n", ["subnets=[3]", "a list of strings"]),
         ('[default]\nassign_public_ip = "x"\n', ["'x'", "true or false"]),
         ("[default\n", ["is not TOML"]),
         ('store = "s3://x"\n', ["'store'", "[default]"]),
@@ -142,10 +142,10 @@ def test_a_profile_that_was_asked_for_must_exist(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write('[default]\nregion = "one"\n')
-    with pytest.raises(ConfigError, match=r"'lab'.*there is: default.*setup --profile"):
+    with pytest.raises(ConfigError, match=r"'lab'.*it has: default.*setup --profile"):
         config.load("lab")
     monkeypatch.setenv("STARBURST_PROFILE", "no/name")
-    with pytest.raises(ConfigError, match="'no/name' cannot be the name"):
+    with pytest.raises(ConfigError, match="'no/name' is not a valid profile name"):
         config.load()
 
 

@@ -1,6 +1,6 @@
-"""Put on the PYTHONPATH of workers by a benchmark: at exit, write down how many requests were sent.
+"""On workers' PYTHONPATH during a benchmark: records at exit how many requests were sent.
 
-The counts are botocore's own `before-send` events, taken by the package in every process.
+The counts are botocore's own `before-send` events, counted by the package in every process.
 """
 
 import atexit

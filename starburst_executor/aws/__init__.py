@@ -1,4 +1,4 @@
-"""Everything that speaks to AWS. Nothing outside this folder imports boto3."""
+"""Everything that talks to AWS. Nothing outside this package imports boto3."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 __all__ = ["make_client", "requests"]
 
 requests: Counter[str] = Counter()
-"""Requests of this process so far by name of the operation, retries included: S3 bills each."""
+"""This process's requests so far by operation name, including retries: S3 bills each."""
 
-# Four tries of at most 35 s, with back-off up to 20 s: whoever waits for an answer hears
-# "unavailable" within minutes, and a dropped reply costs a claim some seconds, not its lease.
+# Four tries of at most 35 s, with back-off up to 20 s: callers get "unavailable" within minutes,
+# and a dropped reply costs a claim some seconds, not its lease.
 _TRIES = 4
 _CONNECT_TIMEOUT = 5  # seconds
 _READ_TIMEOUT = 30  # seconds without a byte
-_CONNECTIONS = 32  # more threads than these would wait for one another
+_CONNECTIONS = 32  # more threads than that would wait for one another
 
 
 def make_client(service: str, *, region: str | None = None, tries: int = _TRIES) -> Any:
-    """Make a boto3 client with this package's time-outs, retries and user agent.
+    """Create a boto3 client with this package's timeouts, retries and user agent.
 
     Credentials, endpoint and, unless given, region come from the usual AWS settings.
-    The first of a process takes 0.1 to 0.3 seconds. Clients may be shared by threads.
+    The first client of a process takes 0.1 to 0.3 seconds. Threads may share clients.
 
     Args:
-        service: boto3's name of the service, such as `s3`.
+        service: boto3's name for the service, such as `s3`.
         region: Name of the AWS region.
-        tries: How often a request is made; 1 where the caller itself repeats it.
+        tries: How often to try a request; 1 if the caller itself retries.
     """
     import boto3
     import botocore.session
     from botocore.config import Config
 
-    # A session for each client: making clients of one session is not safe in threads.
+    # A session per client: creating clients from one session is not thread-safe.
     core = botocore.session.get_session()
     loader = _loader(core.get_config_variable("data_path"))
     core.register_component("data_loader", loader)
@@ -53,8 +53,8 @@ def make_client(service: str, *, region: str | None = None, tries: int = _TRIES)
         max_pool_connections=_CONNECTIONS,
         tcp_keepalive=True,
         user_agent_extra=f"starburst_executor/{version('starburst-executor')}",
-        # Requests are signed with their content's hash as it is; servers other than
-        # AWS do not all know the newer checksums.
+        # Requests are signed with their content's hash anyway, and not all servers other than
+        # AWS know the newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -71,7 +71,7 @@ def _count(event_name: str, **_: Any) -> None:
 
 @cache
 def _loader(search_path: str | None) -> Loader:
-    """What reads boto3's descriptions of services; shared, for that is most of a client's making."""
+    """The loader of boto3's service descriptions; shared, as loading dominates client creation."""
     from botocore.loaders import create_loader
 
     loader: Loader = create_loader(search_path)
@@ -79,7 +79,7 @@ def _loader(search_path: str | None) -> Loader:
 
 
 def _parse_timestamps_fast(core: botocore.session.Session) -> None:
-    """Parse times with the standard library: dateutil takes most of the time of a listing."""
+    """Parse times with the standard library: dateutil takes most of a listing's time."""
     from botocore.utils import parse_timestamp
 
     def parse(value: Any) -> datetime:

@@ -1,4 +1,4 @@
-"""What is asked of an AWS account: who is asking, quotas and what of them is used, and prices."""
+"""The AWS account: credentials and identity, quotas and their use."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ _BAD_CREDENTIALS = ("ExpiredToken", "InvalidClientTokenId", "UnrecognizedClient"
 
 
 class Clients:
-    """boto3 clients for one region, each made when it is first asked for.
+    """boto3 clients for one region, each created on first use.
 
     Args:
-        region: Their region; default that of the AWS settings.
-        make: Makes one.
+        region: Their region; defaults to that of the AWS settings.
+        make: Creates a client.
     """
 
     def __init__(self, region: str | None = None, make: Callable[..., Any] = make_client) -> None:
@@ -70,10 +70,10 @@ class Clients:
         self._made: dict[tuple[str, str | None], Any] = {}
 
     def get(self, service: str, region: str | None = None) -> Any:
-        """The client of a service, perhaps in another region than the others.
+        """The client of a service, optionally in another region.
 
         Raises:
-            AccountError: no region is known.
+            AccountError: no region is set.
         """
         key = (service, region or self._region)
         if key not in self._made:
@@ -84,7 +84,7 @@ class Clients:
                     "no AWS region is set; give --region, or set AWS_DEFAULT_REGION"
                 ) from error
             except _NO_CREDENTIALS as error:
-                raise AccountDenied(f"the AWS settings cannot be used: {error}") from error
+                raise AccountDenied(f"the AWS settings are unusable: {error}") from error
         return self._made[key]
 
     @property
@@ -99,28 +99,28 @@ def asking(what: str) -> Iterator[None]:
     """Turn boto3's errors into this package's.
 
     Args:
-        what: What is being asked, for the message, such as "reading the Fargate quota".
+        what: The operation, for the message, such as "reading the Fargate quota".
 
     Raises:
-        AccountDenied: credentials or permissions lack.
-        AccountError: anything else that AWS, or the way there, has against it.
+        AccountDenied: credentials or permissions are missing.
+        AccountError: any other failure of AWS or of the connection.
     """
     try:
         yield
     except ClientError as error:
         code = error.response["Error"].get("Code", "")
-        said = f"{what} failed: {error}"
+        text = f"{what} failed: {error}"
         if code.startswith(_BAD_CREDENTIALS):
             raise AccountDenied(
-                f"{said}. The credentials are wrong or have expired; `aws sts get-caller-identity` shows which "
-                "are used."
+                f"{text}. The credentials are wrong or have expired; "
+                "`aws sts get-caller-identity` shows which are used."
             ) from error
         if code.startswith(_DENIED):
             raise AccountDenied(
-                f"{said}. The permission is lacking: `starburst-executor setup --print-policy` shows all that "
-                "are needed."
+                f"{text}. A permission is missing: `starburst-executor setup --print-policy` lists "
+                "all that are needed."
             ) from error
-        raise AccountError(said) from error
+        raise AccountError(text) from error
     except _NO_CREDENTIALS as error:
         raise AccountDenied(
             f"{what} had no credentials: {error} Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
@@ -132,10 +132,11 @@ def asking(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Credentials as they were found; not the secret.
+    """The credentials in use, without the secret.
 
     Attributes:
-        source: Where, in botocore's word for it, such as "env" or "shared-credentials-file".
+        source: Where they were found, in botocore's terms, such as "env" or
+            "shared-credentials-file".
         key_id: The access key's id.
     """
 
@@ -144,10 +145,10 @@ class Credentials:
 
 
 def find_credentials() -> Credentials | None:
-    """The credentials that would be used; None if there are none. May ask the instance's metadata.
+    """The credentials that would be used; None if there are none. May query instance metadata.
 
     Raises:
-        AccountDenied: the AWS settings name some that cannot be had.
+        AccountDenied: the AWS settings name credentials that cannot be loaded.
     """
     import botocore.session
 
@@ -158,23 +159,23 @@ def find_credentials() -> Credentials | None:
         return Credentials(source=found.method, key_id=found.get_frozen_credentials().access_key)
     except BotoCoreError as error:
         raise AccountDenied(
-            f"the credentials that the AWS settings name cannot be had: {error}"
+            f"the credentials named by the AWS settings cannot be loaded: {error}"
         ) from error
 
 
 def identity() -> str:
-    """ARN of the user or role that the credentials belong to, as AWS STS says; one request.
+    """ARN of the user or role that the credentials belong to, from AWS STS; one request.
 
     Raises:
         AccountDenied: STS refused them.
-        AccountError: it gave no answer.
+        AccountError: it did not answer.
     """
     try:
         arn: str = make_client("sts").get_caller_identity()["Arn"]
     except ClientError as error:
-        raise AccountDenied(f"AWS STS does not know them: {error}") from error
+        raise AccountDenied(f"AWS STS rejects them: {error}") from error
     except BotoCoreError as error:
-        raise AccountError(f"AWS STS gave no answer: {error}") from error
+        raise AccountError(f"AWS STS did not answer: {error}") from error
     return arn
 
 
@@ -182,15 +183,15 @@ def account_id(clients: Clients) -> str:
     """The account that the credentials belong to.
 
     Raises:
-        AccountError: AWS STS does not say.
+        AccountError: AWS STS refused or did not answer.
     """
-    with asking("asking whose the credentials are"):
+    with asking("looking up the account of the credentials"):
         name: str = clients.get("sts").get_caller_identity()["Account"]
     return name
 
 
 def make_client_once(service: str, *, region: str | None = None) -> Any:
-    """Make a client that tries once: for what can be done without an answer."""
+    """Create a client that tries once, for questions whose answer is optional."""
     return make_client(service, region=region, tries=1)
 
 
@@ -209,15 +210,15 @@ _OPEN = ("PENDING", "CASE_OPENED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """A quota of Fargate vCPUs that may run at once in a region.
+    """A region's quota of concurrent Fargate vCPUs.
 
     Attributes:
         code: Its code, such as "L-3032A538".
         name: AWS's name for it.
-        use_spot: Whether it is that of Spot.
+        use_spot: Whether it is Spot's.
         vcpus: The applied value.
-        adjustable: Whether an increase may be asked for.
-        requested: The value that an open request asks for; None if there is none.
+        adjustable: Whether an increase may be requested.
+        requested: The value of an open request; None if there is none.
     """
 
     code: str
@@ -230,11 +231,11 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vcpus:
-    """Fargate vCPUs of the account in this region.
+    """The account's Fargate vCPUs in this region.
 
     Attributes:
         quota: How many may run at once.
-        used: How many do.
+        used: How many are running.
     """
 
     quota: float
@@ -242,7 +243,7 @@ class Vcpus:
 
 
 def quota(clients: Clients, *, use_spot: bool) -> Quota:
-    """The quota that applies to this account now, and whether more was asked for.
+    """The quota that applies to this account now, and any open request for more.
 
     Raises:
         AccountError: it cannot be read.
@@ -253,7 +254,7 @@ def quota(clients: Clients, *, use_spot: bool) -> Quota:
         try:
             found = client.get_service_quota(**names)["Quota"]
         except client.exceptions.NoSuchResourceException:
-            # Never changed for this account, so AWS's default applies.
+            # Never changed for this account: AWS's default applies.
             found = client.get_aws_default_service_quota(**names)["Quota"]
         history = client.list_requested_service_quota_change_history_by_quota(**names)
     open_requests = [r for r in history["RequestedQuotas"] if r["Status"] in _OPEN]
@@ -268,14 +269,14 @@ def quota(clients: Clients, *, use_spot: bool) -> Quota:
 
 
 def request_quota(clients: Clients, vcpus: float, *, use_spot: bool) -> str:
-    """Ask AWS to raise the quota; returns the status of the request. AWS may take days to decide.
+    """Ask AWS to raise the quota; return the status of the request. AWS may take days to decide.
 
     Raises:
-        AccountError: AWS refuses to look at it: not more than now, or a request is open already.
+        AccountError: AWS rejects the request: it is not more than now, or another one is open.
     """
     client = clients.get("service-quotas")
     code = _QUOTA_CODES[use_spot]
-    with asking(f"asking for {vcpus:g} vCPUs (quota {code})"):
+    with asking(f"requesting {vcpus:g} vCPUs (quota {code})"):
         reply = client.request_service_quota_increase(
             ServiceCode=_SERVICE, QuotaCode=code, DesiredValue=vcpus
         )
@@ -284,14 +285,14 @@ def request_quota(clients: Clients, vcpus: float, *, use_spot: bool) -> str:
 
 
 def used_vcpus(clients: Clients, *, use_spot: bool) -> float:
-    """Fargate vCPUs that tasks of this account take now in the region, in all its clusters.
+    """Fargate vCPUs that this account's tasks use now in the region, across all clusters.
 
     Raises:
-        AccountError: it cannot be found out.
+        AccountError: it cannot be determined.
     """
     ecs = clients.get("ecs")
     total = 0.0
-    with asking("counting the Fargate tasks that run"):
+    with asking("counting the running Fargate tasks"):
         for page in ecs.get_paginator("list_clusters").paginate():
             for cluster in page["clusterArns"]:
                 total += _cluster_vcpus(ecs, cluster, use_spot=use_spot)
@@ -316,9 +317,9 @@ def _cluster_vcpus(ecs: Any, cluster: str, *, use_spot: bool) -> float:
 
 
 def fargate_vcpus(clients: Clients, *, use_spot: bool) -> Vcpus | None:
-    """The applied quota and what of it is used; None, with a note in the log, where one cannot be had.
+    """The applied quota and its use; None, with a log message, if they cannot be determined.
 
-    For whoever launches: not knowing must not keep workers from being started.
+    For launching: an unknown quota must not keep workers from being started.
     """
     try:
         return Vcpus(

@@ -1,11 +1,11 @@
-"""What workers and requests cost, as AWS says: asked for, kept with its date, and replaced by a table if need be.
+"""Prices of workers and requests from AWS, cached with their date, with a table as fallback.
 
-    kept today?       the file in the user's cache folder
-    asked for         Pricing API (Fargate, EC2, S3), Spot price history (EC2)
-    kept earlier      the same file, with the date at which it was asked for
-    the table         `cost.built_in`: Fargate alone
+    fresh cache       the file in the user's cache folder
+    AWS               Pricing API (Fargate, EC2, S3), Spot price history (EC2)
+    stale cache       the same file, with the date of its prices
+    table             `costs.prices.built_in`: Fargate only
 
-Fargate Spot's price is in no API: it is reckoned from the on-demand price, by what the table says of both.
+No API has Fargate Spot prices: they are derived from the on-demand price and the table's ratio.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = ["ask_prices", "cache_file", "prices_for"]
 
 log = logging.getLogger(__name__)
 
-_PRICING_REGION = "us-east-1"  # the API is in a few regions, and tells of all
-_FRESH = {False: 30, True: 1}  # days; by whether it is Spot's, which floats
+_PRICING_REGION = "us-east-1"  # the API runs in a few regions, and covers all
+_FRESH = {False: 30, True: 1}  # days, by whether it is Spot, whose prices float
 _FARGATE = re.compile(r"(?:[A-Z0-9]+-)?Fargate-(ARM-)?(vCPU-Hours:perCPU|GB-Hours)")
 _REQUESTS = re.compile(r"(?:[A-Z0-9]+-)?Requests-Tier([12])")
 
 
-# At import: to build one in two threads at once crashes the process.
+# At import: building it in two threads at once crashes the process.
 _documents = msgspec.json.Decoder(dict[str, Prices])
 
 
@@ -50,27 +50,27 @@ def prices_for(
     architecture: Architecture = "X86_64",
     file: Path | None = None,
 ) -> Prices:
-    """The prices of such workers, the best that can be had; which those are, they say.
+    """The best available prices for such workers; their source says which those are.
 
     Args:
         spec: The workers.
-        clients: Of the region.
-        today: The date.
-        architecture: Of the processor, on Fargate.
-        file: Where prices are kept; default `cache_file()`.
+        clients: Clients for the region.
+        today: Today's date.
+        architecture: Processor architecture on Fargate.
+        file: The price cache; defaults to `cache_file()`.
 
     Raises:
-        AccountError: AWS does not tell, and there is nothing older.
+        AccountError: AWS gives no prices, and none are cached.
     """
     file = cache_file() if file is None else file
     name = _name(spec, clients.region, architecture)
-    kept = _kept(file).get(name)
+    kept = _cached(file).get(name)
     if kept and (today - kept.taken).days <= _FRESH[spec.use_spot]:
         return kept
     try:
         asked = ask_prices(spec, clients, today, architecture=architecture)
     except AccountError as error:
-        log.info("prices are not up to date: %s", error)
+        log.info("prices may be out of date: %s", error)
         if kept:
             return kept
         if spec.launch_type == "EC2":
@@ -81,7 +81,7 @@ def prices_for(
 
 
 def cache_file() -> Path:
-    """Where prices are kept."""
+    """Path of the price cache."""
     return platformdirs.user_cache_path("starburst_executor") / "prices.json"
 
 
@@ -92,10 +92,10 @@ def ask_prices(
     *,
     architecture: Architecture = "X86_64",
 ) -> Prices:
-    """Ask AWS what such workers cost.
+    """Ask AWS for the prices of such workers.
 
     Raises:
-        AccountError: it does not tell.
+        AccountError: AWS does not give them.
     """
     write, read = _requests(clients)
     if spec.launch_type == "EC2":
@@ -112,7 +112,7 @@ def ask_prices(
     )
 
 
-# --- asking --------------------------------------------------------------------------
+# --- querying ------------------------------------------------------------------------
 
 
 def _fargate(clients: Clients, architecture: Architecture, *, use_spot: bool) -> dict[str, Any]:
@@ -128,8 +128,7 @@ def _fargate(clients: Clients, architecture: Architecture, *, use_spot: bool) ->
     if use_spot:
         share = _spot_share(architecture)
         source += (
-            f", times {share[0]:.2f}, Spot's share of it in the built-in table of "
-            f"{TABLE_DATE:%Y-%m-%d}"
+            f", times {share[0]:.2f}, Spot's share in the built-in table of {TABLE_DATE:%Y-%m-%d}"
         )
     return {
         "vcpu_hour": by_name["vCPU"] * share[0],
@@ -145,7 +144,7 @@ def _spot_share(architecture: Architecture) -> tuple[float, float]:
 
 
 def _instance(spec: WorkerSpec, clients: Clients, today: date) -> dict[str, Any]:
-    assert spec.instance_type is not None  # `WorkerSpec` sees to it
+    assert spec.instance_type is not None  # `WorkerSpec` ensures it
     product = next(
         _products(
             clients,
@@ -160,7 +159,8 @@ def _instance(spec: WorkerSpec, clients: Clients, today: date) -> dict[str, Any]
     )
     if product is None:
         raise AccountError(
-            f"the Pricing API lists no {spec.instance_type} for {clients.region}; is there such an instance type?"
+            f"the Pricing API lists no {spec.instance_type} for {clients.region}; "
+            "does this instance type exist?"
         )
     about = product["product"]["attributes"]
     memory = float(about["memory"].replace(",", "").split()[0])
@@ -176,7 +176,7 @@ def _instance(spec: WorkerSpec, clients: Clients, today: date) -> dict[str, Any]
 
 
 def _spot_price(clients: Clients, instance_type: str, today: date) -> tuple[float, str]:
-    """The dearest of the zones' present Spot prices: workers may land in any of them."""
+    """The highest current Spot price of any zone: workers may land in any of them."""
     with asking(f"reading the Spot price history of {instance_type}"):
         reply = clients.get("ec2").describe_spot_price_history(
             InstanceTypes=[instance_type],
@@ -190,10 +190,10 @@ def _spot_price(clients: Clients, instance_type: str, today: date) -> tuple[floa
             newest[zone] = entry
     if not newest:
         raise AccountError(f"there is no Spot price of {instance_type} in {clients.region}")
-    dearest = max(newest.values(), key=lambda entry: float(entry["SpotPrice"]))
+    highest = max(newest.values(), key=lambda entry: float(entry["SpotPrice"]))
     return (
-        float(dearest["SpotPrice"]),
-        f"the Spot price history ({dearest['AvailabilityZone']})",
+        float(highest["SpotPrice"]),
+        f"the Spot price history ({highest['AvailabilityZone']})",
     )
 
 
@@ -217,7 +217,7 @@ def _products(clients: Clients, service: str, **fields: str) -> Iterator[Any]:
     pages = client.get_paginator("get_products").paginate(
         ServiceCode=service, Filters=filters, FormatVersion="aws_v1"
     )
-    with asking(f"asking for the prices of {service}"):
+    with asking(f"reading the prices of {service}"):
         for page in pages:
             yield from map(json.loads, page["PriceList"])
 
@@ -228,7 +228,7 @@ def _usage(product: Any) -> str:
 
 
 def _dollars(product: Any) -> float:
-    """The on-demand price of a product beyond any free tier."""
+    """A product's on-demand price beyond any free tier."""
     amounts = [
         float(dimension["pricePerUnit"].get("USD", 0))
         for term in product["terms"].get("OnDemand", {}).values()
@@ -240,7 +240,7 @@ def _dollars(product: Any) -> float:
     return found
 
 
-# --- keeping -------------------------------------------------------------------------
+# --- caching -------------------------------------------------------------------------
 
 
 def _name(spec: WorkerSpec, region: str, architecture: Architecture) -> str:
@@ -248,24 +248,24 @@ def _name(spec: WorkerSpec, region: str, architecture: Architecture) -> str:
     return f"{region} {kind} {'spot' if spec.use_spot else 'on-demand'}"
 
 
-def _kept(file: Path) -> dict[str, Prices]:
-    """What was kept; nothing if the file is missing, or from another version of this package."""
+def _cached(file: Path) -> dict[str, Prices]:
+    """The cached prices; empty if the file is missing, or from another version of this package."""
     try:
         return _documents.decode(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:
-        log.info("prices kept in %s cannot be read and are asked for anew: %s", file, error)
+        log.info("the price cache %s cannot be read, reading prices from AWS: %s", file, error)
         return {}
 
 
 def _keep(file: Path, name: str, prices: Prices) -> None:
-    everything = {**_kept(file), name: prices}
+    everything = {**_cached(file), name: prices}
     document = {n: dataclasses.asdict(p) for n, p in everything.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".new")
         temporary.write_bytes(msgspec.json.encode(document))
         temporary.replace(file)
-    except OSError as error:  # a cache: the prices are there all the same
-        log.info("prices cannot be kept in %s: %s", file, error)
+    except OSError as error:  # only a cache: the prices are known anyway
+        log.info("prices cannot be cached in %s: %s", file, error)

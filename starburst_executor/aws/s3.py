@@ -1,8 +1,8 @@
-"""S3 as a store: one object for one key, conditions by `If-Match` and `If-None-Match`.
+"""S3 as a store: one object per key, conditions by `If-Match` and `If-None-Match`.
 
-Retries are botocore's alone (four tries), but for one case that it does not see: a reply that
-breaks off while its body is read is asked for again here. A conditional write that botocore
-repeats after a lost reply comes back as a conflict with itself; whoever writes reads back.
+Retries are botocore's (four tries), except for one case that it does not see: a reply that breaks
+off while its body is read is requested again here. A conditional write that botocore repeats after
+a lost reply conflicts with itself; writers read back to find out.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = ["S3Store"]
 
 _log = logging.getLogger(__name__)
 
-_SMALL = 1 << 20  # bytes: sending so much in vain costs no more than asking first
+_SMALL = 1 << 20  # bytes: sending this much in vain costs no more than checking first
 _READ_TRIES = 3
 _DELETE_AT_ONCE = 1000  # S3's limit
 _LAST = "\U0010ffff"  # sorts after every other character
@@ -82,15 +82,15 @@ class _EncryptionParameters(TypedDict, total=False):
 
 
 class S3Store:
-    """A store in an S3 bucket, or on a server that speaks S3 and honours conditions on writes.
+    """A store in an S3 bucket, or on an S3-compatible server that honours conditional writes.
 
-    Versions are ETags. Times are whole seconds. Many threads may use one object.
+    Versions are ETags. Times are whole seconds. Thread-safe.
 
     Args:
-        bucket: Name of the bucket; a general purpose one, for a directory bucket lists without order.
-        prefix: What all keys begin with in the bucket, without the slash at its end.
-        region: Name of the bucket's region; by default from the usual AWS settings.
-        sse: Encryption to ask for with each write; by default the bucket's own.
+        bucket: Name of a general purpose bucket; directory buckets list without order.
+        prefix: Prefix of all keys in the bucket, without trailing slash.
+        region: The bucket's region; by default from the usual AWS settings.
+        sse: Encryption to request with each write; by default the bucket's own.
         kms_key_id: Id or ARN of the KMS key, with `sse="aws:kms"`.
     """
 
@@ -115,13 +115,13 @@ class S3Store:
         self.tally = RequestCounter()
         uses_kms = sse == "aws:kms"
         self._errors = S3Errors(bucket, self._prefix, self._endpoint, uses_kms=uses_kms)
-        self._gives_etags = False  # a reply had one, so that all of S3's do
+        self._gives_etags = False  # a reply had an ETag, so all should
         self._lock = threading.Lock()
         self._client: S3Client | None = None
 
     @classmethod
     def from_url(cls, url: str) -> S3Store:
-        """Make the store that `s3://bucket/prefix?region=..&sse=..&kms_key_id=..` names.
+        """Open the store at `s3://bucket/prefix?region=..&sse=..&kms_key_id=..`.
 
         Raises:
             ValueError: the URL is not of that form.
@@ -132,9 +132,11 @@ class S3Store:
         settings = _settings(url, query)
         sse = settings.get("sse")
         if not _BUCKET.fullmatch(bucket):
-            raise _bad_url(url, f"{bucket!r} cannot be the name of a bucket")
+            raise _bad_url(url, f"{bucket!r} is not a valid bucket name")
         if bucket.endswith("--x-s3"):
-            raise _bad_url(url, "directory buckets list without order; use another")
+            raise _bad_url(
+                url, "directory buckets list without order; use a general purpose bucket"
+            )
         if any(name in ("", ".", "..") for name in prefix.split("/")) and prefix:
             raise _bad_url(url, f"the prefix {prefix!r} has an empty or dotted part")
         if sse not in (None, "AES256", "aws:kms"):
@@ -174,22 +176,22 @@ class S3Store:
         return None if status == 304 else self._nothing_of(key, unless)
 
     def put(self, key: str, data: Bytes) -> None:
-        """Write an object whatever was there."""
+        """Write an object unconditionally."""
         self._put(key, data)
 
     def create(self, key: str, data: Bytes) -> str:
-        """Write an object that must not exist yet; returns its version."""
+        """Write an object that must not exist yet; return its version."""
         return self._put(key, data, condition="If-None-Match", IfNoneMatch="*")
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
-        """Write an object that must still have `version`; returns the new version."""
-        # Without quotes: some servers take no other form.
+        """Write an object that must still have `version`; return the new version."""
+        # Without quotes: some servers accept no other form.
         return self._put(key, data, condition="If-Match", IfMatch=version)
 
     def list(
         self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
     ) -> ListingPage:
-        """One page of the objects below `prefix`, in key order: one request."""
+        """List one page of the objects under `prefix`, in key order, with one request."""
         check_listing(prefix, limit, delimiter)
         request: ListObjectsV2RequestTypeDef = {
             "Bucket": self._bucket,
@@ -205,11 +207,11 @@ class S3Store:
             reply = self._s3().list_objects_v2(**request)
             page = self._page(reply)
             if page.truncated and not page.entries and not page.prefixes:
-                raise ValueError("a page without keys says that more follow")
+                raise ValueError("an empty page claims that more follow")
             return page
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, 1,000 with one request; tries them all before it reports any failure."""
+        """Delete objects, 1,000 per request; try all before reporting any failure."""
         rest = iter(keys)
         failures: list[ErrorTypeDef] = []
         while chunk := tuple(islice(rest, _DELETE_AT_ONCE)):
@@ -219,13 +221,13 @@ class S3Store:
             raise self._errors.not_deleted(failures)
 
     def upload(self, key: str, source: Path | Bytes) -> None:
-        """Write an object named after its content, in parallel parts if large, unless it is there."""
+        """Write an object named after its content unless it exists, in parallel parts if large."""
         with reading(source) as (size, read):
             if size <= _SMALL:
                 with contextlib.suppress(Conflict):
                     self.create(key, read(0, size))
                     return
-            # A conflict may also mean that the object was deleted while it was written.
+            # A conflict may also mean that the object was deleted during the write.
             if self._exists(key):
                 return
             if size <= s3_transfer.PART:
@@ -234,9 +236,9 @@ class S3Store:
                 self._parts_of(key).send(size, read)
 
     def download(self, key: str, target: Path) -> None:
-        """Write an object into a file, in parallel parts if large; the file appears whole or not at all."""
+        """Download an object, in parallel parts if large; the file appears whole or not at all."""
         first = self.get(key, stop=s3_transfer.PART)
-        assert first is not None  # only `unless` makes it None
+        assert first is not None  # None only with `unless`
         with appearing(target) as out:
             write_at(out.fileno(), first.data, 0)
             starts = range(s3_transfer.PART, first.size, s3_transfer.PART)
@@ -271,18 +273,18 @@ class S3Store:
             return self._version(reply)
 
     def _delete(self, keys: Sequence[str]) -> Sequence[ErrorTypeDef]:
-        """Delete up to 1,000 objects; returns what failed. Each key must be in the reply."""
+        """Delete up to 1,000 objects; return the failures. The reply must cover every key."""
         names: list[ObjectIdentifierTypeDef] = [{"Key": self._key(key)} for key in keys]
         with self._errors.translating("DeleteObjects", keys[0]):
             reply = self._s3().delete_objects(Bucket=self._bucket, Delete={"Objects": names})
             failed = reply.get("Errors", [])
             answered = len(reply.get("Deleted", [])) + len(failed)
             if answered < len(names):
-                raise ValueError(f"it tells of {answered} of {len(names)} objects")
+                raise ValueError(f"it covers {answered} of {len(names)} objects")
             return failed
 
     def _count(self, event_name: str, **_: object) -> None:
-        """Count a request, each retry too, for S3 bills those as well."""
+        """Count a request, including retries: S3 bills those too."""
         operation = event_name.rpartition(".")[2]
         if operation in _READS:
             self.tally.read()
@@ -324,7 +326,7 @@ class S3Store:
         size = reply["ContentLength"]
         if "ContentRange" in reply:
             size = int(reply["ContentRange"].rpartition("/")[2])
-        elif "Range" in request:  # a server may send all of it
+        elif "Range" in request:  # a server may ignore the range and send everything
             data = data[start:stop]
         return StoredObject(
             data=data,
@@ -343,7 +345,7 @@ class S3Store:
         return reply, _content(reply)
 
     def _nothing_of(self, key: str, unless: str | None) -> StoredObject | None:
-        """What there is to say of an object of which no byte is wanted."""
+        """Describe an object without its data."""
         name = self._key(key)
         with self._errors.translating("HeadObject", key):
             reply = self._s3().head_object(Bucket=self._bucket, Key=name)
@@ -399,23 +401,23 @@ class S3Store:
             return _unquoted(etag)
         headers = reply["ResponseMetadata"]["HTTPHeaders"]
         if self._gives_etags or "html" in headers.get("content-type", ""):
-            raise ValueError("it has no ETag (did a gateway or a log-in page answer?)")
+            raise ValueError("it has no ETag (did a gateway or a login page answer?)")
         raise StoreNotConditional(
-            f"the server behind {self.url} answers without an ETag, so no write can be made to depend on "
-            f"what is there. {self._errors.place()}"
+            f"the server behind {self.url} answers without an ETag, so conditional writes are "
+            f"impossible. {self._errors.place()}"
         )
 
     def _now(self, metadata: ResponseMetadataTypeDef) -> float:
         date = metadata["HTTPHeaders"].get("date")
         if date is None:
-            raise ValueError("it has no Date header, by which leases are judged")
+            raise ValueError("it has no Date header, which leases depend on")
         return parsedate_to_datetime(date).timestamp()
 
 
 def _s3_client(region: str | None) -> S3Client:
     client: S3Client = make_client("s3", region=region)
-    # boto3 asks leave (`Expect: 100-continue`) before each body, a round trip more for every write.
-    # A small body is sent as fast as the question; a refused part wastes 16 MiB, and seldom.
+    # boto3 sends `Expect: 100-continue` before each body, an extra round trip for every write.
+    # A small body is as fast as the question; a refused part wastes 16 MiB, and rarely happens.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     return client
 
@@ -434,19 +436,19 @@ def _settings(url: str, query: str) -> dict[str, str]:
     settings = dict(pairs)
     unknown = settings.keys() - set(_SETTINGS)
     if unknown or len(settings) != len(pairs):
-        raise _bad_url(url, f"after '?', each of {', '.join(_SETTINGS)} may stand once")
+        raise _bad_url(url, f"after '?', only {', '.join(_SETTINGS)} are allowed, once each")
     return settings
 
 
 def _bad_url(url: str, why: str) -> ValueError:
     return ValueError(
-        f"{url!r} names no store: {why}. Expected s3://bucket/prefix, optionally with "
+        f"{url!r} is not a store URL: {why}. Expected s3://bucket/prefix, optionally with "
         "?region=eu-west-1&sse=AES256 or ?sse=aws:kms&kms_key_id=..."
     )
 
 
 def _past_fold(prefix: str, after: str, delimiter: str) -> str:
-    """Where to begin so that the folded prefix which `after` is, or lies below, does not come again."""
+    """Where to start so that the folded prefix that is, or contains, `after` is not repeated."""
     if not after.startswith(prefix):
         return after
     end = after.find(delimiter, len(prefix))
@@ -454,13 +456,13 @@ def _past_fold(prefix: str, after: str, delimiter: str) -> str:
 
 
 def _content(reply: GetObjectOutputTypeDef) -> bytes:
-    # Not `with reply["Body"]`, which reads past botocore and so raises urllib3's errors.
+    # Not `with reply["Body"]`: it bypasses botocore and raises urllib3's errors.
     with contextlib.closing(reply["Body"]) as body:
         return body.read()
 
 
 def _seconds(time: datetime) -> float:
-    """Whole seconds, as the Date header has: some servers list fractions, which would be in the future."""
+    """Whole seconds, like the Date header: fractions, as some servers list, lie in the future."""
     return float(int(time.timestamp()))
 
 

@@ -1,4 +1,4 @@
-"""What S3's errors mean to whoever uses the store: one place maps each to a `StoreError`."""
+"""Maps each of S3's errors to a `StoreError`, in one place."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ _PERMISSIONS = {
 
 
 class S3Errors:
-    """Turns the errors of botocore into those of the store, with what to do about each.
+    """Turns botocore's errors into the store's, with advice on each.
 
     Args:
         bucket: Name of the bucket.
-        prefix: What all keys begin with in the bucket, its slash included.
-        endpoint: Tells the URL and the region that are asked.
-        uses_kms: Whether writes ask for a KMS key.
+        prefix: Prefix of all keys in the bucket, including its slash.
+        endpoint: Returns URL and region of the endpoint.
+        uses_kms: Whether writes use a KMS key.
     """
 
     def __init__(
@@ -98,15 +98,15 @@ class S3Errors:
 
     @contextlib.contextmanager
     def translating(self, operation: str, key: str, condition: str | None = None) -> Iterator[None]:
-        """Raise what goes wrong within as an error of the store.
+        """Raise failures in the block as errors of the store.
 
         Args:
-            operation: S3's name of what is asked.
-            key: Of which object, without the prefix.
-            condition: The header that makes the request conditional, if one does.
+            operation: S3's name for the operation.
+            key: The object's key, without the prefix.
+            condition: The header that makes the request conditional, if any.
 
         Raises:
-            StoreError: in one of its classes.
+            StoreError: one of its subclasses.
         """
         try:
             yield
@@ -114,24 +114,24 @@ class S3Errors:
             raise self._refused(error, operation, key, condition) from error
         except _NO_CREDENTIALS as error:
             raise StoreDenied(
-                f"{operation} of {self.name(key)} had no credentials: {str(error).rstrip('.')}. They are looked "
-                "for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the profile (AWS_PROFILE) "
-                "of ~/.aws/credentials and ~/.aws/config, and in the role of the container or "
-                "instance. `aws sts get-caller-identity` shows what is found."
+                f"{operation} of {self.name(key)} had no credentials: {str(error).rstrip('.')}. "
+                "They come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from the profile "
+                "(AWS_PROFILE) in ~/.aws/credentials and ~/.aws/config, or from the role of the "
+                "container or instance. `aws sts get-caller-identity` shows what is found."
             ) from error
         except NO_ANSWER as error:
             raise StoreUnavailable(
                 f"{operation} of {self.name(key)} got no answer: {error}"
             ) from error
-        except RecursionError as error:  # botocore follows redirects by asking again
+        except RecursionError as error:  # botocore follows redirects recursively
             raise StoreUnavailable(
-                f"{operation} of {self.name(key)} was redirected, but not to a place that answers. "
+                f"{operation} of {self.name(key)} was redirected, but nowhere that answers. "
                 f"{self.place()}"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            # What botocore or the store made of a reply that is not as S3's.
+            # What botocore or the store make of a reply that is not S3's.
             raise StoreUnavailable(
-                f"{operation} of {self.name(key)} got a reply that cannot be understood: {error!r}. "
+                f"{operation} of {self.name(key)} got an invalid reply: {error!r}. "
                 f"{self.place()} Is that S3?"
             ) from error
         except BotoCoreError as error:
@@ -143,24 +143,24 @@ class S3Errors:
         self, error: ClientError, operation: str, key: str, condition: str | None
     ) -> StoreError:
         code, status = error.response["Error"].get("Code") or "", http_status(error)
-        said = f"{operation} of {self.name(key)}: {_quote(error)}"
+        text = f"{operation} of {self.name(key)}: {_quote(error)}"
         if code == "NoSuchBucket":
             return self._missing()
         if status == 404:
-            return ObjectNotFound(f"{said}. {self.place()}")
+            return ObjectNotFound(f"{text}. {self.place()}")
         if condition and status in (409, 412):
-            return Conflict(f"{said} ({condition})")
-        # 409 without a condition: something else is being done to the object just now.
+            return Conflict(f"{text} ({condition})")
+        # 409 without a condition: another operation on the object is in progress.
         if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
-            return StoreUnavailable(said)
+            return StoreUnavailable(text)
         if code in _BAD_CREDENTIALS:
             return StoreDenied(
-                f"{said}. The credentials are wrong or have expired (or this machine's clock is "
+                f"{text}. The credentials are wrong or have expired (or this machine's clock is "
                 "off); `aws sts get-caller-identity` shows which are used."
             )
         if status in (401, 403):
-            return StoreDenied(f"{said}. {self._permission(operation, condition)}")
-        return StoreError(f"{said}. {self.place()}")
+            return StoreDenied(f"{text}. {self._permission(operation, condition)}")
+        return StoreError(f"{text}. {self.place()}")
 
     def _permission(self, operation: str, condition: str | None) -> str:
         permission = _PERMISSIONS.get(operation, "s3:PutObject")
@@ -185,25 +185,25 @@ class S3Errors:
         )
 
     def place(self) -> str:
-        """Which endpoint is asked, for people."""
+        """The endpoint in use, for messages."""
         url, region = self._endpoint()
-        return f"Asked at {url} in region {region}."
+        return f"The endpoint is {url} in region {region}."
 
     def name(self, key: str) -> str:
-        """The object's full name, for people."""
+        """The object's full name, for messages."""
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def not_deleted(self, failures: Sequence[ErrorTypeDef]) -> StoreError:
-        """The error for a DeleteObjects of which some keys failed."""
+        """The error for a DeleteObjects that failed for some keys."""
         first = failures[0]
         code = first.get("Code", "")
-        said = (
-            f"not deleted were {len(failures)} objects, the first being "
+        text = (
+            f"{len(failures)} objects could not be deleted, the first being "
             f"s3://{self._bucket}/{first.get('Key')}: {code} {first.get('Message', '')}"
         )
         if code == "AccessDenied":
-            return StoreDenied(f"{said}. {self._permission('DeleteObjects', None)}")
-        return StoreUnavailable(said) if code in _PASSING else StoreError(said)
+            return StoreDenied(f"{text}. {self._permission('DeleteObjects', None)}")
+        return StoreUnavailable(text) if code in _PASSING else StoreError(text)
 
 
 def http_status(error: ClientError) -> int:
@@ -212,8 +212,8 @@ def http_status(error: ClientError) -> int:
 
 
 def _quote(error: ClientError) -> str:
-    said = error.response["Error"]
-    code, status = said.get("Code") or "", str(http_status(error))
+    details = error.response["Error"]
+    code, status = details.get("Code") or "", str(http_status(error))
     head = f"HTTP {status}" if code in ("", status) else f"{code} (HTTP {status})"
-    message = str(said.get("Message") or "").rstrip(".")
+    message = str(details.get("Message") or "").rstrip(".")
     return f"{head}, {message}" if message else head

@@ -1,4 +1,4 @@
-"""Large objects: in parts, side by side, whole or not at all."""
+"""Transfers of large objects: in parallel parts, all or nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["PART", "MultipartUpload", "reading", "transfer_threads", "write_at"]
 
 log = logging.getLogger(__name__)
 
-PART = 16 << 20  # bytes; memory for a transfer is _WIDTH parts
+PART = 16 << 20  # bytes; a transfer holds _WIDTH parts in memory
 
-_WIDTH = 4  # parts at once: one connection to S3 carries some 80 MB/s
+_WIDTH = 4  # parallel parts: one connection to S3 carries some 80 MB/s
 _MOST_PARTS = 10_000  # S3's limit for one object
 
 Read = Callable[[int, int], bytes]
@@ -35,12 +35,12 @@ class MultipartUpload:
     """The upload of one object in parts.
 
     Args:
-        client: boto3's client of S3.
+        client: boto3's S3 client.
         place: `Bucket` and `Key`.
-        encryption: What of each request is about encryption.
+        encryption: Encryption parameters of each request.
         errors: Translates S3's errors.
         key: The object's key without the store's prefix, for messages.
-        exists: Whether the object is there.
+        exists: Tells whether the object exists.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MultipartUpload:
         self._exists = exists
 
     def send(self, size: int, read: Read) -> None:
-        """Send it all; on any error the upload is aborted, so that its parts cost nothing."""
+        """Upload all of it; on any error abort, so that leftover parts cost nothing."""
         part = max(PART, -(-size // _MOST_PARTS))
         upload_id = self._begin()
         try:
@@ -96,7 +96,7 @@ class MultipartUpload:
                     **self._place, UploadId=upload_id, MultipartUpload={"Parts": parts}
                 )
         except ObjectNotFound:
-            # No such upload: it was completed by an earlier try whose reply was lost?
+            # No such upload: an earlier try may have completed it, and its reply was lost.
             if not self._exists(self._key):
                 raise
 
@@ -107,19 +107,22 @@ class MultipartUpload:
         except StoreError as error:
             # The error that led here matters more.
             log.warning(
-                "upload %s of %s was given up but not removed, and its parts cost money until it is: %s",
-                upload_id, self._errors.name(self._key), error,
-            )  # fmt: skip
+                "upload %s of %s failed and could not be aborted; its parts cost money until it "
+                "is: %s",
+                upload_id,
+                self._errors.name(self._key),
+                error,
+            )
 
 
 def transfer_threads(what: str) -> ThreadPoolExecutor:
-    """The threads of one transfer."""
+    """Create the threads of one transfer."""
     return ThreadPoolExecutor(_WIDTH, f"starburst-{what}")
 
 
 @contextlib.contextmanager
 def reading(source: Path | Bytes) -> Iterator[tuple[int, Read]]:
-    """The size of a source, and a function that reads it from one offset to another."""
+    """A source's size, and a function that reads a range of it."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             number = file.fileno()
@@ -136,7 +139,7 @@ def reading(source: Path | Bytes) -> Iterator[tuple[int, Read]]:
 def _read_part(source: Path, file: int, start: int, end: int) -> bytes:
     data = read_range(file, start, end)
     if len(data) < end - start:
-        raise StoreError(f"{source} became shorter while it was uploaded")
+        raise StoreError(f"{source} shrank during the upload")
     return data
 
 

@@ -1,7 +1,7 @@
-"""The command line: its verbs, and what its exit codes mean.
+"""The command line: verbs and exit codes.
 
-Every verb is in one of the modules beside this one, which is imported when the verb is used: asking for
-help, or for the completion of a word, loads neither boto3 nor the executor.
+Each verb lives in a module of this package that is imported only when the verb is used: help and
+shell completion load neither boto3 nor the executor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Exit", "Failed", "main"]
 
 
 class Exit(IntEnum):
-    """Exit codes; they never change their meaning."""
+    """Exit codes; their meaning never changes."""
 
     OK = 0
     OTHER = 1
@@ -33,16 +33,16 @@ class Exit(IntEnum):
     CREDENTIALS = 4
     TIMED_OUT = 5
     TASKS_FAILED = 6
-    INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 _MEANING = {
     Exit.OK: "done",
     Exit.OTHER: "any other error; doctor: something is wrong",
-    Exit.USAGE: "wrong usage: an unknown verb, option or form of a value",
+    Exit.USAGE: "usage error: an unknown verb or option, or a malformed value",
     Exit.NOT_FOUND: "no such session, task, bucket or directory",
-    Exit.CREDENTIALS: "no credentials, or they lack a permission",
-    Exit.TIMED_OUT: "--timeout, or the session's own time limit, was over first",
+    Exit.CREDENTIALS: "no credentials, or a permission is missing",
+    Exit.TIMED_OUT: "--timeout or the session's own time limit expired first",
     Exit.TASKS_FAILED: "collect, status --watch: a task failed or was cancelled",
     Exit.INTERRUPTED: "interrupted with Ctrl-C",
 }
@@ -52,34 +52,34 @@ _SECTIONS = {
     "Look": {
         "list": ("inspect", "The sessions in a store."),
         "status": ("inspect", "How far a session is."),
-        "tasks": ("inspect", "Its tasks, one a line."),
-        "show": ("inspect", "All that is known of one task."),
-        "logs": ("inspect", "What its tasks have printed."),
+        "tasks": ("inspect", "Its tasks, one per line."),
+        "show": ("inspect", "Everything known about one task."),
+        "logs": ("inspect", "What its tasks printed."),
         "errors": ("inspect", "Its failures, grouped by where they happened."),
         "collect": ("results", "What its finished tasks returned or raised."),
         "report": (
             "report",
-            "A page to look at: what happened, and what held it back.",
+            "Write a page about what happened and what held it back.",
         ),
     },
     "Change": {
-        "cancel": ("manage", "Cancel tasks, or all that are unfinished."),
+        "cancel": ("manage", "Cancel tasks; by default all unfinished ones."),
         "retry": ("manage", "Submit failed or chosen tasks again, as new tasks."),
-        "extend": ("manage", "Move its time limits on."),
-        "scale": ("manage", "Set how many workers it wants."),
-        "cleanup": ("manage", "End it; with --force delete it."),
-        "prune": ("manage", "Delete sessions that nobody has touched for long."),
+        "extend": ("manage", "Extend its time limits."),
+        "scale": ("manage", "Cap its number of workers."),
+        "cleanup": ("manage", "End it; with --force, delete it."),
+        "prune": ("manage", "Delete sessions that have been idle for long."),
     },
     "AWS": {
-        "config": ("deploy", "Each setting, and where its value came from."),
-        "setup": ("deploy", "Make what workers need in an AWS account."),
-        "teardown": ("deploy", "Remove what setup made."),
-        "quota": ("planning", "How many workers the account may have at once."),
-        "estimate": ("planning", "What a run would take and cost."),
+        "config": ("deploy", "Every setting and where its value came from."),
+        "setup": ("deploy", "Create what workers need in an AWS account."),
+        "teardown": ("deploy", "Remove what setup created."),
+        "quota": ("planning", "How many workers the account may run at once."),
+        "estimate": ("planning", "How long a run would take, and its cost."),
     },
     "This machine": {
-        "doctor": ("doctor", "Check that everything works, and say what to mend."),
-        "worker": ("doctor", "Work for a session."),
+        "doctor": ("doctor", "Check that everything works, and say how to fix what does not."),
+        "worker": ("doctor", "Run a worker of a session."),
     },
 }
 _VERBS = {verb: line for section in _SECTIONS.values() for verb, line in section.items()}
@@ -128,7 +128,7 @@ class _Verbs(click.Group):
 
 def _fail(error: StarburstError) -> NoReturn:
     code = Exit.OTHER
-    # A worker says "terminated" of a session that is gone, because it is not there.
+    # A worker reports a missing session as terminated; the cause tells the difference.
     if any(isinstance(e, SessionNotFound | StoreMissing) for e in (error, error.__cause__)):
         code = Exit.NOT_FOUND
     elif isinstance(error, StoreDenied | AccountDenied):
@@ -140,11 +140,13 @@ def _fail(error: StarburstError) -> NoReturn:
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "A session's id may be shortened as long as no other begins so, in whole or after its last dash. "
-        "Every verb of the first section takes --json. Words complete in the shell after, in bash: "
-        'eval "$(_STARBURST_EXECUTOR_COMPLETE=bash_source starburst-executor)" (likewise zsh and fish).'
+        "A session's id may be shortened as long as it stays unambiguous, from its start or from "
+        "after its last dash. Every command in the first section takes --json. For shell "
+        "completion in bash, "
+        'run eval "$(_STARBURST_EXECUTOR_COMPLETE=bash_source starburst-executor)" '
+        "(zsh and fish work likewise)."
     ),
 )
 @click.version_option(package_name="starburst-executor")
 def main() -> None:
-    """Sessions of starburst_executor: look at them, change them, work for them."""
+    """Inspect and manage sessions of starburst_executor, and run workers for them."""

@@ -1,4 +1,4 @@
-"""Whether everything that a session needs is there: one check after another, each with its mend."""
+"""Checks that everything a session needs is there, each with a fix."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from starburst_executor.storage.url import join_url, open_store
 __all__ = ["Check", "examine"]
 
 _LOOKS = 5  # listings whose median is the round-trip time
-_CLOCK_OFF = 60.0  # seconds; from 15 minutes on AWS refuses every request
-_TASK_SECONDS = 60.0  # a worker starts in one or two
+_CLOCK_OFF = 60.0  # seconds; at 15 minutes AWS refuses every request
+_TASK_SECONDS = 60.0  # a worker starts in one or two seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
+        name: What was checked.
         ok: Whether it is as it should be.
         found: What was found.
-        mend: What to do about it; "" if it is well.
+        mend: How to fix it; "" if it is fine.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Check:
 
 
 def examine(store_url: str | None, runtime: Runtime) -> Iterator[Check]:
-    """Look at everything in order; what cannot work after a failure is left out.
+    """Run all checks in order, skipping those that cannot pass after a failure.
 
-    Runs one task on one worker, in a session of its own that is removed again.
+    Runs one task on one worker, in a session of its own that it removes again.
 
     Args:
         store_url: As given on the command line; None for the default.
@@ -61,7 +61,7 @@ def examine(store_url: str | None, runtime: Runtime) -> Iterator[Check]:
     try:
         found = config.load(arguments={"store": store_url or None})
     except ConfigError as error:
-        yield _wrong("settings", error, "Correct the variable or file that it names.")
+        yield _wrong("settings", error, "Correct the variable or file named there.")
         return
     url = found.settings.store
     yield Check(name="store", ok=True, found=f"{url} ({_source(found, 'store')})")
@@ -70,7 +70,7 @@ def examine(store_url: str | None, runtime: Runtime) -> Iterator[Check]:
     try:
         store = open_store(url)
     except ValueError as error:
-        yield _wrong("store's URL", error, "Correct the setting that it comes from.")
+        yield _wrong("store's URL", error, "Correct the setting it comes from.")
         return
     with contextlib.closing(store):
         well = launcher.ok
@@ -96,19 +96,19 @@ def _source(found: Configuration, setting: str) -> str:
     if source == "argument":
         return f"from --{setting}"
     if source == "built in":
-        return "built in, for nothing else is set"
+        return "the default; nothing else is set"
     return f"from {source}"
 
 
 def _launcher(found: Configuration) -> Check:
     name = found.settings.launcher
-    said = f"{name} ({_source(found, 'launcher')})"
+    text = f"{name} ({_source(found, 'launcher')})"
     try:
         open_launcher(WorkerSpec(launcher=cast(Any, name)))
     except (ValueError, StarburstError) as error:
-        mend = "Set STARBURST_LAUNCHER=local to have workers on this machine."
-        return Check(name="launcher", ok=False, found=f"{said}: {error}", mend=mend)
-    return Check(name="launcher", ok=True, found=said)
+        mend = "Set STARBURST_LAUNCHER=local to run workers on this machine."
+        return Check(name="launcher", ok=False, found=f"{text}: {error}", mend=mend)
+    return Check(name="launcher", ok=True, found=text)
 
 
 def _wrong(name: str, error: Exception, mend: str) -> Check:
@@ -125,10 +125,10 @@ def _store_checks(store: Store, runtime: Runtime) -> Iterator[Check]:
         yield from _reach(store, runtime)
         probe_conditional(store, "probe/", runtime.new_id)
     except (StoreError, OSError) as error:
-        mend = "Mend what it names, or use another store: --store, or STARBURST_STORE."
+        mend = "Fix what it names, or use another store with --store or STARBURST_STORE."
         yield _wrong("store works", error, mend)
         return
-    found = "create and replace are refused where they must be"
+    found = "conflicting writes are refused"
     yield Check(name="conditional writes", ok=True, found=found)
 
 
@@ -145,11 +145,11 @@ def _credentials() -> Check:
     except StarburstError as error:
         return _wrong(name, error, mend)
     if found is None:
-        return Check(name=name, ok=False, found="there are none", mend=mend)
+        return Check(name=name, ok=False, found="none found", mend=mend)
     text = f"{found.key_id} from {found.source}"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
-        # The server that stands in for S3 knows the key; AWS STS would not.
+        # The key belongs to a server that stands in for S3, so AWS STS would not know it.
         return Check(name=name, ok=True, found=f"{text}, for {endpoint}")
     try:
         return Check(name=name, ok=True, found=f"{text}: {account.identity()}")
@@ -168,10 +168,10 @@ def _reach(store: Store, runtime: Runtime) -> Iterator[Check]:
     trip = statistics.median(trips)
     yield Check(name="store answers", ok=True, found=f"within {trip * 1000:.3g} ms")
     found = f"this machine's is {abs(off):.1f} s {'ahead' if off > 0 else 'behind'}"
-    if abs(off) < 1.5:  # S3 tells whole seconds
+    if abs(off) < 1.5:  # S3 reports whole seconds
         found = "the same as the store's"
     well = abs(off) < _CLOCK_OFF
-    mend = "" if well else "Set this machine's clock: switch NTP on."
+    mend = "" if well else "Set this machine's clock: enable NTP."
     yield Check(name="clock", ok=well, found=found, mend=mend)
 
 
@@ -180,20 +180,20 @@ def _task(url: str) -> Check:
     try:
         answer = executor.submit(sum, (1, 2)).result(_TASK_SECONDS)
     except TimeoutError:
-        found = f"none had run one after {_TASK_SECONDS:.0f} s"
+        found = f"no worker finished it within {_TASK_SECONDS:.0f} s"
         mend = _last_words(url, executor.session_id)
         executor.cleanup(force=True)
         return Check(name="task", ok=False, found=found, mend=mend)
     except StarburstError as error:
         executor.cleanup(force=True)
-        return _wrong("task", error, "Mend what it names.")
+        return _wrong("task", error, "Fix what it names.")
     executor.shutdown()
-    found = f"a worker of this machine ran one (1 + 2 = {answer})"
+    found = f"a worker on this machine ran it (1 + 2 = {answer})"
     return Check(name="task", ok=answer == 3, found=found)
 
 
 def _last_words(url: str, session_id: str) -> str:
-    """What the workers of a session printed last, for whoever has to mend them."""
+    """What the session's workers printed last."""
     launcher = LocalLauncher()
     session_url = join_url(open_store(url).url, f"sessions/{session_id}")
     workers = launcher.live(session_url) | launcher.ended(session_url)

@@ -1,4 +1,4 @@
-"""The verbs about where workers run: config, setup, teardown."""
+"""Verbs for where workers run: config, setup, teardown."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
-_TASK_SECONDS = 300.0  # Fargate takes 20 to 60 to start a worker
+_TASK_SECONDS = 300.0  # Fargate takes 20 to 60 s to start a worker
 _LOG_DAYS = ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")
 
 _profile_option = click.option(
     "--profile",
     metavar="NAME",
-    help="The profile of the configuration file; default STARBURST_PROFILE, else default.",
+    help="Profile in the configuration file; defaults to STARBURST_PROFILE, or default.",
 )
 _region_option = click.option(
     "--region",
     metavar="NAME",
-    help="AWS region; default that of the profile, else of the AWS settings.",
+    help="AWS region; defaults to that of the profile, or of your AWS settings.",
 )
 _stack_option = click.option(
     "--stack",
     metavar="NAME",
-    help="Name of the CloudFormation stack; default that of the profile, else starburst-executor.",
+    help="CloudFormation stack; defaults to that of the profile, or starburst-executor.",
 )
-_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 # --- config --------------------------------------------------------------------------
@@ -49,9 +49,10 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 @_profile_option
 @json_option
 def config(profile: str | None, as_json: bool) -> None:
-    """Show each setting, and where its value came from.
+    """Show every setting and where its value came from.
 
-    Arguments come first, then STARBURST_ variables, then the file, then what is built in.
+    Arguments come first, then STARBURST_ variables, then the configuration file, then built-in
+    defaults.
     """
     from starburst_executor import config as settings
 
@@ -86,42 +87,44 @@ def _shown(value: Any) -> str:
 @_profile_option
 @_region_option
 @_stack_option
-@click.option("--store", metavar="URL", help="A place in a bucket of yours: s3://bucket/prefix.")
-@click.option("--vpc", metavar="ID", help="The VPC for workers; default the account's.")
+@click.option("--store", metavar="URL", help="A prefix in your own bucket: s3://bucket/prefix.")
+@click.option(
+    "--vpc", metavar="ID", help="The VPC for workers; defaults to the account's default VPC."
+)
 @click.option(
     "--subnets",
     metavar="ID,ID",
-    help="Subnets for workers; default the VPC's public ones.",
+    help="Subnets for workers; defaults to the VPC's public ones.",
 )
-@click.option("--security-groups", metavar="ID,ID", help="Security groups of yours for workers.")
-@click.option("--cluster", metavar="NAME", help="An ECS cluster of yours.")
+@click.option("--security-groups", metavar="ID,ID", help="Your own security groups for workers.")
+@click.option("--cluster", metavar="NAME", help="Your own ECS cluster.")
 @click.option(
     "--execution-role-arn",
     metavar="ARN",
-    help="A role of yours by which ECS pulls images and writes logs.",
+    help="Your own role for ECS to pull images and write logs.",
 )
-@click.option("--task-role-arn", metavar="ARN", help="A role of yours for workers and tasks.")
+@click.option("--task-role-arn", metavar="ARN", help="Your own role for workers and tasks.")
 @click.option(
     "--instance-profile-arn",
     metavar="ARN",
-    help="An instance profile of yours for EC2 instances that workers run on.",
+    help="Your own instance profile for EC2 instances that workers run on.",
 )
 @click.option(
     "--instance-type",
     "instance_types",
     metavar="TYPE",
     multiple=True,
-    help="Prepare for workers on such EC2 instances, at no instances; may be repeated.",
+    help="Prepare for workers on EC2 instances of this type without starting any; repeatable.",
 )
 @click.option(
     "--kms-key",
     metavar="ARN",
-    help="A KMS key of yours to encrypt the store's objects with.",
+    help="Your own KMS key to encrypt the store's objects.",
 )
 @click.option(
     "--log-days",
     type=click.Choice(_LOG_DAYS),
-    help="How long logs are kept; default 30.",
+    help="How many days logs are kept; default 30.",
 )
 @click.option(
     "--assign-public-ip/--no-assign-public-ip",
@@ -136,9 +139,9 @@ def _shown(value: Any) -> str:
 @click.option(
     "--task/--no-task",
     default=True,
-    help="Whether to run a task there at the end; it costs less than a cent.",
+    help="Whether to run a test task at the end; it costs less than a cent.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be made, and stop.")
+@click.option("--dry-run", is_flag=True, help="Show what would be created, and stop.")
 @click.option(
     "--print-template",
     is_flag=True,
@@ -151,10 +154,11 @@ def _shown(value: Any) -> str:
 )
 @_yes_option
 def setup(profile: str | None, **options: Any) -> None:
-    """Make what workers need in an AWS account, or bring it up to date.
+    """Create what workers need in an AWS account, or bring it up to date.
 
-    One CloudFormation stack: a bucket, an ECS cluster, a log group, three roles, a security group, a gateway to S3.
-    What you have already can be given instead. It writes the configuration file, and may be run again.
+    It deploys one CloudFormation stack: a bucket, an ECS cluster, a log group, three roles, a
+    security group and a gateway to S3. You can name what you already have instead. It writes the
+    configuration file, and may be run again.
     """  # fmt: skip
     from starburst_executor import config as settings
     from starburst_executor.aws.deployment import setup as aws_setup
@@ -166,12 +170,12 @@ def setup(profile: str | None, **options: Any) -> None:
     name = settings.profile_name(profile)
     before = settings.profile_values(name)
     clients = _clients(options["region"], before)
-    wishes = _wishes(options, before)
+    requested = _requested(options, before)
     if options["print_policy"]:
-        _echo_policies(clients, wishes.stack, options["store"])
+        _echo_policies(clients, requested.stack, options["store"])
         return
     try:
-        plan = aws_setup.plan(clients, wishes)
+        plan = aws_setup.plan(clients, requested)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _echo_plan(plan)
@@ -183,9 +187,7 @@ def setup(profile: str | None, **options: Any) -> None:
     image = options["image"] or before.get("image")
     values |= {"image": image} if image else {}
     file = settings.write_profile(name, values)
-    click.echo(
-        f"Wrote profile {name} into {file}: StarburstExecutor() starts its workers there from now on."
-    )
+    click.echo(f"Wrote profile {name} to {file}: StarburstExecutor() now starts its workers there.")
     if options["task"]:
         with _profile_set(name):
             _try(values)
@@ -198,7 +200,7 @@ def _clients(region: str | None, before: Mapping[str, Any]) -> Clients:
     return Clients(named or None)
 
 
-def _wishes(options: Mapping[str, Any], before: Mapping[str, Any]) -> Any:
+def _requested(options: Mapping[str, Any], before: Mapping[str, Any]) -> Any:
     from starburst_executor.aws.deployment.setup import DEFAULT_STACK, SetupOptions
 
     return SetupOptions(
@@ -225,7 +227,7 @@ def _ids(text: str | None) -> tuple[str, ...]:
 def _echo_plan(plan: Plan) -> None:
     from starburst_executor.costs import prices
 
-    verb = "Updates" if plan.found else "Makes"
+    verb = "Updates" if plan.found else "Creates"
     click.echo(f"{verb} the stack {plan.stack} in {plan.region}, account {plan.account}, with")
     for line in plan.makes:
         click.echo(f"  + {line}")
@@ -235,8 +237,9 @@ def _echo_plan(plan: Plan) -> None:
     for line in plan.warnings:
         click.echo(click.style(f"  ! {line}", fg="yellow"))
     click.echo(
-        f"While no worker runs, it costs what is stored and nothing else: about ${prices.STORED_GB_MONTH} a GB and "
-        f"month in S3 and ${prices.LOGGED_GB_MONTH} in logs (us-east-1, {prices.TABLE_DATE:%Y-%m-%d})."
+        f"While no worker runs, you pay only for storage: about ${prices.STORED_GB_MONTH} per GB "
+        f"and month in S3 and ${prices.LOGGED_GB_MONTH} in logs (us-east-1, "
+        f"{prices.TABLE_DATE:%Y-%m-%d})."
     )
 
 
@@ -254,7 +257,7 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _profile_set(name: str) -> Iterator[None]:
-    """Let the launcher read that profile."""
+    """Make the launcher use that profile."""
     before = os.environ.get("STARBURST_PROFILE")
     os.environ["STARBURST_PROFILE"] = name
     try:
@@ -266,24 +269,25 @@ def _profile_set(name: str) -> Iterator[None]:
 
 
 def _try(values: Mapping[str, Any]) -> None:
-    """Run a task on a worker there."""
+    """Run a test task on a worker there."""
     from starburst_executor.errors import StarburstError
     from starburst_executor.executor import StarburstExecutor
 
-    click.echo("Trying a task there; a worker takes about a minute to start.")
+    click.echo("Running a test task; a worker takes about a minute to start.")
     executor = StarburstExecutor(1, store=values["store"], launcher="ecs", name="setup")
     try:
         answer = executor.submit(sum, (1, 2)).result(_TASK_SECONDS)
     except (StarburstError, TimeoutError) as error:
-        executor.cleanup()  # keeps what is stored, and no worker that costs money
-        said = str(error) or f"nothing came back within {_TASK_SECONDS:.0f} s"
+        executor.cleanup()  # keeps what is stored, but no worker that costs money
+        reason = str(error) or f"nothing came back within {_TASK_SECONDS:.0f} s"
         raise Failed(
-            f"everything is set up, but the task failed: {said}\nOnce that is mended, run setup again. "
-            f"`starburst-executor logs {executor.session_id} --workers` shows what workers printed.",
+            f"everything is set up, but the test task failed: {reason}\n"
+            f"Once that is fixed, run setup again. `starburst-executor logs {executor.session_id} "
+            "--workers` shows what workers printed.",
             Exit.OTHER,
         ) from error
     executor.shutdown()
-    click.echo(f"A worker there ran one (1 + 2 = {answer}).")
+    click.echo(f"A worker ran the test task (1 + 2 = {answer}).")
 
 
 def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
@@ -295,7 +299,7 @@ def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
     try:
         account = account_id(clients)
     except AccountError:
-        account = "ACCOUNT_ID"  # administrators fill it in
+        account = "ACCOUNT_ID"  # for an administrator to fill in
     bucket, _, prefix = (store or "").removeprefix("s3://").partition("?")[0].partition("/")
     scope = policy.Scope(
         account=account,
@@ -318,8 +322,8 @@ def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
 @_profile_option
 @_region_option
 @_stack_option
-@click.option("--delete-data", is_flag=True, help="Delete the store too, with all results.")
-@click.option("--force", is_flag=True, help="Although tasks are unfinished; they are given up.")
+@click.option("--delete-data", is_flag=True, help="Also delete the store, with all results.")
+@click.option("--force", is_flag=True, help="Even if tasks are unfinished; they are abandoned.")
 @_yes_option
 def teardown(
     profile: str | None,
@@ -329,7 +333,7 @@ def teardown(
     force: bool,
     yes: bool,
 ) -> None:
-    """Remove what setup made; the bucket with its results stays unless --delete-data is given."""
+    """Remove what setup created; the bucket and its results stay unless --delete-data is given."""
     from starburst_executor import config as settings
     from starburst_executor.aws.deployment.setup import DEFAULT_STACK
     from starburst_executor.aws.deployment.stack import find_stack
@@ -343,7 +347,8 @@ def teardown(
     found = find_stack(clients, stack)
     if found is None:
         raise Failed(
-            f"there is no stack {stack} in {clients.region}; name it with --stack, --region or --profile",
+            f"there is no stack {stack} in {clients.region}; name it with --stack, --region or "
+            "--profile",
             Exit.NOT_FOUND,
         )
     with closing(SystemRuntime()) as runtime:
@@ -364,7 +369,7 @@ def teardown(
         click.echo(f"Removed profile {name} from {settings.remove_profile(name)}.")
     click.echo(f"The stack {stack} is gone.")
     for line in remains:
-        click.echo(f"There remains {line}.")
+        click.echo(f"Still there: {line}.")
 
 
 def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
@@ -383,13 +388,14 @@ def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
         if not unfinished:
             return
         names = ", ".join(s.session_id for s in unfinished[:5])
-        said = f"tasks are unfinished in {len(unfinished)} sessions of {store.url}: {names}"
+        what = f"tasks are unfinished in {len(unfinished)} sessions of {store.url}: {names}"
         if not force:
             raise Failed(
-                f"{said}. Wait for them, or `starburst-executor cleanup` them, or give them up with --force.",
+                f"{what}. Wait for them, end them with `starburst-executor cleanup`, or abandon "
+                "them with --force.",
                 Exit.OTHER,
             )
-        click.echo(f"Giving up: {said}")
+        click.echo(f"Abandoning: {what}")
         terminate_sessions(store, unfinished, runtime)
 
 

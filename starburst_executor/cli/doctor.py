@@ -1,4 +1,4 @@
-"""The verbs about this machine: doctor, worker."""
+"""Verbs for this machine: doctor, worker."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["VERBS"]
 @store_option
 @json_option
 def doctor(store: str | None, as_json: bool) -> None:
-    """Check that everything is there that a session needs, and say what to mend.
+    """Check that everything a session needs is there, and say how to fix what is not.
 
-    Runs one task on one worker of this machine, in a session of its own that is removed again. Ends with
-    exit code 1 if something is wrong.
+    Runs one task on one worker of this machine, in a session of its own that it removes again.
+    Exits with code 1 if something is wrong.
     """
     from starburst_executor.cli.checks import Check, examine
     from starburst_executor.runtime import SystemRuntime
@@ -48,11 +48,12 @@ def _echo(name: str, ok: bool, found: str, mend: str) -> None:
 
 @click.command()
 @click.argument("session_url", metavar="URL")
-@click.option("--id", "worker_id", metavar="WORKER_ID", help="Its id; default a new one.")
+@click.option("--id", "worker_id", metavar="WORKER_ID", help="Its id; a new one by default.")
 def worker(session_url: str, worker_id: str | None) -> None:
-    """Work for the session whose URL is <store>/sessions/<session id>, until there is no reason to stay.
+    """Run a worker of the session at <store>/sessions/<session id> until it has no reason to stay.
 
-    It logs to stderr, and at last prints why it left. SIGTERM makes it hand back what it holds and leave.
+    It logs to stderr, and finally prints why it left. On SIGTERM it hands back its tasks and
+    leaves.
     """
     from starburst_executor.worker.process import serve
 
@@ -65,11 +66,11 @@ def worker(session_url: str, worker_id: str | None) -> None:
         reason = serve(session_url, worker_id)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from error
-    if not _same_place():
-        click.echo(reason)  # else the log has said so, in the same place
+    if not _same_output():
+        click.echo(reason)  # otherwise the log, in the same place, already shows it
 
 
-def _same_place() -> bool:
+def _same_output() -> bool:
     """Whether stdout and stderr are one file or terminal."""
     try:
         return os.path.sameopenfile(1, 2)

@@ -1,4 +1,4 @@
-"""Looking at a session until it is finished."""
+"""Watching a session until it is finished."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def seconds_option(command: F) -> F:
         "--timeout",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="Give up after so long, with exit code 5.",
+        help="Give up after this long, with exit code 5.",
     )(command)
 
 
 class EchoJson:
-    """A display for programs: one JSON document a line, when anything has changed."""
+    """A display for programs: a JSON document per line, whenever anything has changed."""
 
     def __init__(self) -> None:
         self._last: SessionStatus | None = None
 
     def show(self, progress: Progress) -> None:
         """Print the status unless it is the one printed last."""
-        # What it costs changes by the second, and is no news by itself.
+        # The cost changes every second, and is not news by itself.
         status = replace(progress.status, cost=None)
         if status != self._last:
             self._last = status
             click.echo(document("status", progress.status))
 
     def close(self) -> None:
-        """The last one stands there already."""
+        """Nothing to do: the last status is already printed."""
 
 
 class Watch:
-    """Looks at a session until it is finished, and shows how far it is.
+    """Watches a session until it is finished, and shows its progress.
 
     Args:
-        session: Which.
-        display: Where to show it; closed at the end, whatever the end is.
+        session: The session.
+        display: Where to show it; always closed at the end.
         timeout: Seconds to wait at most.
     """
 
@@ -63,18 +63,18 @@ class Watch:
         self._display = display
         self._timeout = timeout
         self._meter = Meter()
-        self._said: Stuck | None = None
+        self._reported: Stuck | None = None
 
     def until_finished(
         self, each: Callable[[SessionStatus], None] = lambda _: None
     ) -> SessionStatus:
-        """Look until no task is unfinished, or the session was terminated.
+        """Watch until no task is unfinished, or the session was terminated.
 
         Args:
             each: Called with each status.
 
         Raises:
-            Failed: the time is over: the one given, or the session's own.
+            Failed: the timeout or the session's own time limit expired.
         """
         began = self._runtime.monotonic()
         try:
@@ -95,23 +95,23 @@ class Watch:
             self._display.close()
 
     def _advise(self, status: SessionStatus) -> None:
-        """Say once what to do about a session in which nothing moves."""
-        if status.stuck is not None and status.stuck != self._said:
+        """Print once what to do about a session that makes no progress."""
+        if status.stuck is not None and status.stuck != self._reported:
             click.echo(f"{status.session_id}: {status.stuck}", err=True)
-        self._said = status.stuck
+        self._reported = status.stuck
 
     def _check_time(self, status: SessionStatus, now: float, waited: float) -> None:
         left = status.total - status.finished
         if self._timeout is not None and waited >= self._timeout:
             raise Failed(
-                f"{left} of {status.total} tasks of session {status.session_id} are unfinished after "
-                f"{self._timeout:g} s; they go on without this command",
+                f"{left} of {status.total} tasks of session {status.session_id} are unfinished "
+                f"after {self._timeout:g} s; they continue without this command",
                 Exit.TIMED_OUT,
             )
         if now >= status.deadline.timestamp() and not status.workers:
             raise Failed(
-                f"session {status.session_id} is past its absolute time limit: its workers have left and "
-                f"{left} of {status.total} tasks are unfinished. Nothing is lost; "
-                f"`starburst-executor extend {status.session_id} SECONDS` goes on.",
+                f"session {status.session_id} is past its absolute time limit: its workers have "
+                f"left and {left} of {status.total} tasks are unfinished. Nothing is lost; "
+                f"`starburst-executor extend {status.session_id} SECONDS` carries on.",
                 Exit.TIMED_OUT,
             )

@@ -1,4 +1,4 @@
-"""The verbs that only read: list, status, tasks, show, logs, errors."""
+"""Read-only verbs: list, status, tasks, show, logs, errors."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 @store_option
 @json_option
 def list_(store: str | None, as_json: bool) -> None:
-    """Print the sessions in a store, oldest first.
+    """List the sessions in a store, oldest first.
 
-    `done` is the share of its tasks that is finished; `run`, `fail` and `cancel` count those that run, have
-    failed and were cancelled; `idle` is how long ago anything was written. The counts of a session at work are
-    those of one moment or another.
+    `done` is the share of tasks that are finished; `run`, `fail` and `cancel` count running, failed
+    and cancelled tasks; `idle` is how long ago anything was written. For a session at work, the
+    counts need not describe a single moment.
     """
     with at_store(store) as opened:
         sessions = list_summaries(opened)
@@ -80,18 +80,19 @@ def list_(store: str | None, as_json: bool) -> None:
 
 @click.command()
 @session_argument
-@click.option("--watch", is_flag=True, help="Go on until all tasks are finished.")
+@click.option("--watch", is_flag=True, help="Continue until all tasks are finished.")
 @seconds_option
 @store_option
 @json_option
 def status(id: str, watch: bool, timeout: float | None, store: str | None, as_json: bool) -> None:
-    """Print how far a session is.
+    """Show how far a session is.
 
-    With --watch it goes on until every task is finished, and then ends with exit code 6 if one failed or
-    was cancelled, and was not retried: live on a terminal, else a line every ten seconds, with --json one document a line.
+    With --watch, continue until every task is finished, then exit with code 6 if any failed or was
+    cancelled and was not retried. On a terminal the display is live; otherwise it is a line every
+    ten seconds, or with --json a document per line.
     """
     if timeout is not None and not watch:
-        raise click.UsageError("--timeout is for --watch")
+        raise click.UsageError("--timeout requires --watch")
     with at_session(store, id) as session:
         if not watch:
             now = read_status(session, reckon=CostTracker(session).look)
@@ -118,30 +119,30 @@ def _echo_status(session: Session, now: SessionStatus, as_json: bool) -> None:
         again = len(retried(session).after)
         if again:
             click.echo(
-                f"  Retried:   {counted(again, 'task')}, counted among those that failed or were cancelled"
+                f"  Retried:   {counted(again, 'task')}, also counted as failed or cancelled"
             )
 
 
 def _only(state: State, which: str) -> Callable[[F], F]:
     """`--pending` and so on."""
-    return click.option(f"--{state}", "state", flag_value=str(state), help=f"Only those {which}.")
+    return click.option(f"--{state}", "state", flag_value=str(state), help=f"Only tasks {which}.")
 
 
 @click.command()
 @session_argument
 @_only(State.PENDING, "that no worker has")
-@_only(State.CLAIMED, "that a worker has and has not begun")
-@_only(State.RUNNING, "that a worker has begun")
+@_only(State.CLAIMED, "that a worker has claimed and not started")
+@_only(State.RUNNING, "that are running")
 @_only(State.COMPLETED, "that returned")
 @_only(State.FAILED, "that failed")
 @_only(State.CANCELLED, "that were cancelled")
 @store_option
 @json_option
 def tasks(id: str, state: str | None, store: str | None, as_json: bool) -> None:
-    """Print the tasks of a session, one a line.
+    """List the tasks of a session, one per line.
 
-    `queued` is how long a task waited from being stored until its last attempt began, `ran` how long that
-    attempt has run. A terminal that is too narrow for all columns gets the most telling ones.
+    `queued` is how long a task waited between being stored and its last attempt; `ran` is how long
+    that attempt has run. A terminal too narrow for all columns gets the most important ones.
     """
     with at_session(store, id) as session:
         session.load()
@@ -187,7 +188,7 @@ def _task_row(task: TaskView) -> tuple[str, ...]:
 @store_option
 @json_option
 def show(id: str, task: str, store: str | None, as_json: bool) -> None:
-    """Print all that is known of one task: its attempts with their times, its error and its output."""
+    """Show everything known about one task: its attempts and times, its error and its output."""
     with at_session(store, id) as session:
         whole = history(session, find_task(session, task))
         again = retried(session).after.get(whole.task.task_id)
@@ -202,7 +203,7 @@ def find_task(session: Session, text: str) -> Found:
     """The task that `text` names.
 
     Raises:
-        BadParameter: it is no task id.
+        BadParameter: it is not a task id.
         Failed: the session has no such task.
     """
     name = task_name(session.load(), text)
@@ -237,7 +238,7 @@ def _echo_history(whole: TaskHistory, again: str | None) -> None:
                 click.echo(f"    {what + ':':<9} {local_moment(when)}")
     if task.error is not None:
         _echo_section("Error", task.error.traceback or str(task.error))
-        _echo_section("Last of stderr", task.error.stderr)
+        _echo_section("End of stderr", task.error.stderr)
     _echo_section("stdout", whole.output.stdout)
     _echo_section("stderr", whole.output.stderr)
 
@@ -251,9 +252,9 @@ def _echo_section(title: str, text: str) -> None:
 @click.command()
 @session_argument
 @task_argument(required=False)
-@click.option("--follow", is_flag=True, help="Go on until all of them are finished.")
-@click.option("--worker", metavar="W", help="What this worker's own process printed.")
-@click.option("--workers", is_flag=True, help="The same of all workers.")
+@click.option("--follow", is_flag=True, help="Continue until all of them are finished.")
+@click.option("--worker", metavar="W", help="Output of this worker's own process.")
+@click.option("--workers", is_flag=True, help="The same for all workers.")
 @store_option
 @json_option
 def logs(
@@ -265,10 +266,11 @@ def logs(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Print what tasks have printed: all, or one; or what workers have, which says why one never came to work.
+    """Show the output of tasks, all or one; or of workers, which tells why one never started work.
 
-    What a running task has printed is known as of its worker's last heartbeat, some 20 seconds ago. Workers on
-    ECS print to CloudWatch Logs, those on this machine to files, of which the end is shown.
+    Output of a running task is as of its worker's last heartbeat, up to about 20 seconds ago.
+    Workers on ECS log to CloudWatch Logs, workers on this machine to files, of which the end is
+    shown.
     """  # fmt: skip
     from starburst_executor.cli.logs import Follower, whole_logs
 
@@ -303,9 +305,9 @@ def _print_worker_logs(session: Session, worker: str | None, follow: bool, as_js
 @store_option
 @json_option
 def errors(id: str, store: str | None, as_json: bool) -> None:
-    """Print the failures of a session, grouped by traceback: how many, some tasks, one traceback.
+    """Show the failures of a session, grouped by traceback: how many, some tasks, one traceback.
 
-    Tasks that were retried are left out: what counts is how the last try ended.
+    Tasks that were retried are left out: the outcome of the last try counts.
     """
     with at_session(store, id) as session:
         session.load()
@@ -318,7 +320,7 @@ def errors(id: str, store: str | None, as_json: bool) -> None:
         return
     again = len(failed) - len(standing)
     if again:
-        click.echo(f"{counted(again, 'failure')} left out, retried since.", err=True)
+        click.echo(f"{counted(again, 'failure')} left out because they were retried.", err=True)
     elif not groups:
         click.echo("No task has failed.", err=True)
     for group in groups:

@@ -1,4 +1,4 @@
-"""What tasks print, whole or as it grows."""
+"""Output of tasks, complete or as it grows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from starburst_executor.protocol.session import Session
 
 __all__ = ["Follower", "added", "whole_logs"]
 
-_OVERLAP = 256  # characters that tell where an output goes on whose beginning was cut
+_OVERLAP = 256  # characters used to find where an output with a truncated beginning continues
 
 
 def whole_logs(
     session: Session, tasks: Iterable[Found], as_json: bool, *, headed: bool
 ) -> Iterator[str]:
-    """What tasks have printed so far, stdout before stderr; as text, those that printed nothing left out."""
+    """Output of tasks so far, stdout before stderr; as text, tasks without output are left out."""
     if as_json:
         content = [_log(found, read_output(session, found)) for found in tasks]
         yield document("logs", content) + "\n"
@@ -55,7 +55,7 @@ def _heading(found: Found) -> str:
 
 
 def added(before: str, now: str) -> str:
-    """What was printed between two looks at an output, of which only the tail is kept."""
+    """What was printed between two reads of an output of which only the tail is kept."""
     if now.startswith(before):
         return now[len(before) :]
     end = before[-_OVERLAP:]
@@ -64,12 +64,12 @@ def added(before: str, now: str) -> str:
 
 
 class Follower:
-    """Prints what tasks print until they are finished.
+    """Prints the output of tasks until they are finished.
 
     Args:
-        session: Which session.
-        only: This task alone; None for all.
-        as_json: One JSON document a line, for each piece of output.
+        session: The session.
+        only: The one task to follow; None for all.
+        as_json: Print a JSON document per piece of output.
     """
 
     def __init__(self, session: Session, only: Found | None, as_json: bool) -> None:
@@ -77,19 +77,19 @@ class Follower:
         self._only = only
         self._as_json = as_json
         self._seen: dict[str, tuple[int, Output]] = {}  # task id -> attempt, output
-        self._done: set[Batch] = set()  # all is said of these
-        self._speaker = "" if only is None else only.task_id
-        self._in_line = False  # the last text had no newline at its end
+        self._done: set[Batch] = set()  # everything in these is printed
+        self._current = "" if only is None else only.task_id
+        self._in_line = False  # the last text did not end in a newline
 
     def run(self, pause: float) -> None:
-        """Look every `pause` seconds until all is said, or the session was terminated."""
+        """Poll every `pause` seconds until everything is printed or the session was terminated."""
         while self._look():
             if self._session.load().state is SessionState.TERMINATED:
                 return
             self._session.runtime.signal().wait(pause)
 
     def _look(self) -> bool:
-        """Print what is new; whether anything can still come."""
+        """Print what is new; return whether more can come."""
         looked: set[Batch] = set()
         unfinished: set[Batch] = set()
         for found in self._tasks():
@@ -97,7 +97,7 @@ class Follower:
             if not found.task.state.final:
                 unfinished.add(found.batch)
             if found.task.state is not State.PENDING:
-                self._say(found, read_output(self._session, found))
+                self._print_new(found, read_output(self._session, found))
         self._done |= looked - unfinished
         return bool(unfinished)
 
@@ -106,7 +106,7 @@ class Follower:
             return find(self._session, without=self._done)
         return iter([read_again(self._session, self._only)])
 
-    def _say(self, found: Found, output: Output) -> None:
+    def _print_new(self, found: Found, output: Output) -> None:
         attempt, before = self._seen.get(found.task_id, (0, Output(stdout="", stderr="")))
         if attempt != found.task.attempt:
             before = Output(stdout="", stderr="")
@@ -126,8 +126,8 @@ class Follower:
             }
             click.echo(document("log", content))
             return
-        if found.task_id != self._speaker:
-            self._speaker = found.task_id
+        if found.task_id != self._current:
+            self._current = found.task_id
             click.echo("\n" * self._in_line + _heading(found))
         click.echo(text, nl=False)
         self._in_line = not text.endswith("\n")

@@ -1,4 +1,4 @@
-"""The verbs that change a session: cancel, retry, extend, scale, cleanup, prune."""
+"""Verbs that change a session: cancel, retry, extend, scale, cleanup, prune."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _MOST_WORKERS = 10_000  # as for an executor
 @tasks_argument
 @store_option
 def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
-    """Cancel tasks, running ones too; without TASK all that are unfinished.
+    """Cancel tasks, including running ones; without TASK, all unfinished ones.
 
-    A worker that runs one notices within a heartbeat, and stops it.
+    The worker that runs a task notices within a heartbeat and stops it.
     """
     with at_session(store, id) as session:
         chosen = _chosen(session, task, _UNFINISHED)
@@ -62,7 +62,7 @@ def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
 
 
 def _chosen(session: Session, names: tuple[str, ...], states: Iterable[State]) -> list[Found]:
-    """The tasks of those names; without names, all that are in one of the states."""
+    """The named tasks; without names, all that are in one of the states."""
     if names:
         found = {one.task_id: one for one in (find_task(session, n) for n in names)}
         return list(found.values())
@@ -85,8 +85,8 @@ def _cancel(session: Session, batch: Batch, positions: list[int]) -> int:
 @click.command()
 @session_argument
 @tasks_argument
-@click.option("--failed", is_flag=True, help="All that failed and were not retried yet.")
-@click.option("--cancelled", is_flag=True, help="The same of those cancelled.")
+@click.option("--failed", is_flag=True, help="All tasks that failed and have not been retried.")
+@click.option("--cancelled", is_flag=True, help="The same for cancelled tasks.")
 @click.option("--all", "both", is_flag=True, help="Both.")
 @store_option
 def retry(
@@ -97,10 +97,10 @@ def retry(
     both: bool,
     store: str | None,
 ) -> None:
-    """Submit the calls of finished tasks again, as new tasks; prints the old id and the new one.
+    """Submit the calls of finished tasks again, as new tasks; print the old and the new id.
 
-    The old tasks stay as they ended, but what counts is how the last try ended: for `collect`, `errors` and exit
-    codes. Workers are started, with the session's own launcher, if they lack.
+    The old tasks stay as they ended, but for `collect`, `errors` and exit codes the outcome of the
+    last try counts. Missing workers are started with the session's own launcher.
     """
     states = [State.FAILED] * (failed or both) + [State.CANCELLED] * (cancelled or both)
     if bool(states) == bool(task):
@@ -142,9 +142,9 @@ def _check_final(tasks: Iterable[Found]) -> None:
 @click.argument("seconds", type=float)
 @store_option
 def extend(id: str, seconds: float, store: str | None) -> None:
-    """Move the session's time limits SECONDS on, from now if they have passed; they never shrink.
+    """Extend the session's time limits by SECONDS, from now if they have passed; they never shrink.
 
-    Workers are started on this machine if they lack.
+    Missing workers are started on this machine.
     """
     with at_session(store, id) as session:
         try:
@@ -172,10 +172,11 @@ def _workers(ctx: click.Context, param: click.Parameter, text: str) -> int | Non
 @click.argument("workers", metavar="N|auto", callback=_workers)
 @store_option
 def scale(id: str, workers: int | None, store: str | None) -> None:
-    """Have at most N workers at once; auto: again as many as the session was made for.
+    """Cap the session at N workers; `auto` goes back to as many as it was created with.
 
-    What lacks for its unfinished tasks is started, with the session's own launcher. Workers too many
-    leave within a minute or so: they end what they run, and hand back what has not begun.
+    Workers missing for its unfinished tasks are started with the session's own launcher. Surplus
+    workers leave within about a minute: they finish what they run and hand back what they have not
+    begun.
     """
     with at_session(store, id) as session:
         try:
@@ -183,19 +184,19 @@ def scale(id: str, workers: int | None, store: str | None) -> None:
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="N|auto") from error
         most = counted(manifest.workers, "worker")
-        click.echo(f"Session {session.id} wants at most {most}.")
+        click.echo(f"Session {session.id} will run at most {most}.")
         if manifest.state != "terminated":
             start_workers(session)
 
 
 @click.command()
 @session_argument
-@click.option("--force", is_flag=True, help="Delete every object of it.")
+@click.option("--force", is_flag=True, help="Delete all its objects.")
 @store_option
 def cleanup(id: str, force: bool, store: str | None) -> None:
     """End a session: stop its workers and mark it terminated. Its results stay readable.
 
-    With --force every object of it is deleted, once its workers have ended or are lost.
+    With --force, all its objects are deleted once its workers have ended or are lost.
     """
     with at_session(store, id) as session:
         if force:
@@ -207,7 +208,7 @@ def cleanup(id: str, force: bool, store: str | None) -> None:
 
 
 def _launcher(session: Session) -> Launcher:
-    """The session's launcher; this machine's for what is left of one that was half deleted."""
+    """The session's launcher; for remains of a half-deleted session, this machine's."""
     try:
         return launcher_of(session.load())
     except SessionNotFound:
@@ -221,13 +222,13 @@ def _launcher(session: Session) -> Launcher:
     required=True,
     help="A number with s, m, h, d or w, as in 7d.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say which.")
+@click.option("--dry-run", is_flag=True, help="Only show which.")
 @store_option
 def prune(older_than: str, dry_run: bool, store: str | None) -> None:
-    """Delete the sessions in which nothing was written for longer than AGE, finished or not.
+    """Delete sessions in which nothing was written for longer than AGE, finished or not.
 
-    So is what a deletion that was broken off has left, and environments that no session uses and that none
-    has begun with for as long. A session with a live worker is never that old.
+    This also deletes what interrupted deletions left behind, and environments that no session uses
+    and that none has started with for that long. A session with a live worker is never that old.
     """
     limit = _age(older_than)
     count = 0
@@ -250,7 +251,7 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
 
 
 def _prune_environments(store: Store, runtime: Runtime, limit: float, *, dry_run: bool) -> int:
-    """Delete the environments that no session names; returns how many."""
+    """Delete the environments that no session names; return how many."""
     used: set[str] = set()
     for session_id in session_ids(store):
         with suppress(SessionNotFound):  # half deleted
@@ -265,7 +266,7 @@ def _age(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
     if match is None:
         raise click.BadParameter(
-            f"{text!r} is no age; write a number with s, m, h, d or w, as in 7d or 12h",
+            f"{text!r} is not an age; give a number with s, m, h, d or w, as in 7d or 12h",
             param_hint="--older-than",
         )
     return float(match[1]) * _UNITS[match[2]]

@@ -1,4 +1,4 @@
-"""What most verbs share: which store, which session, which tasks."""
+"""Options and arguments that most verbs share: store, session and tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_MOST_COMPLETIONS = 200  # more is no help to anybody
+_MOST_COMPLETIONS = 200  # more would not help anyone
 
 
 # --- options and arguments -----------------------------------------------------------
@@ -45,8 +45,8 @@ def store_option(command: F) -> F:
     return click.option(
         "--store",
         metavar="URL",
-        help="Where the session is: s3://bucket/prefix or a directory; default STARBURST_STORE, else the "
-        "configuration file, else a folder of this user's.",
+        help="Where the session is: s3://bucket/prefix or a directory; defaults to "
+        "STARBURST_STORE, the configuration file, or a folder in your user data directory.",
     )(command)
 
 
@@ -77,7 +77,7 @@ def task_argument(*, required: bool) -> Callable[[F], F]:
 
 @contextmanager
 def at_store(url: str | None) -> Iterator[Store]:
-    """The store of that URL, or the default one, for the length of a block."""
+    """Open the store at that URL, or the default one, for a block."""
     from starburst_executor import config
     from starburst_executor.storage.url import open_store
 
@@ -93,7 +93,7 @@ def at_store(url: str | None) -> Iterator[Store]:
 
 @contextmanager
 def at_session(url: str | None, text: str) -> Iterator[Session]:
-    """The session that `text` names, perhaps shortened, for the length of a block."""
+    """Open the session whose id, or unique part of it, is `text`, for a block."""
     from starburst_executor.protocol.session import Session
     from starburst_executor.runtime import SystemRuntime
 
@@ -102,11 +102,11 @@ def at_session(url: str | None, text: str) -> Iterator[Session]:
 
 
 def _session_id(store: Store, text: str) -> str:
-    """The one id that `text` is, begins, or begins the last part of."""
+    """The one id that `text` equals, or is a prefix of, or whose last part it is a prefix of."""
     if not _ID.fullmatch(text):
         raise click.BadParameter(
-            f"{text!r} is no session id; one looks like 20250131-094500-k7mw3x, or its beginning, or "
-            "k7mw3x or its beginning",
+            f"{text!r} is not a session id; give one like 20250131-094500-k7mw3x or its "
+            "beginning, or just k7mw3x or its beginning",
             param_hint="ID",
         )
     from starburst_executor.inspection.status import resolve
@@ -118,10 +118,10 @@ def _session_id(store: Store, text: str) -> str:
 
 
 def task_name(manifest: Manifest, text: str) -> str:
-    """The task id that `text` is; a bare number will do in a session of one lane.
+    """The task id that `text` stands for; a bare number will do in a session with one lane.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: it is not a task id.
     """
     from starburst_executor.protocol.keys import parse_task_id
 
@@ -137,7 +137,7 @@ def task_name(manifest: Manifest, text: str) -> str:
 
 
 def launcher_of(manifest: Manifest) -> Launcher:
-    """What starts and stops the workers of a session."""
+    """The launcher of a session's workers."""
     from starburst_executor.launchers.base import open_launcher
 
     try:
@@ -147,7 +147,7 @@ def launcher_of(manifest: Manifest) -> Launcher:
 
 
 def start_workers(session: Session) -> None:
-    """Start what workers the unfinished tasks of a session lack, and say so."""
+    """Start the workers that a session's unfinished tasks need, and print how many."""
     from starburst_executor.cli.output import counted
     from starburst_executor.client.codec import python_version
     from starburst_executor.coordination.autoscaler import Autoscaler
@@ -160,19 +160,19 @@ def start_workers(session: Session) -> None:
         return
     if manifest.python != python_version():
         click.echo(
-            f"No workers were started: the session is of Python {manifest.python} and this is "
-            f"{python_version()}. With that Python: starburst-executor worker {session.url}"
+            f"No workers were started: the session uses Python {manifest.python} and this is "
+            f"{python_version()}. Run with that Python: starburst-executor worker {session.url}"
         )
         return
     launcher = launcher_of(manifest)
     before = launcher.live(session.url) or set()
-    Autoscaler(session, launcher, manifest, _not_broken).need(unfinished)
+    Autoscaler(session, launcher, manifest, _reraise).need(unfinished)
     started = (launcher.live(session.url) or set()) - before
     if started:
         click.echo(f"Started {counted(len(started), 'worker')}.")
 
 
-def _not_broken(error: Exception) -> None:
+def _reraise(error: Exception) -> None:
     raise error
 
 
@@ -191,7 +191,7 @@ def _complete_session(
             if not incomplete:
                 found = list(session_ids(store))
     except (StarburstError, click.ClickException):
-        return []  # no place for a message: what was typed stays as it is
+        return []  # a completion has no place for a message
     return [CompletionItem(one) for one in found[-_MOST_COMPLETIONS:]]
 
 
@@ -205,7 +205,7 @@ def _complete_task(
         with at_session(ctx.params.get("store"), ctx.params["id"]) as session:
             batches = [sight.batch for sight in session.queue().look()]
     except (StarburstError, click.ClickException):
-        return []  # no place for a message: what was typed stays as it is
+        return []  # a completion has no place for a message
     names = (task_id(b.lane, n) for b in batches for n in range(b.number, b.end))
     found = [name for name in names if name.startswith(incomplete)]
     return [CompletionItem(name) for name in found[:_MOST_COMPLETIONS]]

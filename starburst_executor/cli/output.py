@@ -1,4 +1,4 @@
-"""How things are written: tables, colours, and JSON."""
+"""Output: tables, colours and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "terminal_width",
 ]
 
-SCHEMA = 1  # of every JSON document; goes up when a field changes its meaning or goes away
+SCHEMA = 1  # of every JSON document; incremented when a field changes its meaning or is removed
 
 _COLOURS = {
     "completed": "green",
@@ -37,24 +37,24 @@ _COLOURS = {
 
 
 def document(name: str, content: Any) -> str:
-    """One JSON document on one line: the schema's version, and the content under its name."""
+    """A one-line JSON document: the schema version, and the content under its name."""
     return msgspec.json.encode({"schema": SCHEMA, name: content}).decode()
 
 
 def echo_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as they need to be; on a terminal the last is cut at its edge."""
+    """Print columns as wide as needed; on a terminal, cut the last at the edge."""
     *others, last = headings
     columns = [*(Column(one) for one in others), Column(last, least=len(last))]
     echo_lines(fitted(columns, rows, terminal_width()))
 
 
 def terminal_width() -> int | None:
-    """Characters of a line of the terminal; None where the output goes elsewhere."""
+    """Width of the terminal in characters; None if the output goes elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def echo_lines(lines: Iterable[Sequence[str]]) -> None:
-    """Print the lines of a table, states of tasks and sessions in their colours."""
+    """Print a table's lines, with states of tasks and sessions coloured."""
     for number, cells in enumerate(lines):
         line = "".join(cells if not number else map(_coloured_cell, cells)).rstrip()
         click.echo(line if number else click.style(line, bold=True))
@@ -73,12 +73,12 @@ def one_line(text: str) -> str:
 
 
 def local_moment(moment: datetime) -> str:
-    """A time of day as the reader's clock has it, to the millisecond."""
+    """A moment in local time, to the millisecond."""
     return moment.astimezone().isoformat(" ", "milliseconds")[:23]
 
 
 def status_text(text: str) -> str:
-    """A status as it prints, with its counts in colour where they are not nought."""
+    """A printed status with its non-zero counts coloured."""
     return "\n".join(_coloured(line) for line in text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The verbs about how much there is and what it costs: quota, estimate."""
+"""Verbs for capacity and cost: quota, estimate."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["VERBS"]
 _region_option = click.option(
     "--region",
     metavar="NAME",
-    help="AWS region; default that of the configuration, else of the AWS settings.",
+    help="AWS region; defaults to the configured one, or that of your AWS settings.",
 )
-_spot_option = click.option("--use-spot", is_flag=True, help="Spot capacity.")
+_spot_option = click.option("--use-spot", is_flag=True, help="For Spot capacity.")
 
 
 def _clients(region: str | None) -> Any:
@@ -43,8 +43,8 @@ def _clients(region: str | None) -> Any:
     show_default=True,
     help="vCPUs of a worker, to say how many fit.",
 )
-@click.option("--request", type=float, metavar="VCPUS", help="Ask AWS for so many vCPUs at once.")
-@click.option("--dry-run", is_flag=True, help="Say what would be asked for, and stop.")
+@click.option("--request", type=float, metavar="VCPUS", help="Ask AWS for this many vCPUs.")
+@click.option("--dry-run", is_flag=True, help="Show what would be requested, and stop.")
 @_spot_option
 @json_option
 def quota(
@@ -55,7 +55,7 @@ def quota(
     use_spot: bool,
     as_json: bool,
 ) -> None:
-    """Show how many Fargate vCPUs the account may have at once, and how many it has.
+    """Show how many Fargate vCPUs the account may run at once, and how many it runs.
 
     With --request (and --use-spot, for Spot's) ask AWS for more; it may take days to decide.
     """  # fmt: skip
@@ -63,9 +63,9 @@ def quota(
     from starburst_executor.costs.prices import fitting
 
     if cpu <= 0:
-        raise click.BadParameter(f"{cpu:g} is no number of vCPUs", param_hint="--cpu")
+        raise click.BadParameter(f"{cpu:g} is not a number of vCPUs", param_hint="--cpu")
     if dry_run and request is None:
-        raise click.UsageError("--dry-run goes with --request")
+        raise click.UsageError("--dry-run requires --request")
     clients = _clients(region)
     rows: list[dict[str, Any]] = []
     for spot in (False, True):
@@ -106,34 +106,36 @@ def quota(
 
 
 def _request(clients: Any, found: Any, vcpus: float, *, dry_run: bool, aside: bool) -> None:
-    """Ask AWS for a quota of so many vCPUs instead of the one found, unless that makes no sense."""
+    """Ask AWS to raise the quota to this many vCPUs, unless that makes no sense."""
     from starburst_executor.aws import account
 
     if vcpus <= found.vcpus:
         raise click.BadParameter(
-            f"{vcpus:g} vCPUs are no more than the {found.vcpus:g} of now", param_hint="--request"
+            f"{vcpus:g} vCPUs are not more than the current {found.vcpus:g}", param_hint="--request"
         )  # fmt: skip
     if found.requested is not None:
         raise Failed(
-            f"{found.requested:g} vCPUs were asked for already (quota {found.code}), and AWS has not decided yet; "
-            "it takes one request at a time. The console's Service Quotas page has its history.",
+            f"a request for {found.requested:g} vCPUs is already open (quota {found.code}); AWS "
+            "takes one request at a time. The console's Service Quotas page has its history.",
             Exit.OTHER,
         )
     if dry_run:
-        said = f"Would ask for {vcpus:g} vCPUs instead of {found.vcpus:g} (quota {found.code})"
+        text = f"Would request {vcpus:g} vCPUs instead of {found.vcpus:g} (quota {found.code})"
     else:
         status = account.request_quota(clients, vcpus, use_spot=found.use_spot)
-        said = f"Asked for {vcpus:g} vCPUs: {status}"
-    click.echo(said, err=aside)
+        text = f"Requested {vcpus:g} vCPUs: {status}"
+    click.echo(text, err=aside)
 
 
 # --- estimate ------------------------------------------------------------------------
 
 
 @click.command()
-@click.option("--tasks", type=click.IntRange(1), required=True, help="How many.")
-@click.option("--seconds", type=click.FloatRange(0), required=True, help="How long each takes.")
-@click.option("--max-workers", type=click.IntRange(1), required=True, help="Most at once.")
+@click.option("--tasks", type=click.IntRange(1), required=True, help="Number of tasks.")
+@click.option("--seconds", type=click.FloatRange(0), required=True, help="Duration of each task.")
+@click.option(
+    "--max-workers", type=click.IntRange(1), required=True, help="Maximum number of workers."
+)
 @click.option("--cpu", type=float, default=1.0, show_default=True, help="vCPUs of a worker.")
 @click.option("--memory", default="2GB", show_default=True, help="Memory of a worker.")
 @click.option(
@@ -154,9 +156,9 @@ def _request(clients: Any, found: Any, vcpus: float, *, dry_run: bool, aside: bo
     "--max-hourly-cost",
     type=float,
     metavar="DOLLARS",
-    help="Fail if it would cost more an hour.",
+    help="Fail if it would cost more per hour.",
 )
-@click.option("--offline", is_flag=True, help="Ask AWS nothing: built-in prices, no quota.")
+@click.option("--offline", is_flag=True, help="Do not ask AWS: use built-in prices, and no quota.")
 @_spot_option
 @_region_option
 @json_option
@@ -175,7 +177,7 @@ def estimate(
     region: str | None,
     as_json: bool,
 ) -> None:
-    """Say what a run on AWS would take and cost, and with which prices that was reckoned."""
+    """Estimate how long a run on AWS would take, what it would cost, and by which prices."""
     from starburst_executor.costs.estimate import estimate_run
     from starburst_executor.protocol.worker_spec import WorkerSpec
 
@@ -212,7 +214,7 @@ def estimate(
 
 
 def _known(spec: Any, region: str | None, *, offline: bool) -> tuple[Any, int | None, bool]:
-    """Prices, how many workers fit in the quota (None: not known), and whether they have public addresses."""
+    """Prices, how many workers fit in the quota (None: unknown), and if they have public IPs."""
     from starburst_executor import config
     from starburst_executor.aws import account
     from starburst_executor.aws.prices import prices_for
@@ -222,7 +224,7 @@ def _known(spec: Any, region: str | None, *, offline: bool) -> tuple[Any, int | 
     settings = config.load().settings
     if offline:
         if spec.launch_type == "EC2":
-            raise click.UsageError("the built-in prices are Fargate's alone; leave --offline out")
+            raise click.UsageError("the built-in prices cover Fargate only; omit --offline")
         name = region or settings.region
         return (
             built_in(name, use_spot=spec.use_spot),
@@ -263,13 +265,14 @@ def _echo(found: Any, fit: int | None, workers: int) -> None:
     )
     if fit is not None and fit < workers and found.workers == fit:
         click.echo(
-            f"           (the quota has room for {fit}: `starburst-executor quota` can ask for more)"
+            f"           (the quota has room for {fit}: `starburst-executor quota` can request "
+            "more)"
         )
     hourly = f"{dollars(found.hourly)} an hour while all of them run"
     click.echo(f"Workers:   {dollars(amounts.compute)} ({hourly})")
     click.echo(f"Requests:  {dollars(amounts.requests)} to S3")
     click.echo(f"Total:     {dollars(amounts.total)}")
-    prices = f"{amounts.prices}; without storage, logs, traffic, retries and taxes"
+    prices = f"{amounts.prices}; excluding storage, logs, traffic, retries and taxes"
     width = shutil.get_terminal_size().columns
     click.echo(fill(f"Prices:    {prices}", width, subsequent_indent=" " * 11))
 

@@ -1,4 +1,4 @@
-"""The verb that writes a page to look at."""
+"""The report verb: writes an HTML page."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ __all__ = ["VERBS"]
 @store_option
 @json_option
 def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
-    """Write one HTML page about a session, and print the gist of it.
+    """Write one HTML page about a session, and print a summary.
 
-    The page needs no network: a timeline of workers and tasks, the pace, run times and waits, failures,
-    what time was lost to, requests and cost. It can be written while the session is at work.
+    The page needs no network. It shows a timeline of workers and tasks, throughput, run times and
+    waits, failures, where time was lost, requests and cost. You can write it while the session is
+    at work.
     """
     from starburst_executor.inspection.report.page import headline, write
 
@@ -42,12 +43,12 @@ def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
         try:
             review = write(session, output)
         except StarburstError:
-            raise  # some are OSErrors, and have an exit code of their own
+            raise  # some are OSErrors too, and have their own exit code
         except (ModuleNotFoundError, OSError) as error:
             raise Failed(str(error), Exit.OTHER) from error
     sentences = headline(review)
     if as_json:
-        click.echo(document("report", _gist(review, output, sentences)))
+        click.echo(document("report", _summary(review, output, sentences)))
         return
     for sentence in sentences:
         if sentence:
@@ -55,8 +56,8 @@ def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
     click.echo(f"Written to {output}.")
 
 
-def _gist(review: Review, output: Path, sentences: tuple[str, str]) -> dict[str, object]:
-    """What the page says in figures; times in seconds."""
+def _summary(review: Review, output: Path, sentences: tuple[str, str]) -> dict[str, object]:
+    """The page's figures; times in seconds."""
     return {
         "session_id": review.observed.manifest.session_id,
         "file": str(output),

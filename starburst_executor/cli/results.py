@@ -1,4 +1,4 @@
-"""The verb that unpickles: collect."""
+"""The collect verb, the only one that unpickles."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ["VERBS"]
 
 _SHOWN = 60  # characters of a value in the table
 _REPR_MAX = 1000  # characters of a value that JSON cannot hold
-_STAFF_EVERY = 10.0  # seconds between looks at whether workers lack
+_SCALE_EVERY = 10.0  # seconds between checks for missing workers
 
 
 @click.command()
@@ -66,15 +66,15 @@ def collect(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Print one outcome for each finished task, in submission order: what it returned or raised.
+    """Print one outcome per finished task, in submission order: what it returned or raised.
 
-    With --wait it first waits until all tasks are finished, and starts workers on this machine as the
-    session's own client would if they lack. A value that JSON cannot hold is given as its `repr`; into a
-    .json FILE it is refused. A task that was retried has the outcome of its last try. Ends with exit code 6 if
-    a task failed or was cancelled.
+    With --wait, first wait until all tasks are finished, and start missing workers on this machine,
+    as the session's own client would. A value that JSON cannot hold is shown as its `repr`; it
+    cannot be written to a .json FILE. A task that was retried has the outcome of its last try.
+    Exits with code 6 if a task failed or was cancelled.
     """
     if timeout is not None and not wait:
-        raise click.UsageError("--timeout is for --wait")
+        raise click.UsageError("--timeout requires --wait")
     if output is not None:
         _check_suffix(output)
     with at_session(store, id) as session:
@@ -96,8 +96,8 @@ def collect(
 def _check_suffix(output: Path) -> None:
     if output.suffix not in (".pkl", ".pickle", ".json"):
         raise click.BadParameter(
-            f"{output.name!r} does not say what to write: end it in .pkl for a pickle of a list of "
-            "TaskOutcome, or in .json",
+            f"{output.name!r} does not tell the format: use the suffix .pkl for a pickle of a "
+            "list of TaskOutcome, or .json",
             param_hint="-o",
         )
     if not output.absolute().parent.is_dir():
@@ -108,14 +108,14 @@ def _check_suffix(output: Path) -> None:
 
 
 def _check_python(session: Session, manifest: Manifest, *, needed: bool) -> None:
-    """Values of another Python cannot be had; everything else can."""
+    """Warn that values of another Python cannot be read; everything else can."""
     if manifest.python == python_version():
         return
     if needed:
         PayloadCodec(session, manifest.python, ()).check_python()
     click.echo(
-        f"This is Python {python_version()} and the session is of Python {manifest.python}: its values "
-        "cannot be read here.",
+        f"This is Python {python_version()} and the session uses Python {manifest.python}: its "
+        "values cannot be read here.",
         err=True,
     )
 
@@ -126,12 +126,12 @@ def _check_python(session: Session, manifest: Manifest, *, needed: bool) -> None
 def _wait(session: Session, timeout: float | None) -> None:
     runtime = session.runtime
     display = open_display(sys.stderr, runtime)
-    staffed = -_STAFF_EVERY
+    scaled = -_SCALE_EVERY
 
     def keep_workers(status: SessionStatus) -> None:
-        nonlocal staffed
-        if runtime.monotonic() - staffed >= _STAFF_EVERY:
-            staffed = runtime.monotonic()
+        nonlocal scaled
+        if runtime.monotonic() - scaled >= _SCALE_EVERY:
+            scaled = runtime.monotonic()
             start_workers(session)
 
     status = Watch(session, display, timeout).until_finished(keep_workers)
@@ -162,7 +162,7 @@ def _outcomes(session: Session, manifest: Manifest) -> list[TaskOutcome]:
 
 @contextmanager
 def _importable(session: Session, batches: Iterable[Batch]) -> Iterator[None]:
-    """Have the modules that were shipped with the tasks where results can import them."""
+    """Make the modules shipped with the tasks importable, for unpickling results."""
     archives: dict[str, str] = {}
     for batch in batches:
         archives |= session.tasks(batch).header.modules
@@ -195,10 +195,10 @@ def _without_values(session: Session) -> list[TaskOutcome]:
 
 
 class _Unreadable:
-    """Stands for a value that this Python cannot unpickle."""
+    """Stands in for a value that this Python cannot unpickle."""
 
     def __repr__(self) -> str:
-        return "<not readable in this version of Python>"
+        return "<not readable by this Python version>"
 
 
 _UNREADABLE = _Unreadable()
@@ -214,13 +214,13 @@ def _echo(outcomes: list[TaskOutcome]) -> None:
     echo_table(
         ("index", "task", "state", "ran", "value or error"),
         [
-            (str(one.index), one.task_id, one.state, duration(one.seconds), _said(one))
+            (str(one.index), one.task_id, one.state, duration(one.seconds), _value_or_error(one))
             for one in outcomes
         ],
     )
 
 
-def _said(outcome: TaskOutcome) -> str:
+def _value_or_error(outcome: TaskOutcome) -> str:
     if outcome.ok:
         text = one_line(_repr(outcome.value))
         return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
@@ -230,7 +230,7 @@ def _said(outcome: TaskOutcome) -> str:
 def _repr(value: object) -> str:
     try:
         return repr(value)
-    except Exception as error:  # code of the user's
+    except Exception as error:  # user code
         return f"<{type(value).__qualname__}: its repr raised {type(error).__qualname__}>"
 
 
@@ -266,7 +266,7 @@ def _write(output: Path, outcomes: list[TaskOutcome]) -> None:
         content = document("outcomes", [_as_json(one) for one in outcomes]) + "\n"
         data = content.encode()
     else:
-        # By cloudpickle, for classes of the script's own: they travelled by value.
+        # With cloudpickle: classes defined in a script are pickled by value.
         data = cloudpickle.dumps(outcomes, pickle.DEFAULT_PROTOCOL)
     with appearing(output) as file:
         file.write(data)

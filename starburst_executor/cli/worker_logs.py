@@ -1,4 +1,4 @@
-"""What workers themselves have printed, which says why one never came to work."""
+"""What workers themselves printed, which shows why one never started work."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["WorkerPrinter"]
 
 class _Logs(Protocol):
     def more(self, worker_id: str) -> Iterable[str]:
-        """Lines that came since the last call."""
+        """Lines since the last call."""
 
 
 class _Tails:
-    """Logs of which only the end is kept: those of workers on this machine."""
+    """Logs of workers on this machine, of which only the end is kept."""
 
     def __init__(self, launcher: Launcher, session_url: str) -> None:
         self._launcher = launcher
@@ -44,7 +44,7 @@ def _logs_of(launcher: Launcher, session_url: str) -> _Logs:
     from starburst_executor.config import load_deployment
 
     deployment = load_deployment()
-    assert deployment is not None  # or there would be no such launcher
+    assert deployment is not None  # or there would be no ECS launcher
     return WorkerLogs(Clients(deployment.region), deployment.log_group)
 
 
@@ -53,8 +53,8 @@ class WorkerPrinter:
 
     Args:
         session: The session.
-        only: The id of one; None for all.
-        as_json: One JSON document a line, for each piece.
+        only: Id of the one worker to print; None for all.
+        as_json: Print a JSON document per line of log.
     """
 
     def __init__(self, session: Session, only: str | None, as_json: bool) -> None:
@@ -63,32 +63,32 @@ class WorkerPrinter:
         self._as_json = as_json
         self._launcher = launcher_of(session.load())
         self._logs = _logs_of(self._launcher, session.url)
-        self._speaker = only
-        self._spoke: set[str] = set()
-        self._without: set[str] = set()  # have no log, which was said
+        self._current = only
+        self._printed: set[str] = set()
+        self._without: set[str] = set()  # reported as having no log
 
     def run(self) -> None:
-        """Print all that is new.
+        """Print everything new.
 
         Raises:
-            Failed: nothing was ever printed by the one that was asked for.
+            Failed: the requested worker never printed anything.
         """
         self._look()
-        if self._only is not None and self._only not in self._spoke:
+        if self._only is not None and self._only not in self._printed:
             raise Failed(self._why_nothing(self._only), Exit.NOT_FOUND)
 
     def follow(self, pause: float) -> None:
-        """Print until the workers have ended, looking every `pause` seconds."""
+        """Print until the workers have ended, polling every `pause` seconds."""
         self._look()
         while self._any_lives():
             self._session.runtime.signal().wait(pause)
             self._look()
-        self._session.runtime.signal().wait(pause)  # last words take some seconds
+        self._session.runtime.signal().wait(pause)  # the last lines arrive with some delay
         self.run()
 
     def _look(self) -> None:
         for worker in self._workers():
-            self._say(worker)
+            self._print_new(worker)
 
     def _workers(self) -> list[str]:
         if self._only is not None:
@@ -96,7 +96,7 @@ class WorkerPrinter:
         return sorted(self._known())
 
     def _known(self) -> set[str]:
-        """Ids of all workers that the store or the launcher tells of."""
+        """Ids of all workers known to the store or the launcher."""
         session = self._session
         folder = session.key("ended/")
         left = {entry.key[len(folder) :] for entry in session.list_all(folder)[0]}
@@ -106,13 +106,13 @@ class WorkerPrinter:
 
     def _any_lives(self) -> bool:
         live = self._launcher.live(self._session.url)
-        if live is None:  # cannot be told now
+        if live is None:  # unknown right now
             return True
         return bool(live) if self._only is None else self._only in live
 
-    def _say(self, worker: str) -> None:
+    def _print_new(self, worker: str) -> None:
         for line in self._lines(worker):
-            self._spoke.add(worker)
+            self._printed.add(worker)
             self._print(worker, line)
 
     def _lines(self, worker: str) -> Iterator[str]:
@@ -129,8 +129,8 @@ class WorkerPrinter:
         if self._as_json:
             click.echo(document("worker_log", {"worker": worker, "text": line}))
             return
-        if worker != self._speaker:
-            self._speaker = worker
+        if worker != self._current:
+            self._current = worker
             click.echo(click.style(f"--- worker {worker}", bold=True))
         click.echo(line)
 
@@ -142,6 +142,7 @@ class WorkerPrinter:
         if reason:
             return f"worker {worker} printed nothing: {reason}"
         return (
-            f"nothing is known of what worker {worker} printed: it may be of another session or machine, or be gone "
-            "for too long (ECS tells of a stopped task for about an hour). --workers prints all that there is"
+            f"worker {worker} left no output: it may belong to another session or machine, or have "
+            "ended too long ago (ECS reports a stopped task for about an hour). --workers prints "
+            "everything available"
         )

@@ -1,4 +1,4 @@
-"""A warning once a session has cost what its owner asked to be warned of."""
+"""A warning once a session has cost more than its `cost_alert`."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ __all__ = ["CostAlert", "warning"]
 
 log = logging.getLogger(__name__)
 
-_ALARM_SECONDS = 60.0  # between looks for the alarm
+_CHECK_SECONDS = 60.0  # between checks
 
 
 class CostAlert:
     """Warns once in the log when a session has cost more than its `cost_alert`.
 
     Args:
-        session: Which.
+        session: The session.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._ledger = CostTracker(session, client=True)
+        self._tracker = CostTracker(session, client=True)
         self._next = -math.inf
-        self._rang = False
+        self._warned = False
 
     def look(self, manifest: Manifest) -> None:
-        """Look, if there is anything to look for and the last look is a minute ago."""
+        """Check the cost, if there is an alert to give and the last check was a minute ago."""
         now = self._session.runtime.monotonic()
-        if manifest.cost_alert is None or self._rang or now < self._next:
+        if manifest.cost_alert is None or self._warned or now < self._next:
             return
-        self._next = now + _ALARM_SECONDS
+        self._next = now + _CHECK_SECONDS
         try:
-            found = self._ledger.look(manifest, self._session.beats())
+            found = self._tracker.look(manifest, self._session.beats())
         except (StoreError, SessionError) as error:
             log.info(
-                "what session %s costs cannot be told just now: %s",
+                "the cost of session %s cannot be determined right now: %s",
                 self._session.id,
                 error,
             )
             return
         if found is not None and found.alert:
-            self._rang = True
+            self._warned = True
             log.warning("%s", warning(self._session.id, found))
 
 
 def warning(session_id: str, found: CostSummary) -> str:
-    """What is said of a session that has cost more than its `cost_alert`."""
+    """The warning for a session that has cost more than its `cost_alert`."""
     now = f", now {dollars(found.hourly)} an hour" if found.hourly else ""
     return (
         f"session {session_id} has cost {found}{now}: more than its cost_alert of "
-        f"{dollars(found.cost_alert or 0.0)}. That stops nothing; `starburst-executor scale` and `cleanup` do. "
-        f"({found.prices})"
+        f"{dollars(found.cost_alert or 0.0)}. The alert stops nothing; to stop, use "
+        f"`starburst-executor scale` or `cleanup`. ({found.prices})"
     )

@@ -1,4 +1,4 @@
-"""What a session has cost so far."""
+"""The cost of a session so far."""
 
 from __future__ import annotations
 
@@ -21,18 +21,16 @@ __all__ = ["CostSummary", "CostTracker", "WorkerLifetime", "summarize"]
 
 log = logging.getLogger(__name__)
 
-_READ_AT_ONCE = (
-    128  # heartbeats of one look: a third of a second on S3, whatever the session's size
-)
+_READ_AT_ONCE = 128  # heartbeats per look: a third of a second on S3, whatever the session's size
 
-# Seconds after which a live worker's count of requests is read again: at most 8 reads a second, however many.
+# A live worker's request counts are read again after 10 seconds, or later: at most 8 reads a
+# second.
 _READ_AGAIN = 10.0
-
 _READS_A_SECOND = 8
 
 
 class WorkerLifetime(NamedTuple):
-    """How long a worker has lived, in seconds, and what it asked of the store."""
+    """A worker's lifetime in seconds, and its requests to the store."""
 
     seconds: float
     writes: int = 0
@@ -43,25 +41,26 @@ class WorkerLifetime(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSummary:
-    """What a session has cost so far, in US dollars; without storage, logs, traffic and taxes.
+    """The cost of a session so far, in US dollars, excluding storage, logs, traffic and taxes.
 
     Attributes:
-        total: Workers and requests together.
-        compute: The workers, as they are billed: whole seconds, at least a minute each.
-        requests: The requests that were counted.
-        hourly: What the workers that live cost an hour.
-        worker_seconds: Seconds of workers.
-        vcpu_seconds: The same times their vCPUs; 0 for workers that cost nothing.
-        gb_seconds: The same times their GB of memory.
-        workers: How many there were.
-        unread: So many of these were not read yet, and are taken to be like the others.
+        total: Workers plus requests.
+        compute: Workers as billed: whole seconds, at least a minute each.
+        requests: Requests counted so far.
+        hourly: Cost per hour of the workers that are alive.
+        worker_seconds: Total worker seconds.
+        vcpu_seconds: Worker seconds times vCPUs; 0 for workers that are free.
+        gb_seconds: Worker seconds times GB of memory.
+        workers: Number of workers.
+        unread: How many of these have not been read yet and are assumed to be like the others.
         writes: PUT, COPY, POST and LIST requests.
         reads: GET and HEAD requests.
-        clients_out: Clients whose requests are not in it: they are at work, or ended without leaving.
-        max_hourly_cost: The session's limit, dollars an hour.
-        cost_alert: Dollars from which the session is to be warned of.
-        alert: Whether it has come to that.
-        prices: Which prices, where they are from, and of which date.
+        clients_out: Clients whose requests are not included: still at work, or ended without
+            leaving.
+        max_hourly_cost: The session's limit in dollars per hour.
+        cost_alert: Dollars at which to warn.
+        alert: Whether that amount was reached.
+        prices: Which prices, their source and their date.
     """
 
     total: float
@@ -86,7 +85,7 @@ class CostSummary:
         return f"{about}{dollars(self.total)}"
 
     def lines(self) -> list[tuple[str, str]]:
-        """What there is to say of it, with a label each."""
+        """The summary as labelled lines."""
         parts = [f"requests {dollars(self.requests)} ({self.writes} writes, {self.reads} reads)"]
         if self.vcpu_seconds:
             size = f"{duration(self.worker_seconds)} of {counted(self.workers, 'worker')}"
@@ -97,7 +96,7 @@ class CostSummary:
         if self.max_hourly_cost is not None:
             lines.append(("Limit", f"{dollars(self.max_hourly_cost)} an hour"))
         if self.cost_alert is not None:
-            passed = "passed: it has cost more" if self.alert else "not reached"
+            passed = "passed" if self.alert else "not reached"
             lines.append(("Alert", f"at {dollars(self.cost_alert)}, {passed}"))
         return [*lines, ("Prices", self.prices)]
 
@@ -111,15 +110,15 @@ def summarize(
     reads: float = 0,
     clients_out: int = 0,
 ) -> CostSummary | None:
-    """What workers and requests come to; None where nothing costs anything, or the price is not known.
+    """Cost of workers and requests; None if everything is free, or the price is unknown.
 
     Args:
-        manifest: Of the session, with its prices.
+        manifest: The session's manifest, with its prices.
         lives: Its workers.
-        unread: Workers of which nothing is known but that they were there.
+        unread: Workers known only to have existed.
         writes: PUT, COPY, POST and LIST requests of clients.
         reads: GET and HEAD requests of clients.
-        clients_out: Clients of which the requests are not known.
+        clients_out: Clients whose requests are unknown.
     """
     rate, spec = manifest.rate, manifest.spec
     if rate is None:
@@ -156,7 +155,7 @@ def summarize(
 
 @dataclass(slots=True)
 class _Read:
-    """A heartbeat, and the listing that it was read after."""
+    """A heartbeat, and the listing entry it was read after."""
 
     beat: Heartbeat
     entry: ListedObject
@@ -164,12 +163,12 @@ class _Read:
 
 
 class CostTracker:
-    """Reckons what a session has cost, again and again, reading little each time.
+    """Keeps track of a session's cost, reading little each time.
 
     Args:
-        session: Which.
-        client: Whether this process's own requests are the session's: those of a client that submits are,
-            and are added to its lane only when it leaves; those of somebody who looks are not.
+        session: The session.
+        client: Whether this process's own requests count. A submitting client's do, and are added
+            to its lane only when it leaves; an observer's do not.
     """
 
     def __init__(self, session: Session, *, client: bool = False) -> None:
@@ -180,7 +179,7 @@ class CostTracker:
         self._read: dict[str, _Read] = {}
 
     def look(self, manifest: Manifest, beats: HeartbeatListing) -> CostSummary | None:
-        """What it has cost now; None where nothing costs anything, or the price is not known.
+        """The cost as of now; None if everything is free, or the price is unknown.
 
         Args:
             manifest: The session's manifest.
@@ -208,7 +207,7 @@ class CostTracker:
         )
 
     def _list_ended(self, beats: HeartbeatListing) -> None:
-        """Once at first, and then when one of the living is there no longer."""
+        """List ended workers at first, and again whenever a live one is gone."""
         living = set(beats.entries)
         if self._living is not None and not self._living - living:
             self._living |= living
@@ -219,7 +218,7 @@ class CostTracker:
         self._ended = {entry.key[len(prefix) :]: entry for entry in entries}
 
     def _read_some(self, entries: dict[str, ListedObject], beats: HeartbeatListing) -> None:
-        """Read those that are new, then those that were read longest ago; so many at once, and no more."""
+        """Read new workers first, then those read longest ago, up to the limit per look."""
         again = beats.now - max(_READ_AGAIN, len(beats.entries) / _READS_A_SECOND)
         due = [w for w, entry in entries.items() if self._is_due(w, entry, again)]
         due.sort(key=lambda w: self._read[w].at if w in self._read else -math.inf)
@@ -243,7 +242,7 @@ class CostTracker:
         try:
             return self._session.heartbeat(worker, folder)
         except DamagedObject as error:
-            log.info("worker %s counts as one of unknown length: %s", worker, error)
+            log.info("the lifetime of worker %s is unknown: %s", worker, error)
             return None
 
     def _life(
@@ -258,7 +257,7 @@ class CostTracker:
         return WorkerLifetime(seconds, beat.writes, beat.reads, beat.market, live)
 
     def _of_clients(self, lanes: Iterable[Lane]) -> tuple[int, int, int]:
-        """Writes and reads of clients, and how many clients they leave out."""
+        """Writes and reads of clients, and how many clients are not included."""
         given = list(lanes)
         tally = self._session.store.tally
         out = max(0, sum(lane.taken for lane in given) - self._client)

@@ -13,14 +13,14 @@ __all__ = ["Estimate", "estimate_run"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a run would take and cost.
+    """How long a run would take and what it would cost.
 
     Attributes:
-        workers: Workers at once, as many as are wanted, needed and fit.
-        waves: How often each of their slots is filled.
-        seconds: From the start to the last result.
-        hourly: Dollars an hour while all of them run.
-        cost: What it comes to.
+        workers: Concurrent workers: as many as are requested, needed and fit.
+        waves: How often each slot is filled.
+        seconds: Time from the start to the last result.
+        hourly: Dollars per hour while all of them run.
+        cost: Total cost.
     """
 
     workers: int
@@ -30,18 +30,18 @@ class Estimate:
     cost: Cost
 
 
-# The requests that the protocol makes, as the table in docs/explanation/costs.md has them.
-_TASK_WRITES = 5.0  # of a task stored on its own: 4 PUT, 1 LIST
+# The protocol's requests, as tabulated in docs/explanation/costs.md.
+_TASK_WRITES = 5.0  # for a task stored on its own: 4 PUT, 1 LIST
 
 _TASK_READS = 3.0
 
-_BUSIEST_WRITES = 1.0  # a second and worker, however many tasks end in it
+_BUSIEST_WRITES = 1.0  # per second and worker, however many tasks end in it
 
-_WORKER_WRITES = 4 / 60  # a second; heartbeats, and a look at who lives
+_WORKER_WRITES = 4 / 60  # per second: heartbeats, and checking who is alive
 
 _WORKER_READS = 4 / 60
 
-_CLIENT_WRITES = 13 / 60  # a second; listings by a client that waits
+_CLIENT_WRITES = 13 / 60  # per second: listings by a waiting client
 
 _CLIENT_READS = 1 / 60
 
@@ -58,21 +58,21 @@ def estimate_run(
     idle_timeout: float = 300.0,
     public_ip: bool = True,
 ) -> Estimate:
-    """What a run of equal tasks would take and cost, nothing being lost or retried.
+    """Estimate time and cost of a run of equal tasks, assuming nothing is lost or retried.
 
     Args:
         spec: The workers' size.
-        prices: What to reckon with.
-        tasks: How many.
-        task_seconds: How long each takes.
-        workers: Most workers at once.
-        fit: How many the quota allows at once; None if that is not known.
-        startup: Seconds from a worker's start, when it begins to cost, to its first task.
+        prices: Prices to apply.
+        tasks: Number of tasks.
+        task_seconds: Duration of each.
+        workers: Maximum number of workers.
+        fit: How many workers the quota allows; None if unknown.
+        startup: Seconds from a worker's start, when billing begins, to its first task.
         idle_timeout: Seconds after which a worker with nothing to do leaves.
         public_ip: Whether workers have public addresses.
 
     Raises:
-        ValueError: nothing to do, or no worker fits.
+        ValueError: there is nothing to do, or no worker fits.
     """
     _check_run(tasks, task_seconds, workers, fit)
     needed = math.ceil(tasks / spec.slots)
@@ -83,7 +83,7 @@ def estimate_run(
     idle = busy - task_seconds + min(idle_timeout, task_seconds)
     stays = [busy] * last + [idle] * (at_once - last)
     seconds = math.fsum(stays)
-    # Tasks of one batch share their writes, up to one a second and worker.
+    # Tasks of one batch share their writes: at most one per second and worker.
     shared = min(_TASK_WRITES * tasks, _BUSIEST_WRITES * seconds + _TASK_WRITES)
     cost = spent(
         spec,
@@ -109,6 +109,6 @@ def _check_run(tasks: int, task_seconds: float, workers: int, fit: int | None) -
         )
     if fit == 0:
         raise ValueError(
-            "no worker fits within the quota while what runs now runs; "
-            "`starburst-executor quota` shows it and can ask for more"
+            "no worker fits into what running tasks leave of the quota; "
+            "`starburst-executor quota` shows it and can request more"
         )

@@ -1,4 +1,4 @@
-"""How many workers a session's limit on dollars allows."""
+"""How many workers a session's cost limit allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["affordable_workers", "check_workers"]
 
 
 def affordable_workers(manifest: Manifest) -> int:
-    """How many of the wanted workers `max_hourly_cost` allows; whoever launches starts no more."""
+    """Number of requested workers that `max_hourly_cost` allows; launchers start no more."""
     most = _most_workers(manifest)
     return manifest.workers if most is None else min(manifest.workers, most)
 
@@ -17,11 +17,11 @@ def affordable_workers(manifest: Manifest) -> int:
 def _most_workers(manifest: Manifest) -> int | None:
     if manifest.max_hourly_cost is None or manifest.rate is None:
         return None
-    return prices.affordable(manifest.max_hourly_cost, _dearest(manifest))
+    return prices.affordable(manifest.max_hourly_cost, _highest_hourly(manifest))
 
 
-def _dearest(manifest: Manifest) -> float:
-    """What a worker may come to cost an hour."""
+def _highest_hourly(manifest: Manifest) -> float:
+    """The most that a worker may cost per hour."""
     if manifest.rate is None:
         return 0.0
     if manifest.spec.spot_fallback:
@@ -30,18 +30,19 @@ def _dearest(manifest: Manifest) -> float:
 
 
 def check_workers(manifest: Manifest) -> None:
-    """Refuse a session whose workers would cost more an hour than it allows.
+    """Refuse a session whose workers would cost more per hour than it allows.
 
     Raises:
-        ValueError: they would, or what they cost is not known; says how many would not.
+        ValueError: they would, or their price is unknown. The message says how many are allowed.
     """
     limit = manifest.max_hourly_cost
     if limit is None or manifest.spec.launcher == "local":
         return
     if manifest.rate is None:
         raise ValueError(
-            f"max_hourly_cost={limit:g} cannot be kept, for what the workers cost is not known: AWS did not tell, "
-            "and the built-in table has Fargate alone. Allow pricing:GetProducts (and for Spot on EC2 "
-            "ec2:DescribeSpotPriceHistory), or leave max_hourly_cost out."
+            f"max_hourly_cost={limit:g} cannot be enforced because the workers' price is unknown: "
+            "AWS did not return it, and the built-in table covers Fargate only. Allow "
+            "pricing:GetProducts (and for Spot on EC2 ec2:DescribeSpotPriceHistory), or omit "
+            "max_hourly_cost."
         )
-    prices.check_hourly_cost(limit, manifest.workers, _dearest(manifest), manifest.rate)
+    prices.check_hourly_cost(limit, manifest.workers, _highest_hourly(manifest), manifest.rate)

@@ -1,4 +1,4 @@
-"""prices"""
+"""Prices of workers and requests, and what usage costs at them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 
 __all__ = [
-    "Architecture",
-    "Cost",
     "LOGGED_GB_MONTH",
-    "Prices",
     "STORED_GB_MONTH",
     "TABLE_DATE",
+    "Architecture",
+    "Cost",
+    "Prices",
     "affordable",
     "billed_seconds",
     "built_in",
@@ -33,7 +33,7 @@ Architecture = Literal["X86_64", "ARM64"]
 
 _HOUR = 3600.0
 
-_MINIMUM = 60.0  # seconds; of Fargate and of Linux on EC2
+_MINIMUM = 60.0  # seconds; billed by Fargate, and by EC2 for Linux
 
 _GIB = 1024.0  # MiB
 
@@ -41,8 +41,8 @@ TABLE_DATE = date(2026, 9, 28)
 
 _TABLE_REGION = "us-east-1"
 
-# Dollars for a vCPU-hour and a GB-hour on Fargate, as copies of the AWS price list and of the list behind
-# aws.amazon.com/fargate/pricing had them on that date. Spot floats; it changes about once a day.
+# Dollars per vCPU-hour and GB-hour on Fargate, from copies of the AWS price list and of the list
+# behind aws.amazon.com/fargate/pricing on that date. Spot prices float, changing about once a day.
 _FARGATE: dict[tuple[Architecture, bool], tuple[float, float]] = {
     ("X86_64", False): (0.04048, 0.004445),
     ("ARM64", False): (0.03238, 0.00356),
@@ -50,24 +50,24 @@ _FARGATE: dict[tuple[Architecture, bool], tuple[float, float]] = {
     ("ARM64", True): (0.01030969, 0.00113349),
 }
 
-_ADDRESS = 0.005  # dollars for an hour of a public IPv4 address
+_ADDRESS = 0.005  # dollars per hour of a public IPv4 address
 
-_WRITE = 0.005 / 1000  # dollars for a PUT, COPY, POST or LIST in S3 Standard
+_WRITE = 0.005 / 1000  # dollars per PUT, COPY, POST or LIST in S3 Standard
 
-_READ = 0.0004 / 1000  # and for a GET
+_READ = 0.0004 / 1000  # per GET
 
-STORED_GB_MONTH = 0.023  # dollars for a GB in S3 Standard for a month
+STORED_GB_MONTH = 0.023  # dollars per GB and month in S3 Standard
 
-LOGGED_GB_MONTH = 0.03  # and in CloudWatch Logs
+LOGGED_GB_MONTH = 0.03  # the same in CloudWatch Logs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """Prices in US dollars, of one region, market and architecture.
+    """Prices in US dollars for one region, market and architecture.
 
     Attributes:
-        region: The region that they are of; not the one asked for, where only another's are known.
-        use_spot: Whether they are those of Spot capacity.
+        region: Their region; not the requested one if only another's prices are known.
+        use_spot: Whether they are Spot prices.
         vcpu_hour: A vCPU on Fargate for an hour.
         gb_hour: A GB of memory on Fargate for an hour.
         instance_hour: An EC2 instance for an hour; None on Fargate.
@@ -76,8 +76,8 @@ class Prices:
         address_hour: A public IPv4 address for an hour.
         write: One PUT, COPY, POST or LIST.
         read: One GET.
-        source: Where they are from, for people.
-        taken: When they were taken down.
+        source: Where they are from, for display.
+        taken: The date they are from.
     """
 
     region: str
@@ -100,14 +100,14 @@ class Prices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What was used and what it costs, in US dollars.
+    """Usage, and what it costs in US dollars.
 
     Attributes:
-        workers: How many workers there were.
-        vcpu_seconds: vCPUs times seconds, as they are billed.
-        gb_seconds: GB of memory times seconds, as they are billed.
-        compute: Dollars for the workers, their addresses included.
-        requests: Dollars for the requests to S3.
+        workers: Number of workers.
+        vcpu_seconds: vCPUs times seconds, as billed.
+        gb_seconds: GB of memory times seconds, as billed.
+        compute: Dollars for the workers, including their addresses.
+        requests: Dollars for S3 requests.
         prices: The prices applied.
     """
 
@@ -120,24 +120,24 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Dollars in all."""
+        """Total dollars."""
         return self.compute + self.requests
 
 
 def built_in(
     region: str, *, use_spot: bool = False, architecture: Architecture = "X86_64"
 ) -> Prices:
-    """Fargate's prices from the table here, which has one region and a date.
+    """Fargate's prices from the built-in table, which covers one region on one date.
 
     Args:
-        region: The region wanted, for the source to say that it is another's.
-        use_spot: Those of Fargate Spot.
-        architecture: Of the processor.
+        region: The requested region; if it is another one, the source says so.
+        use_spot: Use Fargate Spot prices.
+        architecture: Processor architecture.
     """
     vcpu, gb = _FARGATE[architecture, use_spot]
     source = "the built-in table"
     if region != _TABLE_REGION:
-        source += f", for want of those of {region or 'your region'}"
+        source += f", because prices for {region or 'your region'} are not available"
     return Prices(
         region=_TABLE_REGION,
         use_spot=use_spot,
@@ -149,9 +149,9 @@ def built_in(
 
 
 def worker_hour(spec: WorkerSpec, prices: Prices, *, public_ip: bool = True) -> float:
-    """Dollars for one worker of that size for an hour.
+    """Dollars per hour for one worker of that size.
 
-    On EC2 an instance's price is shared by as many workers as fit on it, as when all are full.
+    On EC2 the instance's price is divided by the number of workers that fit, as if it were full.
 
     Raises:
         ValueError: the worker does not fit on the instance.
@@ -165,20 +165,20 @@ def worker_hour(spec: WorkerSpec, prices: Prices, *, public_ip: bool = True) -> 
     fit = math.floor(min(prices.instance_vcpus / spec.cpu, prices.instance_gb / gb))
     if fit < 1:
         raise ValueError(
-            f"a worker with cpu={spec.cpu:g} and memory={spec.memory!r} does not fit on {spec.instance_type}, "
-            f"which has {prices.instance_vcpus:g} vCPUs and {prices.instance_gb:g} GB; take less, or a larger "
-            "instance_type"
+            f"a worker with cpu={spec.cpu:g} and memory={spec.memory!r} does not fit on "
+            f"{spec.instance_type}, which has {prices.instance_vcpus:g} vCPUs and "
+            f"{prices.instance_gb:g} GB; reduce them, or use a larger instance_type"
         )
     return prices.instance_hour / fit
 
 
 def memory_gb(spec: WorkerSpec) -> float:
-    """GB of memory of one worker, as they are billed."""
+    """GB of memory of one worker, as billed."""
     return memory_mib(spec.memory) / _GIB
 
 
 def billed_seconds(seconds: float) -> float:
-    """What is billed for a worker that lived so long: whole seconds, at least a minute."""
+    """Seconds billed for a worker's lifetime: whole seconds, at least a minute."""
     return max(_MINIMUM, math.ceil(seconds))
 
 
@@ -191,12 +191,12 @@ def spent(
     reads: float = 0,
     public_ip: bool = True,
 ) -> Cost:
-    """What workers that lived so long, and requests, cost.
+    """Cost of workers with these lifetimes, and of requests.
 
     Args:
         spec: The workers' size.
-        prices: What to reckon with.
-        stays: Seconds of each worker, from its start to its end or now.
+        prices: Prices to apply.
+        stays: Seconds of each worker, from its start to its end or until now.
         writes: PUT, COPY, POST and LIST requests.
         reads: GET requests.
         public_ip: Whether workers have public addresses.
@@ -214,33 +214,33 @@ def spent(
 
 
 def fitting(quota: float, used: float, cpu: float) -> int:
-    """How many more workers of `cpu` vCPUs a quota of vCPUs allows, `used` being taken."""
+    """How many more workers of `cpu` vCPUs a vCPU quota allows when `used` of it is taken."""
     return max(0, math.floor((quota - used) / cpu + 1e-9))  # 0.3 / 0.1 is below 3
 
 
 def affordable(max_hourly_cost: float, hourly: float) -> int | None:
-    """How many workers at `hourly` dollars an hour each stay within a limit; None: any number."""
+    """How many workers at `hourly` dollars each stay within the limit; None: any number."""
     return None if hourly <= 0 else math.floor(max_hourly_cost / hourly + 1e-9)
 
 
 def check_hourly_cost(
     max_hourly_cost: float, workers: int, hourly: float, prices: Prices | SessionPrices
 ) -> None:
-    """Refuse workers that together cost more an hour than allowed.
+    """Refuse workers that together cost more per hour than allowed.
 
     Args:
-        max_hourly_cost: Dollars.
-        workers: How many are wanted.
-        hourly: Dollars for one of them.
-        prices: What `hourly` was reckoned with, for the message.
+        max_hourly_cost: Dollars per hour.
+        workers: Requested number of workers.
+        hourly: Dollars per hour for one of them.
+        prices: The prices behind `hourly`, for the message.
 
     Raises:
-        ValueError: they cost more; says how many do not.
+        ValueError: they cost more. The message says how many are allowed.
     """
     most = affordable(max_hourly_cost, hourly)
     if most is not None and workers > most:
-        fewer = f"max_workers={most} would not, nor might" if most else "take"
+        advice = f"use max_workers={most}, or try" if most else "try"
         raise ValueError(
-            f"max_workers={workers} would cost ${workers * hourly:.4g} an hour ({prices}), more than "
-            f"max_hourly_cost={max_hourly_cost:g}; {fewer} smaller workers or use_spot=True"
+            f"max_workers={workers} would cost ${workers * hourly:.4g} an hour ({prices}), more "
+            f"than max_hourly_cost={max_hourly_cost:g}; {advice} smaller workers or use_spot=True"
         )

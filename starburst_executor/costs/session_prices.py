@@ -1,8 +1,8 @@
-"""What a new session will be billed with: asked once, when it is made, and stored with it.
+"""The prices of a new session: looked up once, when it is created, and stored with it.
 
-Workers on ECS are priced by the AWS price list, as `aws.prices` keeps it, and those of Fargate by the built-in
-table if it cannot be had. Requests to S3 are priced by the same list, and by the table where workers run elsewhere.
-Workers of this machine and requests to a directory cost nothing.
+Workers on ECS are priced by the AWS price list, which `aws.prices` caches; Fargate falls back to
+the built-in table. S3 requests use the same list, or the table where workers run elsewhere. Workers
+on this machine and requests to a directory cost nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> SessionPrices | None:
-    """What such workers, and requests to that store, cost; None if neither costs anything, or nobody knows.
+    """Prices of such workers and of requests to that store; None if both are free, or unknown.
 
-    May ask AWS, once, for some seconds at most; an answer is kept for a month, Spot's for a day.
+    May ask AWS, once, for a few seconds at most. Answers are cached for a month, Spot's for a day.
 
     Raises:
         ValueError: such a worker does not fit on its instance type.
@@ -39,7 +39,7 @@ def rate_for(spec: WorkerSpec, store_url: str, runtime: Runtime) -> SessionPrice
         asked = _ask(spec, runtime)
         fallback = _ask(_on_demand(spec), runtime) if spec.use_spot else None
     except AccountError as error:
-        log.warning("what the workers cost is not known: %s", error)
+        log.warning("the workers' price is unknown: %s", error)
         return None
     public_ip = config.load().settings.assign_public_ip
     return rate_of(spec, asked, fallback, public_ip=public_ip)
@@ -52,12 +52,12 @@ def rate_of(
     *,
     public_ip: bool = True,
 ) -> SessionPrices:
-    """The rate that prices come to for such workers.
+    """A session's prices for such workers.
 
     Args:
         spec: The workers.
-        prices: Of the market asked for.
-        fallback: On demand, where Spot was asked for.
+        prices: Prices in the requested market.
+        fallback: On-demand prices, if Spot was requested.
         public_ip: Whether workers have public addresses.
 
     Raises:
@@ -72,7 +72,7 @@ def rate_of(
 
 
 def _on_demand(spec: WorkerSpec) -> WorkerSpec:
-    """The same worker without anything that is about Spot."""
+    """The same worker without its Spot settings."""
     return WorkerSpec(
         launcher=spec.launcher,
         cpu=spec.cpu,
@@ -99,6 +99,6 @@ def _ask(spec: WorkerSpec, runtime: Runtime) -> Prices:
 
     deployment = config.load_deployment()
     region = spec.region or (deployment.region if deployment else None)
-    # One try: where the price list cannot be reached, a session must not wait for it.
+    # One try: a session must not wait for a price list that cannot be reached.
     clients = account.Clients(region, make=account.make_client_once)
     return prices.prices_for(spec, clients, account.date_of(runtime))

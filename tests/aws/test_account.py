@@ -189,7 +189,7 @@ def test_an_increase_can_be_asked_for(scripted: Scripted) -> None:
         DesiredValue=64.0,
     )
     output = run("quota", "--request", "64", "--use-spot").output
-    assert "Asked for 64 vCPUs: PENDING" in output
+    assert "Requested 64 vCPUs: PENDING" in output
     assert "64" in next(line for line in output.splitlines() if "L-36FBB829" in line)
 
 
@@ -198,20 +198,20 @@ def test_a_dry_run_asks_for_no_increase(scripted: Scripted) -> None:
         script_quota(scripted, 6.0, spot=spot)
         script_tasks(scripted)
     output = run("quota", "--request", "64", "--dry-run").output
-    assert "Would ask for 64 vCPUs instead of 6 (quota L-3032A538)" in output
+    assert "Would request 64 vCPUs instead of 6 (quota L-3032A538)" in output
     run("quota", "--dry-run", code=Exit.USAGE)
 
 
 def test_less_than_there_is_cannot_be_asked_for(scripted: Scripted) -> None:
     script_quota(scripted, 16.0, spot=False)
     output = run("quota", "--request", "16", code=Exit.USAGE).output
-    assert "no more than the 16 of now" in output
+    assert "not more than the current 16" in output
 
 
 def test_a_second_request_waits_for_the_first(scripted: Scripted) -> None:
     script_quota(scripted, 6.0, spot=False, requested=64.0)
     output = run("quota", "--request", "128", code=Exit.OTHER).output
-    assert "64 vCPUs were asked for already" in output
+    assert "a request for 64 vCPUs is already open" in output
 
 
 def test_a_missing_permission_ends_with_its_own_exit_code(scripted: Scripted) -> None:
@@ -348,7 +348,7 @@ def test_without_any_price_the_built_in_table_serves_and_says_so(
     scripted.refuse("pricing", "get_products", "AccessDeniedException", "no", 403)
     found = prices.prices_for(SPEC, scripted.clients(), TODAY)
     assert found == table.built_in("eu-west-1")
-    assert "built-in table, for want of those of eu-west-1" in str(found)
+    assert "built-in table, because prices for eu-west-1 are not available" in str(found)
 
 
 def test_a_damaged_cache_is_asked_for_anew(scripted: Scripted) -> None:
@@ -405,7 +405,7 @@ def test_an_offline_estimate_asks_nobody(scripted: Scripted) -> None:
 
 def test_too_costly_estimates_end_with_an_error(scripted: Scripted) -> None:
     output = run(*WISH, "--offline", "--max-hourly-cost", "1", code=Exit.OTHER).output
-    assert "max_workers=4 would not" in output
+    assert "use max_workers=4" in output
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_too_costly_estimates_end_with_an_error(scripted: Scripted) -> None:
         (["--launch-type", "EC2"], "needs an instance_type"),
         (
             ["--launch-type", "EC2", "--instance-type", "c8a.xlarge"],
-            "leave --offline out",
+            "omit --offline",
         ),
     ],
 )

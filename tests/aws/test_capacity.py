@@ -101,7 +101,7 @@ def test_an_unknown_type_is_refused_with_names_that_are_near(aws: Scripted) -> N
     names = ("c8a.large", "c8a.xlarge", "c8a.metal-48xl", "c8a.2xlarge")
     family = {"InstanceTypes": [described(n)["InstanceTypes"][0] for n in names]}
     aws.answer("ec2", "describe_instance_types", family)
-    with pytest.raises(ValueError, match=r"near are c8a\.xlarge, c8a\.2xlarge"):
+    with pytest.raises(ValueError, match=r"similar ones: c8a\.xlarge, c8a\.2xlarge"):
         ask(aws, "c8a.xlage")
 
 
@@ -137,7 +137,7 @@ def test_a_worker_that_does_not_fit_is_refused_with_what_would(
 
 def test_a_type_that_is_not_sold_on_spot_is_refused() -> None:
     lacking = InstanceType(name="x", vcpus=4, memory=8192, architecture="X86_64", has_spot=False)
-    with pytest.raises(ValueError, match="not sold as Spot"):
+    with pytest.raises(ValueError, match="not available as Spot"):
         worker_size(WorkerSpec(launcher="ecs", use_spot=True), lacking)
 
 
@@ -665,7 +665,7 @@ def test_an_ec2_that_does_not_answer_is_tried_again_and_then_said(
     for _ in range(6):
         aws.refuse("ec2", "describe_instance_types", "Unavailable", "down", 503)
     spec = WorkerSpec(launcher="ecs", launch_type="EC2", instance_type="c8a.xlarge")
-    with pytest.raises(AccountError, match="cannot be asked"):
+    with pytest.raises(AccountError, match="cannot look up"):
         EcsLauncher(spec, HERE, VirtualRuntime(), clients=aws.clients())
 
 

@@ -254,7 +254,7 @@ def test_a_cluster_that_lost_a_provider_gets_it_back(
 def test_an_unknown_type_and_a_size_that_does_not_fit_are_refused_and_leave_nothing(
     server: EcsServer, deployment: Deployment
 ) -> None:
-    with pytest.raises(ValueError, match=r"no such type in us-east-1; near are c8a\.xlarge"):
+    with pytest.raises(ValueError, match=r"no such type in us-east-1; similar ones: c8a\.xlarge"):
         StarburstExecutor(1, launch_type="EC2", instance_type="c8a.xlagre")
     with pytest.raises(ValueError, match=r'memory="7577MB" would fit'):
         StarburstExecutor(1, launch_type="EC2", instance_type="c8a.xlarge", memory="8GB")

@@ -312,7 +312,7 @@ def test_a_size_of_fargate_is_taken(cpu: float, memory: str, units: int, mib: in
 def test_another_size_is_refused_and_the_nearest_are_named(
     cpu: float, memory: str, near: str
 ) -> None:
-    with pytest.raises(ValueError, match="is not a size that Fargate has") as caught:
+    with pytest.raises(ValueError, match="is not a Fargate size") as caught:
         fargate_size(cpu, memory)
     assert near in str(caught.value)
 
@@ -586,14 +586,14 @@ def test_as_many_are_started_as_the_quota_has_room_for(
         assert len(launcher.launch(URL, 10)) == 3
     assert asked == [True]
     assert "starts 3 of 10" in caplog.text
-    assert "16 Fargate Spot vCPUs at once, of which 9 are in use" in caplog.text
+    assert "16 concurrent Fargate Spot vCPUs, of which 9 are in use" in caplog.text
 
 
 def test_a_quota_of_less_than_one_worker_is_an_error_at_once() -> None:
     with scripted(lambda spot: Vcpus(quota=0, used=0)) as (launcher, script):
         script.first_look()
         script.definition()
-        with pytest.raises(LaunchFailed, match=r"quota is 0 Fargate vCPUs"):
+        with pytest.raises(LaunchFailed, match=r"quota is 0 concurrent Fargate vCPUs"):
             launcher.launch(URL, 1)
 
 
@@ -702,7 +702,7 @@ def test_while_ecs_does_not_answer_nobody_is_taken_for_live_or_dead(
         for _ in range(6):
             script.refuse("list_tasks", "ThrottlingException", "Rate exceeded")
         assert launcher.live(URL) is None
-        assert caplog.text.count("does not say which workers live") == 1
+        assert caplog.text.count("does not tell which workers are alive") == 1
         script.later(31)
         script.first_look(1)
         assert launcher.live(URL) == workers(1)
@@ -954,7 +954,7 @@ def test_instances_without_a_role_are_refused_before_anything_is_asked() -> None
 
 def test_only_an_ecs_task_has_the_id_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ECS_CONTAINER_METADATA_URI_V4", raising=False)
-    with pytest.raises(StarburstError, match="leave --id out"):
+    with pytest.raises(StarburstError, match="omit --id"):
         worker_id_of_task()
 
 

@@ -401,7 +401,7 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
     assert "CannotPullContainerError" in said
     said = run(*setup, "registry.test/python:3")
     assert "nothing to change" in said
-    assert "A worker there ran one (1 + 2 = 3)." in said
+    assert "A worker ran the test task (1 + 2 = 3)." in said
 
     with StarburstExecutor(max_workers=1) as executor:  # as the file says
         assert executor.submit(square, 3).result(timeout=60) == 9

@@ -273,7 +273,7 @@ def test_a_failed_upload_leaves_no_parts_on_the_server(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("starburst_executor.aws.s3_transfer.os.fstat", shrinking)
-        with pytest.raises(StoreError, match="shorter"):
+        with pytest.raises(StoreError, match="shrank"):
             store.upload("blob", source)
     client = server.client()
     assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []

@@ -154,7 +154,7 @@ def test_results_stay_and_are_found_by_the_next_setup(account: Clients) -> None:
     run("setup", "--yes")
     account.get("s3").put_object(Bucket=BUCKET, Key="sessions/mine", Body=b"result")
     output = run("teardown", "--yes").output
-    assert f"There remains the bucket s3://{BUCKET}/ with its results" in output
+    assert f"Still there: the bucket s3://{BUCKET}/ with its results" in output
     assert "--delete-data" in output
     assert BUCKET in buckets(account)
 
@@ -173,7 +173,7 @@ def test_a_bucket_that_was_brought_along_loses_the_store_only(account: Clients) 
     s3.put_object(Bucket="starburst-executor-of-mine", Key="runs/a", Body=b"x")
     assert config.load().settings.store.startswith("s3://starburst-executor-of-mine/runs?")
     output = run("teardown", "--yes", "--delete-data").output
-    assert "which was brought along" in output
+    assert "which setup did not create" in output
     found = s3.list_objects_v2(Bucket="starburst-executor-of-mine")["Contents"]
     assert [item["Key"] for item in found] == ["other/thing"]
     assert BUCKET not in buckets(account)
@@ -182,8 +182,8 @@ def test_a_bucket_that_was_brought_along_loses_the_store_only(account: Clients) 
 def test_a_dry_run_changes_nothing(account: Clients) -> None:
     before = buckets(account)
     output = run("setup", "--dry-run").output
-    assert "Makes the stack starburst-executor in us-east-1" in output
-    assert "costs what is stored and nothing else" in output
+    assert "Creates the stack starburst-executor in us-east-1" in output
+    assert "you pay only for storage" in output
     assert buckets(account) == before
     assert find_stack(account, "starburst-executor") is None
     assert not config.config_file().exists()
@@ -206,7 +206,7 @@ def test_teardown_refuses_while_tasks_are_unfinished(account: Clients) -> None:
     assert "--force" in output
     assert find_stack(account, "starburst-executor") is not None
     output = run("teardown", "--yes", "--force", "--delete-data").output
-    assert "Giving up" in output
+    assert "Abandoning" in output
     assert find_stack(account, "starburst-executor") is None
 
 

@@ -385,7 +385,7 @@ def test_a_timeout_is_refused_where_nothing_waits(made: Made) -> None:
     for verb in ("status", "collect"):
         result = made.run(verb, "--timeout", "1")
         assert result.exit_code == Exit.USAGE
-        assert "--timeout is for" in result.stderr
+        assert "--timeout requires" in result.stderr
 
 
 # --- tasks, show, errors -----------------------------------------------------------------
@@ -695,7 +695,7 @@ def test_every_reading_verb_works_for_another_version_of_python(made: Made) -> N
     assert made.run("logs", "0-0").stdout == "printed\n"
     collected = made.run("collect")
     assert "KeyError: 1" in collected.stdout
-    assert "<not readable in this version of Python>" in collected.stdout
+    assert "<not readable by this Python version>" in collected.stdout
     assert OTHER_PYTHON in collected.stderr
 
 
@@ -712,7 +712,7 @@ def test_tasks_of_another_version_of_python_can_be_retried(made: Made) -> None:
     result = made.run("retry", "0-0")
     assert result.exit_code == 0
     assert result.stdout.startswith("0-0 -> 0-3\n")
-    assert f"No workers were started: the session is of Python {OTHER_PYTHON}" in result.stdout
+    assert f"No workers were started: the session uses Python {OTHER_PYTHON}" in result.stdout
     copied = made.session.tasks(Batch(0, 3, 1))
     original = made.session.tasks(made.batch)
     assert made.session.arguments(Batch(0, 3, 1), copied, 0) == made.session.arguments(
@@ -1112,7 +1112,7 @@ def test_exit_3_is_a_bucket_that_does_not_exist(
 def test_exit_4_is_want_of_credentials() -> None:
     result = run("list", store="s3://some-bucket-of-ours/x?region=us-east-1")
     assert result.exit_code == 4
-    assert "no credentials: Unable to locate credentials. They are" in result.stderr
+    assert "no credentials: Unable to locate credentials. They come" in result.stderr
 
 
 def test_exit_5_is_a_timeout(made: Made) -> None:

@@ -356,7 +356,7 @@ def test_a_session_that_would_cost_too_much_an_hour_is_refused_before_anything_i
 ) -> None:
     if limit.pop("by", None):
         monkeypatch.setenv("STARBURST_MAX_HOURLY_COST", "5")
-    with pytest.raises(ValueError, match=r"max_workers=6 would cost \$6 .* max_workers=5 would not"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"max_workers=6 would cost \$6 .* use max_workers=5"):  # fmt: skip
         StarburstExecutor(6, **limit)
 
 
@@ -370,7 +370,7 @@ def dear(directory_url: str) -> Session:
 def test_a_session_cannot_be_scaled_beyond_its_limit(dear: Session) -> None:
     url = dear.store.url
     executor = StarburstExecutor.attach("s", store=url, launcher="local")
-    with pytest.raises(ValueError, match="max_workers=5 would not"):
+    with pytest.raises(ValueError, match="use max_workers=5"):
         executor.scale(6)
     run = CliRunner().invoke(main, ["scale", "s", "6", "--store", url])
     assert run.exit_code == 2
@@ -393,7 +393,7 @@ def test_attaching_is_refused_where_it_would_cost_too_much_and_changes_nothing(
     asked: dict[str, Any], allowed: int, dear: Session
 ) -> None:
     before = dear.load()
-    right = f"max_workers={allowed} would not" if allowed else "; take smaller workers"
+    right = f"use max_workers={allowed}" if allowed else "; try smaller workers"
     with pytest.raises(ValueError, match=right):
         StarburstExecutor.attach("s", store=dear.store.url, launcher="local", **asked)
     assert dear.load() == before

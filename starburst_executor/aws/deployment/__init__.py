@@ -1,1 +1,1 @@
-"""What an account needs before workers can run there: deployed and removed as one stack."""
+"""What an AWS account needs to run workers, deployed and removed as one stack."""

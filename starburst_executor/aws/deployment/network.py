@@ -1,4 +1,4 @@
-"""Where workers can be put: subnets, and whether they lead anywhere."""
+"""The network for workers: subnets, and whether they have a way out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Network:
         subnets: Ids of the subnets.
         public_ip: Whether workers there need a public address.
         without_s3: Ids of the route tables that lack a gateway endpoint to S3.
-        warnings: What may not work, for people.
+        warnings: What may not work, for display.
     """
 
     vpc: str
@@ -40,18 +40,19 @@ def find_network(
     before: Mapping[str, str],
     own_endpoint: str | None,
 ) -> Network:
-    """Find the network for workers; changes nothing.
+    """Find the network for workers; change nothing.
 
     Args:
-        clients: Of the region.
-        vpc: The VPC to use; None for that of the subnets, else the default one.
-        subnets: The subnets to use; empty for those of the VPC, the public ones if there are any.
-        public_ip: Whether workers get public addresses; None: if their way out takes one.
-        before: Parameters of the stack as it is, which hold unless something else is said.
-        own_endpoint: Id of the gateway endpoint that the stack made, which does not count.
+        clients: Clients for the region.
+        vpc: The VPC to use; None for that of the subnets, or the default one.
+        subnets: The subnets to use; if empty, those of the VPC, only the public ones if there are
+            any.
+        public_ip: Whether workers get public addresses; None: if their way out needs them.
+        before: The existing stack's parameters, kept unless overridden.
+        own_endpoint: Id of the gateway endpoint that the stack created, which does not count.
 
     Raises:
-        AccountError: it is not there, or not of one piece.
+        AccountError: something does not exist or does not belong together.
     """
     if before and not vpc and not subnets:
         subnets = tuple(before["SubnetIds"].split(","))
@@ -78,8 +79,8 @@ def _only_vpc(subnets: Sequence[Any]) -> str:
     vpc: str = subnets[0]["VpcId"]
     if any(subnet["VpcId"] != vpc for subnet in subnets):
         raise AccountError(
-            "the subnets are of several VPCs; give those of one: "
-            + ", ".join(f"{s['SubnetId']} of {s['VpcId']}" for s in subnets)
+            "the subnets are in several VPCs; give subnets of one: "
+            + ", ".join(f"{s['SubnetId']} in {s['VpcId']}" for s in subnets)
         )
     return vpc
 
@@ -103,8 +104,8 @@ def _default_vpc(ec2: Any) -> str:
     found = ec2.describe_vpcs(Filters=filters)["Vpcs"]
     if not found:
         raise AccountError(
-            "the account has no default VPC in this region; say --vpc or --subnets, or make one with "
-            "`aws ec2 create-default-vpc`"
+            "the account has no default VPC in this region; give --vpc or --subnets, or create one "
+            "with `aws ec2 create-default-vpc`"
         )
     name: str = found[0]["VpcId"]
     return name
@@ -118,7 +119,7 @@ def _tables(clients: Clients, vpc: str) -> list[Any]:
 
 
 def _table_of(subnet: Any, tables: Iterable[Any]) -> Any:
-    """The route table of a subnet: its own, else the VPC's main one."""
+    """The route table of a subnet: its own, or the VPC's main one."""
     main = None
     for table in tables:
         for link in table.get("Associations", ()):
@@ -127,9 +128,7 @@ def _table_of(subnet: Any, tables: Iterable[Any]) -> Any:
             if link.get("Main"):
                 main = table
     if main is None:
-        raise AccountError(
-            f"no route table is known for {subnet['SubnetId']}; is its VPC complete?"
-        )
+        raise AccountError(f"no route table found for {subnet['SubnetId']}; is its VPC complete?")
     return main
 
 
@@ -148,20 +147,20 @@ def _warnings(subnets: Iterable[Any], tables: Sequence[Any], *, public_ip: bool)
         table, name = _table_of(subnet, tables), subnet["SubnetId"]
         if _leads_to(table, "igw-") and not public_ip:
             yield (
-                f"workers in {name} reach nothing outside of AWS's endpoints: its way out is an internet gateway, "
-                "which takes a public address (--assign-public-ip)"
+                f"workers in {name} can only reach VPC endpoints: the subnet's way out is an "
+                "internet gateway, which requires public addresses (--assign-public-ip)"
             )
         if not any(_leads_to(table, kind) for kind in ("igw-", "nat-", "tgw-", "i-")):
             yield (
-                f"{name} has no way out: workers there need VPC endpoints for ECR, CloudWatch Logs and ECS, or they "
-                "cannot start"
+                f"{name} has no way out: without VPC endpoints for ECR, CloudWatch Logs and ECS, "
+                "workers there cannot start"
             )
 
 
 def _without_s3(
     clients: Clients, vpc: str, tables: Sequence[str], own: str | None
 ) -> tuple[str, ...]:
-    """Route tables without a gateway endpoint to S3; `own`, which the stack made, does not count."""
+    """Route tables without a gateway endpoint to S3, not counting the stack's `own`."""
     filters = [
         {"Name": "vpc-id", "Values": [vpc]},
         {"Name": "service-name", "Values": [f"com.amazonaws.{clients.region}.s3"]},

@@ -1,8 +1,8 @@
-"""Which AWS permissions this package needs, as data: printed for administrators, compared with the code by a test.
+"""The AWS permissions this package needs, as data: printed for administrators, and tested.
 
-client     whoever makes, watches and ends sessions: S3, ECS
-worker     the workers, and with them the tasks: S3, and starting replacements of themselves
-setup      whoever runs `setup` and `teardown`: CloudFormation, and what it makes in their name
+client     who creates, watches and ends sessions: S3, ECS
+worker     the workers, and with them the tasks: S3, and starting their own replacements
+setup      who runs `setup` and `teardown`: CloudFormation, and what it creates on their behalf
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = [
     "setup_policy",
 ]
 
-# Operation that the package calls -> actions that it takes, by the module that calls it.
+# Operation that the package calls -> actions that it requires, by calling module.
 CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "s3": {
         "s3:AbortMultipartUpload": ("s3:AbortMultipartUpload",),
@@ -52,7 +52,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "autoscaling:CreateAutoScalingGroup": (
             "autoscaling:CreateAutoScalingGroup",
             "autoscaling:CreateOrUpdateTags",
-            "ec2:RunInstances",  # checked when a group with a launch template is made
+            "ec2:RunInstances",  # checked when a group with a launch template is created
             "ec2:CreateTags",
             "iam:CreateServiceLinkedRole",
             "iam:PassRole",
@@ -62,7 +62,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "ecs:CreateCapacityProvider": (
             "ecs:CreateCapacityProvider",
             "ecs:TagResource",
-            # ECS manages the group's scaling in the name of who makes the provider.
+            # ECS manages the group's scaling on behalf of the provider's creator.
             "autoscaling:CreateOrUpdateTags",
             "autoscaling:DescribeAutoScalingGroups",
             "autoscaling:UpdateAutoScalingGroup",
@@ -97,7 +97,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "service-quotas:RequestServiceQuotaIncrease": (
             "servicequotas:RequestServiceQuotaIncrease",
         ),
-        "sts:GetCallerIdentity": (),  # takes none
+        "sts:GetCallerIdentity": (),  # requires none
     },
     "prices": {
         "ec2:DescribeSpotPriceHistory": ("ec2:DescribeSpotPriceHistory",),
@@ -136,7 +136,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Type of a resource of the template -> actions that CloudFormation takes in the name of who deploys it.
+# Resource type in the template -> actions that CloudFormation performs on behalf of the deployer.
 MADE_BY_STACK: dict[str, tuple[str, ...]] = {
     "AWS::S3::Bucket": (
         "s3:CreateBucket",
@@ -207,14 +207,14 @@ MADE_BY_STACK: dict[str, tuple[str, ...]] = {
 
 
 class Scope:
-    """The names that a policy is narrowed to.
+    """The names that a policy is restricted to.
 
     Args:
         account: Id of the account.
         region: The region.
         bucket: The bucket of the store.
-        prefix: What its keys begin with, with a slash at the end unless empty.
-        stack: Name of the stack, which cluster and roles are named after.
+        prefix: Prefix of its keys, ending with a slash unless empty.
+        stack: Name of the stack, after which cluster and roles are named.
     """
 
     def __init__(self, *, account: str, region: str, bucket: str, prefix: str, stack: str) -> None:
@@ -236,13 +236,13 @@ class Scope:
 
 
 def client_policy(scope: Scope) -> dict[str, Any]:
-    """What whoever makes and watches sessions needs, `quota` and `estimate` included."""
+    """Permissions to create and watch sessions, including `quota` and `estimate`."""
     modules = ("s3", "ecs", "placement", "capacity", "account", "prices")
     return _document(_actions(*modules), scope)
 
 
 def setup_policy(scope: Scope) -> dict[str, Any]:
-    """What whoever runs `setup` and `teardown` needs, besides being a client."""
+    """Permissions to run `setup` and `teardown`, in addition to a client's."""
     made = {action for actions in MADE_BY_STACK.values() for action in actions}
     modules = ("setup", "placement", "capacity", "removal")
     return _document(_actions(*modules) | made, scope)
@@ -271,7 +271,7 @@ _OBJECT_ACTIONS = {
     "s3:GetObject",
     "s3:PutObject",
 }
-_ANYWHERE = {  # AWS cannot narrow these
+_ANYWHERE = {  # AWS cannot restrict these to resources
     "ecs:CreateCluster",
     "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeScalingActivities",
@@ -295,7 +295,7 @@ def _document(actions: Iterable[str], scope: Scope) -> dict[str, Any]:
 
 
 def _place(action: str, scope: Scope) -> tuple[str, str]:
-    """The resource that an action is allowed on, and the name of the condition that goes with it."""
+    """The resource that an action is allowed on, and the name of its condition."""
     service = action.partition(":")[0]
     if action in _ANYWHERE or service in ("ec2", "pricing", "servicequotas"):
         return "*", ""
@@ -304,7 +304,7 @@ def _place(action: str, scope: Scope) -> tuple[str, str]:
     if action == "iam:CreateServiceLinkedRole":
         return "*", "linked"
     if action in ("ecs:DescribeTasks", "ecs:ListTasks"):
-        return "*", ""  # those of other clusters too: they count towards the quota
+        return "*", ""  # other clusters' tasks too: they count towards the quota
     if action == "ecs:StopTask":
         return "*", "cluster"
     if action == "ecs:TagResource":

@@ -1,4 +1,4 @@
-"""Taking down the EC2 capacity that launching workers made, on whichever machine that was."""
+"""Removes the EC2 capacity that launching workers created, on any machine."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ _GONE_SECONDS = 900.0  # instances take minutes to shut down
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Whose capacity is removed.
+    """The owner of the capacity to remove.
 
     Attributes:
         cluster: Name of the cluster.
-        instance_profile_arn: Of the instances; None for all that was ever made for the cluster.
+        instance_profile_arn: The instances' profile; None for everything ever created for the
+            cluster.
     """
 
     cluster: str
     instance_profile_arn: str | None
 
     def has(self, tags: Iterable[Any]) -> bool:
-        """Whether something with these tags is theirs."""
-        said = {tag.get("key", tag.get("Key")): tag.get("value", tag.get("Value")) for tag in tags}
+        """Whether it owns a resource with these tags."""
+        values = {
+            tag.get("key", tag.get("Key")): tag.get("value", tag.get("Value")) for tag in tags
+        }
         profile = self.instance_profile_arn
-        return said.get(CLUSTER_TAG) == self.cluster and (
-            profile is None or said.get(PROFILE_TAG) == profile
+        return values.get(CLUSTER_TAG) == self.cluster and (
+            profile is None or values.get(PROFILE_TAG) == profile
         )
 
 
@@ -48,13 +51,13 @@ def remove_capacity(clients: Clients, owner: Owner, runtime: Runtime, say: Say) 
     The tasks on the instances must have ended.
 
     Args:
-        clients: Of the region.
-        owner: Whose.
+        clients: Clients for the region.
+        owner: Whose capacity.
         runtime: For waiting.
-        say: Gets a line for each thing that is removed.
+        say: Called with a line per resource removed.
 
     Raises:
-        AccountError: something could not be removed, or is still there after a quarter of an hour.
+        AccountError: something could not be removed, or is still there after 15 minutes.
     """
     with asking(f"looking for the EC2 capacity of {owner.cluster}"):
         providers = _providers(clients, owner)
@@ -80,7 +83,7 @@ def remove_capacity(clients: Clients, owner: Owner, runtime: Runtime, say: Say) 
 
 
 def _detach(clients: Clients, cluster: str, names: list[str], calls: PacedRequests) -> None:
-    """Take providers out of the cluster's list; only then can they be deleted."""
+    """Take providers off the cluster's list; only then can they be deleted."""
     ecs = clients.get("ecs")
 
     def once() -> None:
@@ -150,20 +153,21 @@ def _tagged(owner: Owner) -> list[dict[str, Any]]:
 
 
 def _await_gone(clients: Clients, owner: Owner, runtime: Runtime) -> None:
-    """Wait for the instances to be gone: security group and cluster can only go after them."""
+    """Wait until the instances are gone: security group and cluster can only be deleted then."""
     pause = runtime.signal()
     deadline = runtime.monotonic() + _GONE_SECONDS
     while left := _groups(clients, owner):
         if runtime.monotonic() > deadline:
             raise AccountError(
-                f"the Auto Scaling groups {', '.join(left)} are still there {_GONE_SECONDS:.0f} s after they were "
-                "deleted. Look at their instances in the EC2 console, and run teardown again."
+                f"the Auto Scaling groups {', '.join(left)} are still there {_GONE_SECONDS:.0f} s "
+                "after their deletion. Look at their instances in the EC2 console, and run "
+                "teardown again."
             )
         pause.wait(_LOOK_SECONDS)
 
 
 def _forget_instances(clients: Clients, cluster: str) -> None:
-    """Deregister what ECS still takes for instances: a cluster that has some cannot be deleted."""
+    """Deregister remaining container instances: a cluster that has some cannot be deleted."""
     ecs = clients.get("ecs")
     with asking(f"deregistering the instances of {cluster}"):
         for arn in _instances(ecs, cluster):

@@ -1,10 +1,10 @@
-"""Setting up what workers need in an AWS account, by one CloudFormation stack.
+"""Sets up what workers need in an AWS account, with one CloudFormation stack.
 
-    plan       looks (account, stack, bucket, network) and decides; changes nothing
-    deploy     makes the stack, or updates it in place; returns the settings for the configuration file
+    plan       inspects account, stack, bucket and network, and decides; changes nothing
+    deploy     creates the stack or updates it in place; returns the configuration file's settings
 
-Everything that was brought along is a parameter of the stack, and everything that workers need is an output: a
-second `setup` repeats what the first was told, from whichever machine.
+Every existing resource to use is a parameter of the stack, and everything that workers need is
+an output: a second `setup` repeats the first one's choices, from any machine.
 """
 
 from __future__ import annotations
@@ -42,22 +42,23 @@ _STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,27}[a-z0-9]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupOptions:
-    """What to use instead of making it; None or empty: as the stack has it, else found or made.
+    """What to use instead of creating it; if None or empty: as in the stack, or found, or created.
 
     Attributes:
         stack: Name of the stack.
-        store: `s3://bucket/prefix` in a bucket that exists.
+        store: `s3://bucket/prefix` in an existing bucket.
         vpc: The VPC for workers.
-        subnets: Subnets for workers, all of one VPC.
+        subnets: Subnets for workers, all in one VPC.
         security_groups: Security groups for workers.
         cluster: Name of an ECS cluster.
         execution_role_arn: A role for ECS.
         task_role_arn: A role for workers.
         instance_profile_arn: An instance profile for EC2 instances that workers run on.
         kms_key_arn: The key that the store's objects are encrypted with.
-        instance_types: EC2 types to make capacity providers for now, with no instances.
-        log_days: How long logs are kept.
-        public_ip: Whether workers get public addresses; None: if their subnets have a way out for those.
+        instance_types: EC2 types to create capacity providers for, without instances.
+        log_days: How many days to keep logs.
+        public_ip: Whether workers get public addresses; None: if their subnets have an internet
+            gateway.
     """
 
     stack: str = DEFAULT_STACK
@@ -81,14 +82,14 @@ class Plan:
 
     Attributes:
         stack: Name of the stack.
-        region: Where.
-        account: Whose.
-        found: The stack as it is; None if there is none.
-        parameters: What it will be given.
-        instances: EC2 types to make capacity providers for.
-        makes: What it makes or keeps up, for people.
-        uses: What is used as it is, for people.
-        warnings: What may not work, for people.
+        region: The AWS region.
+        account: The AWS account id.
+        found: The existing stack; None if there is none.
+        parameters: The stack's new parameters.
+        instances: EC2 types to create capacity providers for.
+        makes: What is created or maintained, for display.
+        uses: What is used as it is, for display.
+        warnings: What may not work, for display.
     """
 
     stack: str
@@ -105,39 +106,39 @@ class Plan:
 # --- planning ------------------------------------------------------------------------
 
 
-def plan(clients: Clients, wishes: SetupOptions) -> Plan:
-    """Look at the account and decide what to make; changes nothing.
+def plan(clients: Clients, options: SetupOptions) -> Plan:
+    """Inspect the account and decide what to create; change nothing.
 
     Raises:
-        ValueError: a wish is wrong.
-        AccountError: something that was brought is not there, or the account does not say.
+        ValueError: an option is invalid.
+        AccountError: a resource to use does not exist, or AWS does not answer.
     """
-    _check_stack_name(wishes.stack)
-    _check_key(wishes.kms_key_arn)
+    _check_stack_name(options.stack)
+    _check_key(options.kms_key_arn)
     account = account_id(clients)
-    found = find_stack(clients, wishes.stack)
+    found = find_stack(clients, options.stack)
     _check_idle(found)
     before = dict(found.parameters) if found and not found.is_debris else {}
-    made = bucket_name(wishes.stack, account, clients.region)
-    bucket = _bucket(clients, wishes.store, made, before)
+    made = bucket_name(options.stack, account, clients.region)
+    bucket = _bucket(clients, options.store, made, before)
     network = find_network(
         clients,
-        vpc=wishes.vpc,
-        subnets=wishes.subnets,
-        public_ip=wishes.public_ip,
+        vpc=options.vpc,
+        subnets=options.subnets,
+        public_ip=options.public_ip,
         before=before,
-        own_endpoint=resource_of(clients, wishes.stack, "S3Endpoint"),
+        own_endpoint=resource_of(clients, options.stack, "S3Endpoint"),
     )
-    instances = [_described(clients, name) for name in wishes.instance_types]
-    parameters = {**bucket, **_brought(wishes, before), **_placed(network)}
+    instances = [_described(clients, name) for name in options.instance_types]
+    parameters = {**bucket, **_brought(options, before), **_placed(network)}
     makes, uses = _lines(parameters)
     makes += [
-        f"capacity providers for {i.name} ({i.vcpus} vCPUs, {i.memory / 1024:g} GB, {i.architecture}), on-demand "
-        "and Spot: no instances"
+        f"capacity providers for {i.name} ({i.vcpus} vCPUs, {i.memory / 1024:g} GB, "
+        f"{i.architecture}), on-demand and Spot: no instances"
         for i in instances
     ]
     return Plan(
-        stack=wishes.stack,
+        stack=options.stack,
         region=clients.region,
         account=account,
         found=found,
@@ -149,23 +150,23 @@ def plan(clients: Clients, wishes: SetupOptions) -> Plan:
     )
 
 
-def _brought(wishes: SetupOptions, before: Mapping[str, str]) -> dict[str, str]:
-    """The stack's parameters about what somebody has already, or wishes otherwise."""
+def _brought(options: SetupOptions, before: Mapping[str, str]) -> dict[str, str]:
+    """The stack's parameters for existing resources and settings."""
     given = {
-        "KmsKeyArn": wishes.kms_key_arn,
-        "ClusterName": wishes.cluster,
-        "ExecutionRoleArn": wishes.execution_role_arn,
-        "TaskRoleArn": wishes.task_role_arn,
-        "InstanceProfileArn": wishes.instance_profile_arn,
-        "SecurityGroupIds": ",".join(wishes.security_groups),
+        "KmsKeyArn": options.kms_key_arn,
+        "ClusterName": options.cluster,
+        "ExecutionRoleArn": options.execution_role_arn,
+        "TaskRoleArn": options.task_role_arn,
+        "InstanceProfileArn": options.instance_profile_arn,
+        "SecurityGroupIds": ",".join(options.security_groups),
     }
-    days = wishes.log_days or before.get("LogRetentionDays") or 30
+    days = options.log_days or before.get("LogRetentionDays") or 30
     kept = {name: _kept(value, before, name) for name, value in given.items()}
     return {**kept, "LogRetentionDays": str(days)}
 
 
 def _placed(network: Network) -> dict[str, str]:
-    """The stack's parameters about where workers are."""
+    """The stack's network parameters."""
     return {
         "VpcId": network.vpc,
         "SubnetIds": ",".join(network.subnets),
@@ -175,22 +176,23 @@ def _placed(network: Network) -> dict[str, str]:
 
 
 def bucket_name(stack: str, account: str, region: str) -> str:
-    """The bucket that a stack makes: always the same, so that results left behind are found again."""
+    """The bucket that a stack creates: always the same, so that remaining results are reused."""
     return f"{stack}-{account}-{region}"
 
 
 def _check_stack_name(name: str) -> None:
     if not _STACK_NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} cannot be the name of the stack: a bucket is named after it, so that it takes 2 to 29 small "
-            "letters, digits and dashes, beginning with a letter"
+            f"{name!r} is not a valid stack name: a bucket is named after it, so it must be 2 to "
+            "29 lowercase letters, digits and dashes, starting with a letter"
         )
 
 
 def _check_key(arn: str | None) -> None:
     if arn and not re.fullmatch(r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[\w-]+", arn):
         raise ValueError(
-            f"{arn!r} is not the ARN of a KMS key; it reads arn:aws:kms:REGION:ACCOUNT:key/ID, without an alias"
+            f"{arn!r} is not the ARN of a KMS key; expected arn:aws:kms:REGION:ACCOUNT:key/ID, not "
+            "an alias"
         )
 
 
@@ -202,33 +204,34 @@ def _described(clients: Clients, name: str) -> InstanceType:
 def _check_idle(found: Stack | None) -> None:
     if found and found.status.endswith("_IN_PROGRESS"):
         raise AccountError(
-            f"the stack {found.name} is being changed already ({found.status}); wait until that has ended"
+            f"the stack {found.name} is already being changed ({found.status}); wait until that "
+            "ends"
         )
 
 
-def _kept(wish: str | None, before: Mapping[str, str], parameter: str) -> str:
-    return wish or before.get(parameter, "")
+def _kept(value: str | None, before: Mapping[str, str], parameter: str) -> str:
+    return value or before.get(parameter, "")
 
 
 def _bucket(
     clients: Clients, store: str | None, made: str, before: Mapping[str, str]
 ) -> dict[str, str]:
-    """The parameters about the bucket."""
+    """The stack's bucket parameters."""
     if store is None and before:
         return {p: before[p] for p in ("BucketName", "MakeBucket", "KeyPrefix")}
     if store is None:
-        # One that an earlier stack of this name left behind is used again.
+        # A bucket left behind by an earlier stack of this name is used again.
         there = _bucket_exists(clients, made)
         return _bucket_parameters(made, "", make=not there)
     match = re.fullmatch(r"s3://([^/?]+)/?([^?]*)", store)
     if match is None:
-        raise ValueError(f"{store!r} is not a place in a bucket; write s3://bucket/prefix")
+        raise ValueError(f"{store!r} is not an S3 URL; expected s3://bucket/prefix")
     name, prefix = match[1], match[2].strip("/")
     if before.get("BucketName") == name and before.get("MakeBucket") == "true":
         return _bucket_parameters(name, prefix, make=True)
     if not _bucket_exists(clients, name):
         raise AccountError(
-            f"the bucket {name} does not exist; leave --store out to have one made, or make it"
+            f"the bucket {name} does not exist; omit --store to have one created, or create it"
         )
     return _bucket_parameters(name, prefix, make=False)
 
@@ -251,7 +254,8 @@ def _bucket_exists(clients: Clients, name: str) -> bool:
                 return False
             if status == 301:
                 raise AccountError(
-                    f"the bucket {name} is in another region than {clients.region}; workers and bucket must share one"
+                    f"the bucket {name} is not in {clients.region}; workers and bucket must be in "
+                    "the same region"
                 ) from error
             raise
     return True
@@ -265,18 +269,19 @@ def _cluster_warnings(clients: Clients, parameters: Mapping[str, str]) -> Iterab
         found = clients.get("ecs").describe_clusters(clusters=[name])["clusters"]
     if not found or found[0].get("status") != "ACTIVE":
         raise AccountError(
-            f"the cluster {name} does not exist in {clients.region}; leave --cluster out to have one made"
+            f"the cluster {name} does not exist in {clients.region}; omit --cluster to have one "
+            "created"
         )
-    lacking = {"FARGATE", "FARGATE_SPOT"} - set(found[0].get("capacityProviders", ()))
-    if lacking:
+    missing = {"FARGATE", "FARGATE_SPOT"} - set(found[0].get("capacityProviders", ()))
+    if missing:
         yield (
-            f"the cluster {name} lacks {' and '.join(sorted(lacking))}, without which workers cannot start; add with "
-            "`aws ecs put-cluster-capacity-providers`"
+            f"the cluster {name} lacks {' and '.join(sorted(missing))}, which workers need to "
+            "start; add them with `aws ecs put-cluster-capacity-providers`"
         )
 
 
 def _lines(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What is made and what is used, for people."""
+    """What is created and what is used, for display."""
     bucket = f"s3://{parameters['BucketName']}/{parameters['KeyPrefix']}"
     days = parameters["LogRetentionDays"]
     makes = [f"log group, keeping {days} days"]
@@ -309,19 +314,19 @@ def _lines(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
 
 
 def deploy(clients: Clients, plan: Plan, runtime: Runtime, say: Say) -> dict[str, Any]:
-    """Make the stack or update it, and wait until it is done.
+    """Create or update the stack, and wait until it is done.
 
     Args:
-        clients: Of the region.
+        clients: Clients for the region.
         plan: What to do.
         runtime: For waiting.
-        say: Gets a line for each thing that is made.
+        say: Called with a line per resource created.
 
     Returns:
         The settings for the configuration file.
 
     Raises:
-        AccountError: it failed; says what CloudFormation said. What it had begun is rolled back.
+        AccountError: it failed; contains CloudFormation's reasons. Changes are rolled back.
     """
     stack = put_stack(clients, plan.stack, plan.found, plan.parameters, runtime, say)
     settings = _settings(stack, plan.region)
@@ -351,8 +356,8 @@ def _make_capacity(
         capacity.make()
     except RequestRefused as refused:
         raise AccountError(
-            f"the stack is there, but instances of {instance.name} cannot be had. {refused.diagnosis.text} Run setup "
-            "again."
+            f"the stack is complete, but the capacity for {instance.name} cannot be created. "
+            f"{refused.diagnosis.text} Run setup again."
         ) from refused
     say(f"{capacity.name}: no instances")
 

@@ -1,4 +1,4 @@
-"""A CloudFormation stack: found, made, changed, deleted, and waited for, with what it says meanwhile."""
+"""CloudFormation stacks: find, create, update and delete them, and wait, reporting their events."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Stack:
 
     Attributes:
         name: Its name.
-        status: CloudFormation's word for its state.
-        parameters: What it was given.
-        outputs: What it tells.
+        status: CloudFormation's status.
+        parameters: Its parameters.
+        outputs: Its outputs.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Stack:
 
     @property
     def is_debris(self) -> bool:
-        """Whether it never came to be, so that it can only be deleted."""
+        """Whether its creation failed, so that it can only be deleted."""
         return self.status in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED")
 
 
@@ -60,7 +60,7 @@ def find_stack(clients: Clients, name: str) -> Stack | None:
     """The stack of that name; None if there is none.
 
     Raises:
-        AccountError: it cannot be found out.
+        AccountError: it cannot be looked up.
     """
     with asking(f"looking for the stack {name}"):
         try:
@@ -83,10 +83,10 @@ def find_stack(clients: Clients, name: str) -> Stack | None:
 
 
 def resource_of(clients: Clients, stack: str, logical: str) -> str | None:
-    """The id of a resource that the stack made under that name in the template; None if it did not.
+    """The physical id of the stack's resource with that logical id; None if there is none.
 
     Raises:
-        AccountError: it cannot be found out.
+        AccountError: it cannot be looked up.
     """
     with asking(f"looking at the stack {stack}"):
         try:
@@ -110,21 +110,21 @@ def put_stack(
     runtime: Runtime,
     say: Say,
 ) -> Stack:
-    """Make the stack or update it, and wait until it is done.
+    """Create or update the stack, and wait until it is done.
 
     Args:
-        clients: Of the region.
-        name: Of the stack.
-        found: The stack as it is; None if there is none.
-        parameters: What the template gets.
+        clients: Clients for the region.
+        name: Name of the stack.
+        found: The existing stack; None if there is none.
+        parameters: The template's parameters.
         runtime: For waiting.
-        say: Gets a line for each thing that was made or changed.
+        say: Called with a line per resource created or changed.
 
     Raises:
-        AccountError: it failed; says what CloudFormation said.
+        AccountError: it failed; contains CloudFormation's reasons.
     """
     if found and found.is_debris:
-        say(f"removing what is left of an earlier try ({found.status})")
+        say(f"removing what an earlier try left ({found.status})")
         delete_stack(clients, name, runtime, say)
     if found is None or found.is_debris:
         events = _Events(clients, name)
@@ -137,14 +137,14 @@ def put_stack(
     stack = _await(clients, name, runtime, say, events)
     if stack is None or stack.status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise AccountError(
-            f"the stack {name} could not be made or changed "
+            f"the stack {name} could not be created or updated "
             f"({stack.status if stack else 'it is gone'}):\n{events.failures()}"
         )
     return stack
 
 
 def _create(clients: Clients, name: str, parameters: Mapping[str, str]) -> None:
-    with asking(f"making the stack {name}"):
+    with asking(f"creating the stack {name}"):
         clients.get("cloudformation").create_stack(**_request(name, parameters))
 
 
@@ -173,7 +173,7 @@ def _request(name: str, parameters: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _Events:
-    """What CloudFormation says of a stack, each event once."""
+    """CloudFormation's events of a stack, each once."""
 
     def __init__(self, clients: Clients, stack: str) -> None:
         self._clients = clients
@@ -182,12 +182,12 @@ class _Events:
         self._failures: list[str] = []
 
     def skip(self) -> None:
-        """Pass over what was said so far."""
+        """Skip the events so far."""
         self.new()
         self._failures.clear()
 
     def new(self) -> list[str]:
-        """Lines for what has ended since the last call, in order."""
+        """Lines for the steps completed since the last call, in order."""
         client = self._clients.get("cloudformation")
         lines: list[str] = []
         with asking(f"looking at the stack {self._stack}"):
@@ -212,14 +212,14 @@ class _Events:
         return lines
 
     def failures(self) -> str:
-        """What failed, the first first; the others were mostly cancelled for it."""
+        """The failures, first one first; it mostly caused the others to be cancelled."""
         return "\n".join(self._failures) or "CloudFormation did not say why"
 
 
 def _await(
     clients: Clients, name: str, runtime: Runtime, say: Say, events: _Events
 ) -> Stack | None:
-    """Wait until the stack has settled, telling what happens; the stack then, None if it is gone."""
+    """Wait until the stack has settled, reporting events; return it, or None if it is gone."""
     pause = runtime.signal()
     while True:
         stack = find_stack(clients, name)
@@ -234,7 +234,7 @@ def delete_stack(clients: Clients, name: str, runtime: Runtime, say: Say) -> Non
     """Delete the stack, and wait until it is gone.
 
     Raises:
-        AccountError: something of it could not be deleted.
+        AccountError: a part of it could not be deleted.
     """
     events = _Events(clients, name)
     events.skip()

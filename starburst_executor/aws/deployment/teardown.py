@@ -1,4 +1,4 @@
-"""Taking down what `setup` made, and what launching workers left."""
+"""Removes what `setup` created, and what launching workers left behind."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["teardown", "terminate_sessions", "unfinished_sessions"]
 _FAMILY = re.compile(r".*:task-definition/starburst-[0-9a-f]{16}:\d+")
 _STORE_TAG = "starburst-executor:store"
 _LOOK_SECONDS = 3.0
-_STOP_SECONDS = 240.0  # a worker has 120 to hand back
+_STOP_SECONDS = 240.0  # a worker has 120 s to hand back
 
 
 def unfinished_sessions(store: Store) -> list[SessionSummary]:
-    """Sessions of a store that tasks are unfinished in, and that nobody has terminated."""
+    """Sessions of a store with unfinished tasks that have not been terminated."""
     return [
         summary
         for summary in list_summaries(store)
@@ -43,7 +43,7 @@ def terminate_sessions(store: Store, sessions: Iterable[SessionSummary], runtime
         session = Session(store, summary.session_id, runtime)
         try:
             session.amend(lambda m: replace(m, state=SessionState.TERMINATED))
-        except SessionNotFound:  # its own client was quicker
+        except SessionNotFound:  # its own client was faster
             continue
 
 
@@ -55,17 +55,18 @@ def teardown(
     *,
     delete_data: bool = False,
 ) -> list[str]:
-    """Remove everything that `deploy` made, and what launching left.
+    """Remove everything that `deploy` created and that launching left behind.
 
     Args:
-        clients: Of the region.
-        stack: What to remove.
+        clients: Clients for the region.
+        stack: The stack to remove.
         runtime: For waiting.
-        say: Gets a line for each thing that is removed.
-        delete_data: Delete the store too: all below its prefix, and the bucket if the stack made it.
+        say: Called with a line per resource removed.
+        delete_data: Also delete the store: everything under its prefix, and a bucket that setup
+            created.
 
     Returns:
-        What remains, for people.
+        What remains, for display.
 
     Raises:
         AccountError: something could not be removed.
@@ -75,21 +76,22 @@ def teardown(
         whole = not parameters["ClusterName"]
         _stop_workers(clients, outputs, runtime, say, whole=whole)
         _forget_definitions(clients, outputs["TaskRoleArn"], say)
-        # A stack of an earlier version made no instance profile, so that nothing stands on one.
+        # Stacks of earlier versions have no instance profile, so nothing depends on one.
         profile = None if whole else outputs.get("InstanceProfileArn", "")
         owner = Owner(cluster=outputs["Cluster"].rpartition("/")[2], instance_profile_arn=profile)
         remove_capacity(clients, owner, runtime, say)
     delete_stack(clients, stack.name, runtime, say)
     bucket, prefix = parameters["BucketName"], parameters["KeyPrefix"]
-    # One that an earlier stack of this name left behind is brought along to the next, and its own all the same.
+    # A bucket left behind by an earlier stack of this name counts as the stack's own, not as a
+    # given one.
     own = bucket == bucket_name(stack.name, account_id(clients), clients.region)
     if not delete_data:
-        mend = "; --delete-data deletes it" if own else ""
-        return [f"the bucket s3://{bucket}/{prefix} with its results{mend}"]
+        hint = "; --delete-data deletes it" if own else ""
+        return [f"the bucket s3://{bucket}/{prefix} with its results{hint}"]
     say(f"deleting s3://{bucket}/{prefix}")
     _delete_objects(clients, bucket, prefix)
     if not own:
-        return [f"the bucket {bucket}, which was brought along, without s3://{bucket}/{prefix}"]
+        return [f"the bucket {bucket}, which setup did not create, without s3://{bucket}/{prefix}"]
     _delete_bucket(clients, bucket)
     return []
 
@@ -102,28 +104,28 @@ def _stop_workers(
     *,
     whole: bool,
 ) -> None:
-    """Stop the workers of this store, or all tasks if the cluster is to go, and wait until they are gone."""
+    """Stop this store's workers, or all tasks if the cluster goes, and wait until they are gone."""
     ecs, cluster = clients.get("ecs"), outputs["Cluster"]
-    pause, told = runtime.signal(), set[str]()
+    pause, stopped = runtime.signal(), set[str]()
     deadline = runtime.monotonic() + _STOP_SECONDS
     with asking(f"stopping the tasks in {cluster}"):
         while left := _tasks(ecs, cluster, outputs["Store"], whole=whole):
-            for arn in left - told:
+            for arn in left - stopped:
                 say(f"stopping task {arn.rpartition('/')[2]}")
                 ecs.stop_task(cluster=cluster, task=arn, reason="starburst-executor teardown")
-            told |= left
+            stopped |= left
             if runtime.monotonic() > deadline:
                 raise AccountError(
-                    f"{len(left)} tasks are still there {_STOP_SECONDS:.0f} s after they were told to stop: "
+                    f"{len(left)} tasks are still there {_STOP_SECONDS:.0f} s after StopTask: "
                     f"{', '.join(sorted(left)[:5])}. Run teardown again."
                 )
             pause.wait(_LOOK_SECONDS)
 
 
 def _tasks(ecs: Any, cluster: str, store: str, *, whole: bool) -> set[str]:
-    """ARNs of the tasks that are not over."""
+    """ARNs of the tasks that have not ended."""
     found: set[str] = set()
-    # Those that were told to stop are listed as stopped at once, but their network goes only with them.
+    # Stopping tasks are listed as stopped at once, but keep their network until they end.
     for status in ("RUNNING", "STOPPED"):
         pages = ecs.get_paginator("list_tasks").paginate(cluster=cluster, desiredStatus=status)
         for page in pages:
@@ -178,8 +180,8 @@ def _check_deleted(bucket: str, errors: Sequence[Any]) -> None:
     if errors:
         first = errors[0]
         raise AccountError(
-            f"{len(errors)} objects of {bucket} could not be deleted; the first is {first.get('Key')}: "
-            f"{first.get('Code')} {first.get('Message', '')}"
+            f"{len(errors)} objects of {bucket} could not be deleted; the first is "
+            f"{first.get('Key')}: {first.get('Code')} {first.get('Message', '')}"
         )
 
 
@@ -191,6 +193,6 @@ def _delete_bucket(clients: Clients, bucket: str) -> None:
             if "BucketNotEmpty" not in str(error):
                 raise
             raise AccountError(
-                f"the bucket {bucket} was emptied but holds something again, or something outside the store; delete "
-                f"it by hand: `aws s3 rb --force s3://{bucket}`"
+                f"the bucket {bucket} is not empty: it holds new objects, or others outside the "
+                f"store; delete it by hand: `aws s3 rb --force s3://{bucket}`"
             ) from error

@@ -1,4 +1,4 @@
-"""ECS's operations on the tasks of one cluster, with what of CloudWatch Logs belongs to them."""
+"""ECS operations on the tasks of one cluster, and their CloudWatch logs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["CONTAINER", "STREAM_PREFIX", "EcsApi"]
 CONTAINER = "worker"
 STREAM_PREFIX = "starburst"
 
-_PAGE = 100  # tasks of one ListTasks or DescribeTasks: ECS's own limit
+_PAGE = 100  # tasks per ListTasks or DescribeTasks: ECS's own limit
 _LOG_LINES = 30
 
 
 class EcsApi:
-    """Calls of ECS for one cluster; each raises `RequestRefused` with what its error means.
+    """ECS calls for one cluster; each raises `RequestRefused` with a diagnosis on errors.
 
     Args:
-        deployment: Which cluster, region and log group.
-        requests: Paces calls, and repeats them while their error is a passing one.
+        deployment: Cluster, region and log group.
+        requests: Paces calls, and retries transient errors.
     """
 
     def __init__(self, deployment: Deployment, requests: PacedRequests) -> None:
@@ -40,13 +40,13 @@ class EcsApi:
 
     @cached_property
     def ecs(self) -> ECSClient:
-        """boto3's client of ECS, which tries once."""
+        """boto3's ECS client, which tries once."""
         client: ECSClient = make_client("ecs", region=self._deployment.region, tries=1)
         return client
 
     @cached_property
     def logs(self) -> CloudWatchLogsClient:
-        """boto3's client of CloudWatch Logs."""
+        """boto3's CloudWatch Logs client."""
         region = self._deployment.region
         client: CloudWatchLogsClient = make_client("logs", region=region)
         return client
@@ -57,7 +57,7 @@ class EcsApi:
         return reply
 
     def task_arns(self, pages: int | None = None, **filters: str) -> list[str]:
-        """ARNs of the tasks that match, from all pages or so many."""
+        """ARNs of the matching tasks, from all pages or at most `pages`."""
         arns: list[str] = []
         token: dict[str, str] = {}
         while pages is None or pages > 0:
@@ -71,7 +71,7 @@ class EcsApi:
         return arns
 
     def describe(self, arns: Sequence[str]) -> list[TaskTypeDef]:
-        """What ECS tells of the tasks that it still knows."""
+        """Descriptions of the tasks that ECS still knows."""
         tasks: list[TaskTypeDef] = []
         for start in range(0, len(arns), _PAGE):
             request = {"tasks": [*arns[start : start + _PAGE]]}
@@ -79,7 +79,7 @@ class EcsApi:
         return tasks
 
     def stop(self, arn: str, reason: str) -> None:
-        """StopTask; nothing if the task is gone already."""
+        """StopTask; does nothing if the task is already gone."""
         try:
             self._call("stop_task", **self._in_cluster({"task": arn, "reason": reason}))
         except RequestRefused as refused:
@@ -98,13 +98,13 @@ class EcsApi:
         return found["taskDefinitionArn"] if found.get("status") == "ACTIVE" else None
 
     def register_definition(self, request: Any) -> str:
-        """RegisterTaskDefinition; returns the ARN."""
+        """RegisterTaskDefinition; return the ARN."""
         reply = self._call("register_task_definition", **request)
         arn: str = reply["taskDefinition"]["taskDefinitionArn"]
         return arn
 
     def log_tail(self, task_id: str) -> str:
-        """The last lines that a task printed; what is wrong, if they cannot be had."""
+        """The last lines a task printed, or why they cannot be read."""
         stream = f"{STREAM_PREFIX}/{CONTAINER}/{task_id}"
         try:
             reply = self.logs.get_log_events(

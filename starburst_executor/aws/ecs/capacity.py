@@ -1,14 +1,14 @@
-"""EC2 instances for workers: what ECS needs to start them, made when they are first wanted.
+"""EC2 instances for workers: what ECS needs to start them, created on first use.
 
-    launch template     which image, role, network; how an instance joins the cluster
+    launch template     image, role, network; how an instance joins the cluster
     Auto Scaling group  no instances, of one type and one market
-    capacity provider   ECS lets the group grow while tasks wait, and shrink when instances are empty
-    the cluster's list  has the provider
+    capacity provider   ECS grows the group while tasks wait, and shrinks it when instances are
+    empty the cluster's list  includes the provider
 
-One of each for every (deployment, instance type, market), named after all that it says: whoever needs it makes
-the same one, two clients at once share it, and one that is there is right. Instances are protected from scale-in
-while tasks run on them, so that no session takes another's. All of it costs nothing while there is no
-instance; `teardown` removes it.
+There is one of each per (deployment, instance type, market), named after a hash of its content:
+every client creates the same one, concurrent clients share it, and an existing one is right.
+Instances are protected from scale-in while tasks run on them, so that no session takes
+another's. All of it costs nothing while there is no instance; `teardown` removes it.
 """
 
 from __future__ import annotations
@@ -33,28 +33,29 @@ __all__ = ["CLUSTER_TAG", "PROFILE_TAG", "Capacity", "cluster_name", "market"]
 log = logging.getLogger(__name__)
 
 CLUSTER_TAG = "starburst-executor:cluster"
-"""Tag of all that is made here; its value is the name of the cluster."""
+"""Tag of everything created here; its value is the cluster's name."""
 
 PROFILE_TAG = "starburst-executor:instance-profile"
-"""Another: ARN of the instances' profile, by which stacks that share a cluster tell theirs."""
+"""Tag with the ARN of the instance profile; stacks that share a cluster tell theirs by it."""
 
-_MOST_INSTANCES = 10_000  # as many as a session has workers at most
+_MOST_INSTANCES = 10_000  # a session's maximum number of workers
 _AMI = "resolve:ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/{}recommended/image_id"
 _AMI_FOLDER = {"X86_64": "", "ARM64": "arm64/"}
-# Containers on the instance's bridge are one hop further from its metadata, where the Spot notice is.
+# Containers on the instance's bridge are one hop further from its metadata, which has the Spot
+# notice.
 _METADATA_HOPS = 2
 _ATTACHING = "UPDATE_IN_PROGRESS"
 
 
 class Capacity:
-    """The instances of one type and market, as far as ECS has to know of them.
+    """The capacity of one instance type and market, as ECS needs to know it.
 
     Args:
-        deployment: Where: cluster, network, the instances' role.
-        instance: Their type.
-        use_spot: Their market.
-        clients: Of the region; they try once.
-        calls: Tries again.
+        deployment: Cluster, network and the instances' role.
+        instance: The instance type.
+        use_spot: The market.
+        clients: Clients for the region; they try once.
+        calls: Retries.
     """
 
     def __init__(
@@ -74,19 +75,20 @@ class Capacity:
         self.name = self._name()
 
     def make(self) -> None:
-        """Make what lacks, and have the cluster use it. May be done by several at once, and again.
+        """Create what is missing and attach it to the cluster; idempotent, and safe concurrently.
 
         Raises:
-            Refused: AWS will not, or is not done yet.
+            RequestRefused: AWS refuses, or has not finished yet.
         """
         self._make_template()
         self._make_group()
         self._make_provider()
-        # Others may change the cluster's list at the same time: read anew at each try, and look afterwards.
+        # Others may change the cluster's list at the same time: reread it on each try, and check
+        # afterwards.
         self._calls.make(self._attach)
         log.info("%s is ready on cluster %s", self.name, self._deployment.cluster)
 
-    # --- the four things --------------------------------------------------------------
+    # --- resources --------------------------------------------------------------------
 
     def _make_template(self) -> None:
         self._make(
@@ -139,11 +141,11 @@ class Capacity:
         )
 
     def _attach(self) -> None:
-        """Add the provider to the cluster's list, without dropping another.
+        """Add the provider to the cluster's list without dropping others.
 
         Raises:
-            NotYet: it was, and is still to be seen there.
-            ClientError: somebody else changes the list; once that is done, it can be tried again.
+            NotYet: it was added, but is not listed yet.
+            ClientError: another client is changing the list; retry once that is done.
         """
         ecs, cluster = self._clients.get("ecs"), self._deployment.cluster
         found = ecs.describe_clusters(clusters=[cluster], include=["ATTACHMENTS"])
@@ -151,7 +153,7 @@ class Capacity:
             raise RequestRefused(
                 Diagnosis(
                     retryability=Retryability.NEVER,
-                    text=f"there is no cluster {cluster}. `starburst-executor setup` makes one.",
+                    text=f"there is no cluster {cluster}. `starburst-executor setup` creates one.",
                 )
             )
         before = found["clusters"][0]
@@ -167,7 +169,7 @@ class Capacity:
         raise NotYet(f"capacity provider {self.name} was just added to {cluster}")
 
     def _make(self, call: Any, exists: str, **request: Any) -> None:
-        """Make something, unless it is there."""
+        """Create something unless it exists."""
 
         def once() -> None:
             try:
@@ -178,16 +180,16 @@ class Capacity:
                 if not re.search(exists, text):
                     raise
             else:
-                log.info("%s: made by %s", self.name, call.__name__)
+                log.info("%s: created by %s", self.name, call.__name__)
 
         self._calls.make(once)
 
-    # --- what they say ----------------------------------------------------------------
+    # --- their content ----------------------------------------------------------------
 
     def _template(self) -> dict[str, Any]:
         deployment = self._deployment
         return {
-            # Resolved whenever an instance starts, so that it is always the newest.
+            # Resolved at each instance start, so always the newest.
             "ImageId": _AMI.format(_AMI_FOLDER[self._instance.architecture]),
             "InstanceType": self._instance.name,
             "IamInstanceProfile": {"Arn": deployment.instance_profile_arn},
@@ -210,9 +212,9 @@ class Capacity:
         }
 
     def _user_data(self) -> str:
-        # Draining keeps ECS from placing more on an instance that Spot takes back; workers watch for
-        # the notice themselves, for draining leaves tasks alone that belong to no service. By the
-        # override, logs are written with the execution role, as on Fargate.
+        # Draining keeps ECS from placing more on an instance that Spot reclaims; workers watch for
+        # the notice themselves, because draining leaves tasks alone that belong to no service. With
+        # the override, logs are written with the execution role, as on Fargate.
         lines = (
             f"ECS_CLUSTER={cluster_name(self._deployment)}",
             "ECS_ENABLE_SPOT_INSTANCE_DRAINING=true",
@@ -230,14 +232,14 @@ class Capacity:
         return [{key: name, value: text} for name, text in tags.items()]
 
     def _name(self) -> str:
-        said = [self._template(), self._deployment.cluster, self._deployment.subnets]
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        content = [self._template(), self._deployment.cluster, self._deployment.subnets]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         kind = self._instance.name.replace(".", "-")
         return f"starburst-{kind}-{market(use_spot=self._use_spot)}-{digest[:12]}"
 
 
 def cluster_name(deployment: Deployment) -> str:
-    """The cluster's name, whether the deployment has that or its ARN."""
+    """The cluster's name, whether the deployment has its name or ARN."""
     return deployment.cluster.rpartition("/")[2]
 
 

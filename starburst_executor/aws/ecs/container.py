@@ -1,4 +1,4 @@
-"""What a worker's container is, and what it runs first."""
+"""A worker's container: image and entry point."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["entry_point", "image"]
 
 
 def image(spec: WorkerSpec, deployment: Deployment) -> str:
-    """The session's own image, else the configured one, which is a stock one if none is configured."""
+    """The session's own image, or else the configured one, which defaults to a stock one."""
     return spec.image or deployment.image
 
 
 def entry_point(spec: WorkerSpec) -> list[str]:
-    """The program of a worker's container; the session's URL and the worker's id follow.
+    """The entry point of a worker's container; the session's URL and the worker's id follow.
 
-    A stock image has nothing of ours: `bootstrap.py` comes with the task definition, some 10 KB of the 64
-    that one may have.
+    A stock image has none of our code: `bootstrap.py` travels in the task definition, some 10 KB of
+    its maximum of 64.
     """
     if spec.lock is None:
         return ["python", "-P", "-m", "starburst_executor", "worker"]

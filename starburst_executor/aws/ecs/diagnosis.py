@@ -1,8 +1,8 @@
-"""What ECS says when it starts no task, or when a task has stopped: read, and judged.
+"""Diagnoses why ECS starts no task, or why a task has stopped.
 
-ECS has few error codes, and the same one for a typing error and for a full data centre: what it
-means is in the text. So the texts are matched, loosely, in one table; a text that nobody knows is tried
-again a few times and then taken at its word.
+ECS has few error codes, and the same one for a typo and for a full data centre: the meaning is in
+the text. So texts are matched, loosely, against one table; unknown ones are retried a few times and
+then taken at their word.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
 
 
 class NotYet(Exception):
-    """What was asked for is under way, and takes AWS some more seconds."""
+    """The requested change is in progress, and takes AWS some more seconds."""
 
 
 class Retryability(Enum):
-    """Whether the same request will ever do."""
+    """Whether the same request can succeed."""
 
-    NEVER = "not before something is mended"
-    DOUBTFUL = "perhaps at the next try; not after several"
+    NEVER = "not until something is fixed"
+    DOUBTFUL = "perhaps on the next try; not after several"
     FULL = "when capacity or quota is free"
     LATER = "when AWS answers again"
 
@@ -54,7 +54,7 @@ class Diagnosis:
 
     Attributes:
         retryability: Whether to try again.
-        text: What ECS said, and what to do about it.
+        text: ECS's message, and what to do about it.
     """
 
     retryability: Retryability
@@ -67,9 +67,9 @@ class Stop:
 
     Attributes:
         code: ECS's stop code, such as "SpotInterruption".
-        reason: ECS's words, the container's own included.
-        exit_code: Of the worker's process; None if ECS does not know one.
-        began: Whether the worker's process was ever started.
+        reason: ECS's reasons, including the container's own.
+        exit_code: Exit code of the worker's process; None if ECS has none.
+        began: Whether the worker's process ever started.
     """
 
     code: str
@@ -79,25 +79,25 @@ class Stop:
 
     @classmethod
     def of(cls, task: TaskTypeDef) -> Stop:
-        """The stop of a task as DescribeTasks tells of it."""
+        """The stop of a task, as reported by DescribeTasks."""
         containers = task.get("containers", [])
-        said = [
+        reasons = [
             task.get("stoppedReason", ""),
             *(c.get("reason", "") for c in containers),
         ]
         codes = [c["exitCode"] for c in containers if c.get("exitCode") is not None]
         return cls(
             code=task.get("stopCode", ""),
-            reason="; ".join(dict.fromkeys(text for text in said if text)),
+            reason="; ".join(dict.fromkeys(text for text in reasons if text)),
             exit_code=codes[0] if codes else None,
             began="startedAt" in task,
         )
 
     @property
     def expected(self) -> bool:
-        """Whether it left by itself, or was told to."""
-        asked = self.code == "UserInitiated"
-        return asked or (self.code == "EssentialContainerExited" and not self.exit_code)
+        """Whether it left by itself, or was stopped by a user."""
+        by_user = self.code == "UserInitiated"
+        return by_user or (self.code == "EssentialContainerExited" and not self.exit_code)
 
     def __str__(self) -> str:
         parts = [self.code or "stopped", self.reason]
@@ -114,23 +114,23 @@ _PASSING_CODES = {
     "ThrottledException",
     "TooManyRequestsException",
     "RequestLimitExceeded",
-    "LimitExceededException",  # of RegisterTaskDefinition: one a second
+    "LimitExceededException",  # of RegisterTaskDefinition: one per second
     "ServerException",
     "InternalFailure",
     "ServiceUnavailable",
-    "UpdateInProgressException",  # somebody else changes the cluster
+    "UpdateInProgressException",  # another client is changing the cluster
     "ResourceInUseException",  # its list of capacity providers was read too early
     "ResourceContention",
 }
 _NEVER_CODES = {
-    "ClusterNotFoundException": "Does this account have the cluster, in this region? `starburst-executor "
-    "setup` makes one.",
+    "ClusterNotFoundException": "Does this account have the cluster, in this region? "
+    "`starburst-executor setup` creates one.",
     "PlatformUnknownException": "",
     "PlatformTaskDefinitionIncompatibilityException": "",
     "UnsupportedFeatureException": "",
     "BlockedException": "AWS has blocked the account; ask AWS Support.",
 }
-# What was just made, perhaps by another client, is not known everywhere at once.
+# What was just created, perhaps by another client, is not known everywhere immediately.
 _NEW = re.compile(
     r"assume.* role|launch template.*(not exist|not found)|IamInstanceProfile|"
     r"Auto Scaling group.*(not exist|not found|not valid)",
@@ -138,19 +138,26 @@ _NEW = re.compile(
 )
 _DENIED = re.compile(r"AccessDenied|UnauthorizedOperation|not authorized to perform")
 _CREDENTIALS = re.compile(
-    r"ExpiredToken|InvalidClientTokenId|UnrecognizedClient|InvalidSignature|IncompleteSignature|MissingAuth"
+    r"ExpiredToken|InvalidClientTokenId|UnrecognizedClient|InvalidSignature|IncompleteSignature|"
+    r"MissingAuth"
 )
 
-_QUOTA_ADVICE = "It is the account's quota of Fargate vCPUs at once; `starburst-executor quota` shows it and can ask for more."
+_QUOTA_ADVICE = (
+    "This is the account's quota of concurrent Fargate vCPUs; `starburst-executor quota` shows it "
+    "and can request more."
+)
 _IMAGE_ADVICE = "Check `image`: its name, its tag, and whether it is built for this architecture."
-_REGISTRY_ADVICE = "The registry refuses the execution role, or wants a login: check the role's permissions and the image's name."
+_REGISTRY_ADVICE = (
+    "The registry rejects the execution role, or requires a login: check the role's permissions "
+    "and the image's name."
+)
 _NETWORK_ADVICE = (
-    "Workers cannot reach the registry or AWS: they need a public address (assign_public_ip), a NAT gateway or "
-    "VPC endpoints."
+    "Workers cannot reach the registry or AWS: they need a public address (assign_public_ip), a "
+    "NAT gateway or VPC endpoints."
 )
 _ROLE_ADVICE = (
-    "Check that the execution and task roles exist, that ecs-tasks.amazonaws.com may assume them and that you may "
-    "pass them (iam:PassRole). A role that was just made takes some seconds to be known."
+    "Check that the execution and task roles exist, that ecs-tasks.amazonaws.com may assume them "
+    "and that you may pass them (iam:PassRole). It takes some seconds until a new role is known."
 )
 _SUBNET_ADVICE = (
     "Check the subnets and security groups: they must exist in this region, in one VPC."
@@ -163,17 +170,20 @@ _TEXTS: tuple[tuple[re.Pattern[str], Retryability, str], ...] = tuple(
         (
             r"VcpuLimitExceeded|current vCPU limit|MaxSpotInstanceCountExceeded",
             Retryability.FULL,
-            "It is the account's quota of EC2 vCPUs of that family and market: Service Quotas shows it, under EC2.",
+            "This is the account's EC2 vCPU quota for that family and market: see Service Quotas.",
         ),
         (
             r"invalid iam ?instance ?profile",
             Retryability.NEVER,
-            "Instances have no role: `starburst-executor setup` makes it.",
+            "Instances have no role: `starburst-executor setup` creates it.",
         ),
         (
-            r"capacity is unavailable|RESOURCE:|insufficient ?(instance ?)?capacity|no spot capacity|UnfulfillableCapacity",
+            (
+                r"capacity is unavailable|RESOURCE:|insufficient ?(instance ?)?capacity|"
+                r"no spot capacity|UnfulfillableCapacity"
+            ),
             Retryability.FULL,
-            "Other subnets (availability zones), another size, or use_spot=False may be had at once.",
+            "Other subnets (availability zones), another size, or use_spot=False may be available.",
         ),
         (r"too many .*PROVISIONING", Retryability.FULL, ""),
         (r"rate exceeded|throttl", Retryability.LATER, ""),
@@ -181,18 +191,25 @@ _TEXTS: tuple[tuple[re.Pattern[str], Retryability, str], ...] = tuple(
         (
             r"log ?(group|stream).*(not exist|not found)|ResourceNotFoundException.*log",
             Retryability.NEVER,
-            "The log group is missing: `starburst-executor setup` makes it.",
+            "The log group is missing: `starburst-executor setup` creates it.",
         ),
-        (r"assume.* role|role .*(invalid|not valid|not exist|not found)", Retryability.NEVER, _ROLE_ADVICE),
         (
-            r"(subnet|security ?group).*(not exist|not found|invalid|empty)|Invalid(Subnet|Group|SecurityGroup)",
+            r"assume.* role|role .*(invalid|not valid|not exist|not found)",
+            Retryability.NEVER,
+            _ROLE_ADVICE,
+        ),
+        (
+            (
+                r"(subnet|security ?group).*(not exist|not found|invalid|empty)|"
+                r"Invalid(Subnet|Group|SecurityGroup)"
+            ),
             Retryability.NEVER,
             _SUBNET_ADVICE,
         ),
         (
             r"capacity provider",
             Retryability.NEVER,
-            "The cluster must have the providers FARGATE and FARGATE_SPOT; `starburst-executor setup` adds them.",
+            "The cluster needs FARGATE and FARGATE_SPOT; `starburst-executor setup` adds them.",
         ),
         (
             r"CannotPull.*(access denied|no basic auth|unauthorized|forbidden|\b40[13]\b)",
@@ -200,7 +217,10 @@ _TEXTS: tuple[tuple[re.Pattern[str], Retryability, str], ...] = tuple(
             _IMAGE_ADVICE + " " + _REGISTRY_ADVICE,
         ),
         (
-            r"CannotPull.*(not found|manifest unknown|not exist|invalid reference|no match|platform)",
+            (
+                r"CannotPull.*(not found|manifest unknown|not exist|invalid reference|no match|"
+                r"platform)"
+            ),
             Retryability.NEVER,
             _IMAGE_ADVICE,
         ),
@@ -211,7 +231,7 @@ _TEXTS: tuple[tuple[re.Pattern[str], Retryability, str], ...] = tuple(
         ),
         (r"ResourceInitializationError|CannotPull", Retryability.DOUBTFUL, _NETWORK_ADVICE),
     )
-)  # fmt: skip
+)
 
 _ENDS = (
     (
@@ -220,13 +240,13 @@ _ENDS = (
     ),
     (
         re.compile("SpotInterruption|TerminationNotice"),
-        "what it held was handed back and runs elsewhere",
+        "its tasks were handed back and run elsewhere",
     ),
 )
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether asking once more, seconds later, is the right answer to an error of a client."""
+    """Whether to retry after this error, some seconds later."""
     if isinstance(error, ClientError):
         code = error.response["Error"].get("Code", "")
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -235,33 +255,36 @@ def is_passing(error: BaseException) -> bool:
 
 
 def judge_error(error: ClientError | BotoCoreError | NotYet) -> Diagnosis:
-    """What an error means for those that wait for workers."""
+    """What an error means for starting workers."""
     if not isinstance(error, ClientError):
         retryability = Retryability.LATER if is_passing(error) else Retryability.NEVER
         return Diagnosis(retryability=retryability, text=str(error))
     code = error.response["Error"].get("Code", "")
-    said = error.response["Error"].get("Message", "") or code
-    text = f"{error.operation_name}: {code}: {said}"
+    message = error.response["Error"].get("Message", "") or code
+    text = f"{error.operation_name}: {code}: {message}"
     if _CREDENTIALS.search(code):
         return _diagnosis(Retryability.NEVER, text, "Renew the AWS credentials.")
-    if _DENIED.search(f"{code} {said}"):
-        advice = "The AWS credentials lack a permission; `starburst-executor setup --print-policy` lists all."
+    if _DENIED.search(f"{code} {message}"):
+        advice = (
+            "The AWS credentials lack a permission; `starburst-executor setup --print-policy` "
+            "lists all."
+        )
         return _diagnosis(Retryability.NEVER, text, advice)
     if code in _NEVER_CODES:
         return _diagnosis(Retryability.NEVER, text, _NEVER_CODES[code])
     if code in _PASSING_CODES or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
         return _diagnosis(Retryability.LATER, text, "")
-    return _by_text(text, Retryability.NEVER)  # the request itself was refused
+    return _by_text(text, Retryability.NEVER)  # the request itself was rejected
 
 
 def judge_failure(reason: str, detail: str) -> Diagnosis:
-    """What a failure in an answer of RunTask means; such answers are HTTP 200."""
+    """What a failure in a RunTask reply means; such replies have HTTP status 200."""
     text = f"RunTask: {reason}" + (f" ({detail})" if detail else "")
     return _by_text(text, Retryability.DOUBTFUL)
 
 
 def judge_start(stop: Stop) -> Diagnosis:
-    """What it means that a task stopped before its process was started."""
+    """What it means that a task stopped before its process started."""
     if stop.code in ("SpotInterruption", "TerminationNotice"):
         return _diagnosis(Retryability.FULL, str(stop), "")
     return _by_text(str(stop), Retryability.DOUBTFUL)
@@ -284,9 +307,9 @@ def _diagnosis(retryability: Retryability, text: str, advice: str) -> Diagnosis:
 
 
 def _is_new(error: ClientError) -> bool:
-    said = error.response["Error"].get("Message", "")
-    return bool(_NEW.search(said)) and not _DENIED.search(
-        f"{error.response['Error'].get('Code', '')} {said}"
+    message = error.response["Error"].get("Message", "")
+    return bool(_NEW.search(message)) and not _DENIED.search(
+        f"{error.response['Error'].get('Code', '')} {message}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The sizes in which Fargate sells workers."""
+"""Fargate's task sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEMORY = {
     8192: (16384, 61440, 4096),
     16384: (32768, 122880, 8192),
 }
-_SMALLEST = (512, 1024, 2048)  # of 256 units: the one row that is no series
+_SMALLEST = (512, 1024, 2048)  # for 256 units: the only irregular row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +39,17 @@ class Size:
 
 
 def fargate_size(cpu: float, memory: str) -> Size:
-    """The Fargate size of so many vCPUs and so much memory, such as "8GB".
+    """The Fargate size with these vCPUs and this memory, such as "8GB".
 
     Raises:
-        ValueError: Fargate has no such size; the nearest that it has are named.
+        ValueError: Fargate has no such size. The message names the nearest ones.
     """
     wanted = Size(cpu=round(cpu * 1024), memory=memory_mib(memory))
     if cpu * 1024 == wanted.cpu and wanted in _sizes():
         return wanted
     near = "; ".join(str(size) for size in _nearest(wanted))
     raise ValueError(
-        f"cpu={cpu:g}, memory={memory!r} is not a size that Fargate has; the nearest are: {near}"
+        f"cpu={cpu:g}, memory={memory!r} is not a Fargate size; the nearest are: {near}"
     )
 
 
@@ -62,7 +62,7 @@ def _sizes() -> Iterator[Size]:
 
 
 def _nearest(wanted: Size) -> list[Size]:
-    """The smallest size that has all that is wanted, if any, and the three least different ones."""
+    """The smallest sufficient size, if any, and the three most similar ones."""
     enough = [s for s in _sizes() if s.cpu >= wanted.cpu and s.memory >= wanted.memory]
     enough = sorted(enough, key=lambda s: (s.cpu, s.memory))[:1]
     near = sorted(_sizes(), key=lambda s: _difference(s, wanted))[:3]
@@ -70,7 +70,7 @@ def _nearest(wanted: Size) -> list[Size]:
 
 
 def _difference(one: Size, other: Size) -> float:
-    # Half as much is as far off as twice as much.
+    # On a log scale, half as much is as far off as twice as much.
     cpu = math.log(one.cpu) - math.log(max(1, other.cpu))
     memory = math.log(one.memory) - math.log(other.memory)
     return abs(cpu) + abs(memory)

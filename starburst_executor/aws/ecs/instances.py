@@ -1,4 +1,4 @@
-"""EC2 instance types: how large they are, as EC2 itself says, and how many workers fit on one."""
+"""EC2 instance types: their size according to EC2, and how many workers fit on one."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ __all__ = [
 
 Architecture = Literal["X86_64", "ARM64"]
 
-# EC2's word for an architecture -> ECS's.
+# EC2's name for an architecture -> ECS's.
 _ARCHITECTURES: dict[str, Architecture] = {"x86_64": "X86_64", "arm64": "ARM64"}
 
 USABLE_MEMORY = 0.925
-"""Of the memory that EC2 names, the share that workers can have.
+"""The share of an instance's nominal memory that workers can use.
 
-The kernel keeps some before ECS counts (2.5 % of an m4.large in the AWS Batch guide, "Compute resource memory
-management"), and 5 % are recommended for ECS's agent and the system (same guide, "Reserve system memory").
+The kernel keeps some before ECS counts (2.5 % of an m4.large in the AWS Batch guide, "Compute
+resource memory management"), and 5 % are recommended for ECS's agent and the system (same guide,
+"Reserve system memory").
 """
 
-# CPU units that a task on EC2 may have: "between 128 and 196608", says RegisterTaskDefinition.
+# CPU units of a task on EC2: "between 128 and 196608", according to RegisterTaskDefinition.
 _LEAST_UNITS, _MOST_UNITS = 128, 196_608
 
 
@@ -43,8 +44,8 @@ class InstanceType:
     Attributes:
         name: Such as "c8a.xlarge".
         vcpus: Its vCPUs.
-        memory: Its memory in MiB, of which workers can have a part.
-        architecture: Of its processor, in ECS's word.
+        memory: Its memory in MiB, of which workers can use a part.
+        architecture: Processor architecture, in ECS's terms.
         has_spot: Whether it is sold as Spot capacity.
     """
 
@@ -56,7 +57,7 @@ class InstanceType:
 
     @property
     def usable(self) -> int:
-        """MiB of memory that workers can have together; 92.5 % of it, the rest is for kernel and agent."""
+        """MiB of memory for all workers: 92.5 %; the rest is for the kernel and ECS's agent."""
         return math.floor(self.memory * USABLE_MEMORY)
 
     def fits(self, size: Size) -> int:
@@ -72,7 +73,7 @@ def describe_instance_type(ec2: Any, name: str) -> InstanceType:
         name: The type's name.
 
     Raises:
-        ValueError: EC2 has none of that name, or workers cannot use it; says which are near.
+        ValueError: EC2 has no such type, or workers cannot run on it. The message suggests others.
         ClientError, BotoCoreError: EC2 does not answer.
     """
     try:
@@ -89,8 +90,8 @@ def describe_instance_type(ec2: Any, name: str) -> InstanceType:
     architecture = next((_ARCHITECTURES[a] for a in known if a in _ARCHITECTURES), None)
     if architecture is None:
         raise ValueError(
-            f"instance_type={name!r} has a processor ({', '.join(known)}) that workers do not run on; take one of "
-            "x86_64 or arm64"
+            f"instance_type={name!r} has a processor ({', '.join(known)}) that workers do not run "
+            "on; use one with x86_64 or arm64"
         )
     return InstanceType(
         name=name,
@@ -102,36 +103,37 @@ def describe_instance_type(ec2: Any, name: str) -> InstanceType:
 
 
 def worker_size(spec: WorkerSpec, instance: InstanceType) -> Size:
-    """The size of such a worker's task on that instance type.
+    """The task size of such a worker on that instance type.
 
     Raises:
-        ValueError: no such worker fits on one instance, or there is none of it on Spot; says what would do.
+        ValueError: no such worker fits, or the type has no Spot. The message says what would work.
     """
     if spec.use_spot and not instance.has_spot:
         raise ValueError(
-            f"instance_type={instance.name!r} is not sold as Spot capacity; leave use_spot out"
+            f"instance_type={instance.name!r} is not available as Spot capacity; omit use_spot"
         )
     size = Size(cpu=round(spec.cpu * 1024), memory=memory_mib(spec.memory))
     if not _LEAST_UNITS <= size.cpu <= _MOST_UNITS:
         raise ValueError(
-            f"cpu={spec.cpu:g} is not a size that a task on EC2 can have; 0.125 to 192 vCPUs are"
+            f"cpu={spec.cpu:g} is not possible for a task on EC2; 0.125 to 192 vCPUs are"
         )
     if instance.fits(size):
         return size
     raise ValueError(
-        f"cpu={spec.cpu:g}, memory={spec.memory!r} does not fit on a {instance.name}, which has {instance.vcpus} "
-        f"vCPUs and {instance.memory / 1024:g} GB, of which {instance.usable} MB are left for workers (the rest is "
-        f"for its kernel and ECS's agent). cpu={min(spec.cpu, instance.vcpus):g}, memory=\""
-        f'{min(size.memory, instance.usable)}MB" would fit, or take a larger instance_type'
+        f"cpu={spec.cpu:g}, memory={spec.memory!r} does not fit on a {instance.name}, which has "
+        f"{instance.vcpus} vCPUs and {instance.memory / 1024:g} GB, of which {instance.usable} MB "
+        "are available to workers (the rest is for its kernel and ECS's agent). "
+        f"cpu={min(spec.cpu, instance.vcpus):g}, "
+        f'memory="{min(size.memory, instance.usable)}MB" would fit, or use a larger instance_type'
     )
 
 
 def _near(ec2: Any, name: str) -> str:
-    """Names like that one, of the same family."""
+    """Similar names from the same family."""
     where = [{"Name": "instance-type", "Values": [f"{name.partition('.')[0]}.*"]}]
     found = ec2.describe_instance_types(Filters=where)["InstanceTypes"]
     names = sorted(str(about["InstanceType"]) for about in found)
     near = difflib.get_close_matches(name, names, 3, 0) or names[:3]
     if not near:
-        return "; `aws ec2 describe-instance-type-offerings` lists what it has"
-    return f"; near are {', '.join(near)}"
+        return "; `aws ec2 describe-instance-type-offerings` lists those it has"
+    return f"; similar ones: {', '.join(near)}"

@@ -1,19 +1,20 @@
-"""Workers as ECS tasks, on Fargate or EC2: starting them, knowing which live, and why others do not.
+"""Workers as ECS tasks on Fargate or EC2: start them, know which are alive and why others are not.
 
-    launch   RunTask, up to 10 tasks a call, startedBy = the session's id
-               container: the definition's entry point + SESSION_URL --id @ecs-task, and its market
-               the worker asks the task's metadata who it is: its id is "w-" and the task's id
-    look     ListTasks(startedBy)                      what lives
+    launch   RunTask, up to 10 tasks per call, startedBy = the session's id
+               container: the definition's entry point + SESSION_URL --id @ecs-task, and the market
+               the worker's id is "w-" and the task's id, which it reads from the task metadata
+    look     ListTasks(startedBy)                      what is alive
              DescribeTasks(those starting, those no longer listed)
-                                                       what has begun, what has ended, and why
+                                                       what has started, what has ended, and why
 
-Nothing is kept but in ECS: any client finds a session's workers by the session's id. ECS tells of a
-stopped task for about an hour. What it tells may be some seconds old, so a task that was just started
-counts as there although it is not listed yet.
+All state is in ECS: any client finds a session's workers by the session's id. ECS reports a
+stopped task for about an hour. Its answers may be some seconds old, so a task that was just
+started counts as alive although it is not listed yet.
 
-A task that ended before its process was started never was a worker: it is neither live nor ended, and
-the launcher itself judges whether to try again, to wait for capacity, or to give up. Where Spot has no
-capacity and `spot_fallback` is wanted, what lacks is started on-demand, and Spot is tried again after a while.
+A task that ended before its process started was never a worker: it is neither live nor ended,
+and the launcher decides whether to try again, to wait for capacity, or to give up. If Spot has
+no capacity and `spot_fallback` is set, missing workers are started on-demand, and Spot is tried
+again after a while.
 """
 
 from __future__ import annotations
@@ -62,16 +63,17 @@ _TAKEN_AWAY = ("SpotInterruption", "TerminationNotice", "UserInitiated")  # stop
 
 
 def open_ecs(spec: WorkerSpec, given: Mapping[str, Any] | None = None) -> EcsLauncher:
-    """The launcher for workers like `spec`, where the session's manifest says, else the configuration.
+    """The launcher for workers like `spec`, where the manifest, or else the configuration, says.
 
     Raises:
-        ValueError, ConfigError: there can be no such workers, or nothing is configured.
+        ValueError, ConfigError: such workers are impossible, or nothing is configured.
     """
     deployment = load_deployment() if given is None else _deployment(given)
     if deployment is None:
         raise ValueError(
-            'launcher="ecs": no ECS cluster is configured. Run `starburst-executor setup` once for this account '
-            'and region, or set STARBURST_CLUSTER and what goes with it; launcher="local" needs nothing.'
+            'launcher="ecs": no ECS cluster is configured. Run `starburst-executor setup` once for '
+            "this account and region, or set STARBURST_CLUSTER and the settings it needs; "
+            'launcher="local" needs none of this.'
         )
     clients = Clients(deployment.region)
     return EcsLauncher(
@@ -83,16 +85,16 @@ def open_ecs(spec: WorkerSpec, given: Mapping[str, Any] | None = None) -> EcsLau
 
 
 def open_ecs_within(spec: WorkerSpec, given: Mapping[str, Any] | None) -> EcsLauncher:
-    """The launcher for a worker in an ECS task, which starts more of its own kind.
+    """The launcher for a worker in an ECS task, which starts more workers like itself.
 
-    They are of the worker's own task definition: its role may register none. Nor may it read quotas, so
-    that what does not fit is told by RunTask.
+    They use the worker's own task definition, because its role may not register any. Nor may it
+    read quotas: RunTask reports what does not fit.
 
     Raises:
-        ValueError, StarburstError: the session's manifest or the task's metadata does not say where.
+        ValueError, StarburstError: the session's manifest or the task metadata does not say where.
     """
     if given is None:
-        raise ValueError("the session does not say in which cluster its workers are")
+        raise ValueError("the session does not name the cluster of its workers")
     return EcsLauncher(spec, _deployment(given), definition=definition_of_task())
 
 
@@ -101,25 +103,27 @@ def _deployment(given: Mapping[str, Any]) -> Deployment:
 
 
 class EcsLauncher:
-    """Workers on ECS, each the one process of a task.
+    """Workers on ECS, each the only process of a task.
 
     Args:
-        spec: What a worker shall be.
-        deployment: Where: cluster, network, roles, image.
+        spec: What a worker should be.
+        deployment: Cluster, network, roles and image.
         runtime: Clock, waits and ids.
-        vcpus: Asks for the account's Fargate vCPUs, Spot or not; None if they cannot be known.
-        hourly: Dollars for a worker for an hour, Spot or not; None if they cannot be known.
+        vcpus: Returns the account's Fargate vCPUs, Spot or not; None if unknown.
+        hourly: Returns dollars per worker and hour, Spot or not; None if unknown.
         clients: For what EC2 workers need besides ECS; they try once.
-        definition: The task definition to use, as "family:revision"; default one that says just what is
-            wanted, registered if there is none.
+        definition: The task definition to use, as "family:revision"; by default a matching one,
+            registered if there is none.
 
     Raises:
-        ValueError: there can be no such workers.
-        AccountError: EC2 does not say whether there can.
+        ValueError: such workers are impossible.
+        AccountError: EC2 does not tell whether they are possible.
     """
 
     name = "ecs"
-    lag = LOOK_SECONDS + 3.0  # ListTasks shows new tasks within seconds, and is asked as often
+    lag = (
+        LOOK_SECONDS + 3.0
+    )  # ListTasks shows new tasks within seconds, and is polled every LOOK_SECONDS
 
     def __init__(
         self,
@@ -157,13 +161,13 @@ class EcsLauncher:
         self._lock = threading.RLock()
 
     def launch(self, session_url: str, count: int) -> list[str]:
-        """Start up to `count` workers; returns the ids of those that ECS took on.
+        """Start up to `count` workers; return the ids of those that ECS accepted.
 
-        They are fewer when capacity or quota lacks, and none for some seconds after that: whoever
-        still lacks workers calls again. Paced to the rate at which Fargate starts tasks.
+        They are fewer if capacity or quota is short, and none for some seconds after that: callers
+        that still need workers call again. Paced to the rate at which Fargate starts tasks.
 
         Raises:
-            LaunchFailed: none lives, and none will ever start unless something is mended.
+            LaunchFailed: none is alive, and none will ever start unless something is fixed.
         """
         with self._lock:
             session_tasks = self._looked_at(session_url)
@@ -182,7 +186,7 @@ class EcsLauncher:
             return workers_of(session_tasks.having(*THERE)) if session_tasks.known else None
 
     def ended(self, session_url: str) -> set[str]:
-        """Ids of the workers whose process has ended, of those that ECS still tells of."""
+        """Ids of the workers whose process has ended and that ECS still reports."""
         with self._lock:
             return workers_of(self._looked_at(session_url).having(Phase.ENDED))
 
@@ -193,7 +197,7 @@ class EcsLauncher:
         *,
         grace: float,
     ) -> None:
-        """End workers by StopTask: SIGTERM, and SIGKILL two minutes later, for `grace` is not ECS's to vary.
+        """End workers by StopTask: SIGTERM, SIGKILL two minutes later; `grace` has no effect.
 
         Raises:
             AccountError: ECS refused or did not answer, or tasks are still there after that time.
@@ -201,37 +205,37 @@ class EcsLauncher:
         with self._lock:
             session_tasks = self._tasks_of(session_url)
             deadline = self._runtime.monotonic() + STOP_SECONDS
-            told: set[str] = set()
+            stopped: set[str] = set()
             while left := self._left(session_tasks, worker_ids):
                 if self._runtime.monotonic() > deadline:
                     raise AccountError(_immortal(session_tasks, left))
-                fresh = [t for t in left if t.phase in THERE and t.arn not in told]
+                fresh = [t for t in left if t.phase in THERE and t.arn not in stopped]
                 self._stopper.stop(session_tasks, fresh)
-                told.update(task.arn for task in fresh)
+                stopped.update(task.arn for task in fresh)
                 self._requests.sleep(0.5 if fresh else 1.0)
 
     def forget(self, session_url: str) -> None:
-        """Forget a session that has ended; in ECS nothing is left of it."""
+        """Forget a session that has ended; ECS keeps nothing of it."""
         with self._lock:
             self._sessions.pop(session_url, None)
 
     def log_tail(self, session_url: str, worker_id: str) -> str:
-        """Why the worker's task stopped, and the last lines that it printed."""
+        """Why the worker's task stopped, and the last lines it printed."""
         stop = self._stop_of(session_url, worker_id)
         printed = self._api.log_tail(worker_id.removeprefix("w-"))
         return "\n".join(part for part in (str(stop or ""), printed) if part)
 
     def platform(self) -> str:
-        """What workers' binaries are built for: Linux on the architecture of their task definition."""
+        """The workers' platform: Linux on the architecture of their task definition."""
         return self._definition.platform
 
     def taken_away(self, session_url: str, worker_id: str) -> bool:
-        """Whether ECS says that a worker's task was reclaimed, or stopped by somebody."""
+        """Whether ECS reports that a worker's task was reclaimed, or stopped by a user."""
         stop = self._stop_of(session_url, worker_id)
         return stop is not None and stop.code in _TAKEN_AWAY
 
     def halt(self) -> None:
-        """Start none from now on; a launch under way ends with the group that it is at."""
+        """Start no more workers; a launch in progress ends after its current group."""
         self._starter.halted = True
 
     def _tasks_of(self, session_url: str) -> SessionTasks:
@@ -251,14 +255,15 @@ class EcsLauncher:
             return next((t.stop for t in tasks if t.worker == worker_id), None)
 
     def _left(self, session_tasks: SessionTasks, worker_ids: Collection[str] | None) -> list[Task]:
-        """The tasks, of those named or of all, that are not over."""
+        """The tasks, of those named or of all, that have not ended."""
         try:
             self._observer.look(session_tasks)
         except RequestRefused as refused:
             raise AccountError(
-                f"workers of session {session_tasks.session_id} cannot be stopped, for ECS does not say which live. "
-                f"{refused.diagnosis.text} Stop them with `aws ecs list-tasks --cluster {self._deployment.cluster} "
-                f"--started-by {session_tasks.session_id}` and `aws ecs stop-task`."
+                f"workers of session {session_tasks.session_id} cannot be stopped because ECS does "
+                f"not list them. {refused.diagnosis.text} Stop them with `aws ecs list-tasks "
+                f"--cluster {self._deployment.cluster} --started-by {session_tasks.session_id}` "
+                "and `aws ecs stop-task`."
             ) from refused
         session_tasks.looked_at = self._runtime.monotonic()
         there = session_tasks.having(*THERE, Phase.STOPPING)
@@ -268,27 +273,28 @@ class EcsLauncher:
 def _check(spec: WorkerSpec, deployment: Deployment) -> None:
     if spec.region not in (None, deployment.region):
         raise ValueError(
-            f"region={spec.region!r}, but the cluster {deployment.cluster} that is configured is in "
-            f"{deployment.region}. Leave region out, or run `starburst-executor setup --region {spec.region} "
-            "--profile NAME` and set STARBURST_PROFILE=NAME."
+            f"region={spec.region!r}, but the configured cluster {deployment.cluster} is in "
+            f"{deployment.region}. Omit region, or run `starburst-executor setup --region "
+            f"{spec.region} --profile NAME` and set STARBURST_PROFILE=NAME."
         )
 
 
 def _hourly(
     spec: WorkerSpec, clients: Clients, deployment: Deployment, *, use_spot: bool
 ) -> float | None:
-    """Dollars for a worker for an hour; None, with a note in the log, where AWS does not tell."""
+    """Dollars per worker and hour; None, with a log message, if AWS does not tell."""
     wanted = replace(spec, use_spot=use_spot, spot_fallback=False)
     try:
         prices = prices_for(wanted, clients, date_of(SystemRuntime()))
         return worker_hour(wanted, prices, public_ip=deployment.assign_public_ip)
     except (AccountError, ValueError) as error:
-        log.info("what a worker costs is not known: %s", error)
+        log.info("the price of a worker is unknown: %s", error)
         return None
 
 
 def _immortal(session_tasks: SessionTasks, tasks: Sequence[Task]) -> str:
     return (
-        f"{len(tasks)} ECS tasks of session {session_tasks.session_id} are still there {STOP_SECONDS:.0f} s "
-        f"after they were told to stop: {', '.join(task.arn for task in tasks[:5])}. Look at them in the ECS console."
+        f"{len(tasks)} ECS tasks of session {session_tasks.session_id} are still there "
+        f"{STOP_SECONDS:.0f} s after StopTask: {', '.join(task.arn for task in tasks[:5])}. "
+        "Look at them in the ECS console."
     )

@@ -1,8 +1,8 @@
-"""What workers on ECS have printed, from CloudWatch Logs; the only trace of one that never got to a heartbeat.
+"""Output of workers on ECS, from CloudWatch Logs: all there is of one that never sent a heartbeat.
 
-    stream   starburst/worker/<task id>: made by ECS when the container prints its first line
-    page     up to 10,000 events or 1 MB, and perhaps empty in the middle of a log. The end is where the token
-             that comes back is the one that was sent; what is printed later comes behind that token
+    stream   starburst/worker/<task id>: created by ECS when the container prints its first line
+    page     up to 10,000 events or 1 MB, and possibly empty in the middle of a log. At the
+             end, the returned token is the one that was sent; later output follows that token
 
 Lines arrive some seconds after they were printed.
 """
@@ -25,24 +25,25 @@ _WORKER = re.compile(r"w-([0-9a-f]{32})")
 
 
 def stream_of(worker_id: str) -> str:
-    """The log stream of a worker.
+    """The name of a worker's log stream.
 
     Raises:
-        ValueError: that is not the id of a worker that is an ECS task.
+        ValueError: the worker is not an ECS task.
     """
     match = _WORKER.fullmatch(worker_id)
     if match is None:
         raise ValueError(
-            f"worker {worker_id} is no ECS task, so CloudWatch has no log of it; it printed where it was started"
+            f"worker {worker_id} is not an ECS task, so CloudWatch has no log of it; "
+            "its output is where it was started"
         )
     return f"{STREAM_PREFIX}/{CONTAINER}/{match[1]}"
 
 
 class WorkerLogs:
-    """Reads the logs of workers, each from where it was left.
+    """Reads the logs of workers, each from where the last call stopped.
 
     Args:
-        clients: Of the region. Throttled requests are repeated as all of this package's are.
+        clients: Clients for the region. They retry throttled requests.
         group: The log group.
     """
 
@@ -52,11 +53,11 @@ class WorkerLogs:
         self._tokens: dict[str, str] = {}
 
     def more(self, worker_id: str) -> Iterator[str]:
-        """Lines that a worker has printed since the last call, the first time all; none before its first.
+        """Lines that a worker printed since the last call, or all of them at first.
 
         Raises:
             ValueError: see `stream_of`.
-            AccountError: the log group is not there, or AWS refused or did not answer.
+            AccountError: the log group does not exist, or AWS refused or did not answer.
         """
         stream = stream_of(worker_id)
         while (page := self._page(stream)) is not None:
@@ -84,6 +85,7 @@ class WorkerLogs:
                 if "log group" not in str(error):
                     return None
                 raise AccountError(
-                    f"the log group {self._group} does not exist in {self._clients.region}: `starburst-executor "
-                    "setup` makes it, and STARBURST_LOG_GROUP or the configuration file names it"
+                    f"the log group {self._group} does not exist in {self._clients.region}: "
+                    "`starburst-executor setup` creates it; STARBURST_LOG_GROUP or the "
+                    "configuration file names it"
                 ) from error

@@ -1,4 +1,4 @@
-"""Looking at the tasks of a session, and saying what became of them."""
+"""Observing the tasks of a session, and reporting what became of them."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0  # between looks at a session's tasks
 
-_LOOK_AGAIN = 30.0  # after one without an answer, which may have cost the budget
-_STOPPED_PAGES = 10  # the newest 1,000 stopped tasks of this size, of all sessions
+_LOOK_AGAIN = 30.0  # after a look without an answer, which may have used up its retries
+_STOPPED_PAGES = 10  # the newest 1,000 stopped tasks of this family, from all sessions
 _UNSEEN = 60.0  # seconds for which a new task may not be listed or described yet
 
 
 class TaskObserver:
-    """Keeps `SessionTasks` up to date with what ECS tells.
+    """Keeps `SessionTasks` up to date with ECS.
 
     Args:
         api: The cluster.
         definition: The task definition of the session's workers.
         placement: Fargate or instances.
-        fallback: What is done while a market has no capacity.
+        fallback: What to do while a market has no capacity.
         runtime: The clock.
     """
 
@@ -71,7 +71,7 @@ class TaskObserver:
         self._runtime = runtime
 
     def look_if_due(self, session_tasks: SessionTasks) -> None:
-        """Look, unless that was done just now; without an answer the tasks are not `known`."""
+        """Look, unless that was just done; if ECS does not answer, the tasks are not `known`."""
         now = self._runtime.monotonic()
         pause = LOOK_SECONDS if session_tasks.known else _LOOK_AGAIN
         if session_tasks.looked_at is not None and now - session_tasks.looked_at < pause:
@@ -81,14 +81,15 @@ class TaskObserver:
         except RequestRefused as refused:
             if session_tasks.known or session_tasks.looked_at is None:
                 log.warning(
-                    "session %s: ECS does not say which workers live. %s",
-                    session_tasks.session_id, refused.diagnosis.text,
-                )  # fmt: skip
+                    "session %s: ECS does not tell which workers are alive. %s",
+                    session_tasks.session_id,
+                    refused.diagnosis.text,
+                )
             session_tasks.known = False
         session_tasks.looked_at = self._runtime.monotonic()
 
     def look(self, session_tasks: SessionTasks) -> None:
-        """Bring the tasks up to date, and say what has become of those that are gone.
+        """Update the tasks, and log what became of those that are gone.
 
         Raises:
             RequestRefused: ECS does not answer.
@@ -110,10 +111,10 @@ class TaskObserver:
         for old in stopped:
             self._update(session_tasks, session_tasks.take(old["taskArn"], now), old, now)
         session_tasks.known = True
-        self._tell(session_tasks, over)
+        self._report(session_tasks, over)
 
     def _stopped(self, session_tasks: SessionTasks) -> list[TaskTypeDef]:
-        """Tasks of the session that ended before this launcher looked for the first time."""
+        """Tasks of the session that ended before this launcher's first look."""
         # ListTasks filters by startedBy or by status, not by both.
         family = self._definition.family
         arns = self._api.task_arns(pages=_STOPPED_PAGES, family=family, desiredStatus="STOPPED")
@@ -124,36 +125,36 @@ class TaskObserver:
         self,
         session_tasks: SessionTasks,
         task: Task,
-        said: TaskTypeDef | None,
+        about: TaskTypeDef | None,
         now: float,
     ) -> bool:
-        """Take in what ECS says of a task; whether it was heard just now that it is over."""
-        if said is None:
+        """Apply what ECS reports of a task; return whether it is now known to be over."""
+        if about is None:
             if now - task.since < _UNSEEN:
                 return False
             task.phase = Phase.ENDED
             return True
-        task.phase = phase_of(said)
-        if "capacityProviderName" in said:
+        task.phase = phase_of(about)
+        if "capacityProviderName" in about:
             spot = self._placement.provider(use_spot=True)
-            task.use_spot = said["capacityProviderName"] == spot
+            task.use_spot = about["capacityProviderName"] == spot
         if task.phase is Phase.RUNNING:
             session_tasks.forget_troubles()
         if task.phase is Phase.STARTING and now - task.since > SLOW_START:
-            self._tell_slow(session_tasks, task, said)
+            self._report_slow(session_tasks, task, about)
         if task.phase in OVER:
-            task.stop = Stop.of(said)
+            task.stop = Stop.of(about)
         return task.phase in OVER
 
-    def _tell(self, session_tasks: SessionTasks, over: Iterable[Task]) -> None:
-        """Say, once for all tasks with the same fate, what it was; and draw conclusions."""
+    def _report(self, session_tasks: SessionTasks, over: Iterable[Task]) -> None:
+        """Log each fate once for all tasks that share it, and draw conclusions."""
         fates: defaultdict[str, list[Task]] = defaultdict(list)
         for task in over:
             fates[str(task.stop or "")].append(task)
         for fate, tasks in fates.items():
             unborn = [t for t in tasks if t.phase is Phase.UNBORN and t.launch]
             if unborn:
-                self._tell_unborn(session_tasks, unborn)
+                self._report_unborn(session_tasks, unborn)
             elif tasks[0].stop is None or tasks[0].stop.expected:
                 log.info(
                     "session %s: %s: %s",
@@ -165,10 +166,13 @@ class TaskObserver:
                 printed = self._api.log_tail(tasks[0].id) if tasks[0].stop.exit_code else ""
                 log.warning(
                     "session %s: %s ended: %s%s",
-                    session_tasks.session_id, names_of(tasks), fate, f"; it printed:\n{printed}" if printed else "",
-                )  # fmt: skip
+                    session_tasks.session_id,
+                    names_of(tasks),
+                    fate,
+                    f"; it printed:\n{printed}" if printed else "",
+                )
 
-    def _tell_unborn(self, session_tasks: SessionTasks, tasks: list[Task]) -> None:
+    def _report_unborn(self, session_tasks: SessionTasks, tasks: list[Task]) -> None:
         stop = tasks[0].stop
         assert stop is not None
         if stop.code == "UserInitiated":
@@ -184,20 +188,25 @@ class TaskObserver:
             session_tasks.hold_off(self._runtime.monotonic())
         log.warning(
             "session %s: %s could not be started. %s",
-            session_tasks.session_id, names_of(tasks), diagnosis.text,
-        )  # fmt: skip
+            session_tasks.session_id,
+            names_of(tasks),
+            diagnosis.text,
+        )
 
     def _judge_start(self, session_tasks: SessionTasks, stop: Stop) -> Diagnosis:
         diagnosis = judge_start(stop)
         if session_tasks.shortage and diagnosis.retryability is Retryability.DOUBTFUL:
-            # ECS gave up waiting for an instance, in words that are not known.
+            # ECS gave up waiting for an instance, in words that are not in the table.
             return judge_shortage(f"{diagnosis.text} {session_tasks.shortage}")
         return diagnosis
 
-    def _tell_slow(self, session_tasks: SessionTasks, task: Task, said: TaskTypeDef) -> None:
+    def _report_slow(self, session_tasks: SessionTasks, task: Task, about: TaskTypeDef) -> None:
         if not task.slow:
             task.slow = True
             log.warning(
                 "session %s: worker %s is still %s after %.0f s",
-                session_tasks.session_id, task.worker, said.get("lastStatus", "starting"), SLOW_START,
-            )  # fmt: skip
+                session_tasks.session_id,
+                task.worker,
+                about.get("lastStatus", "starting"),
+                SLOW_START,
+            )

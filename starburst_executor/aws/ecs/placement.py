@@ -1,9 +1,10 @@
-"""On what workers are put: Fargate, or instances of one EC2 type. What differs between the two is here.
+"""Placement of workers: on Fargate, or on instances of one EC2 type, with all their differences.
 
-A task on instances uses Docker's bridge and not a network interface of its own: such an interface gets no public
-address on EC2, so that workers in public subnets would reach nothing, and an instance has few of them, so that
-fewer workers than have room could start. Nothing connects to workers, and the task role's credentials
-and the task's metadata are the same in both modes. Size is that of the task, a hard limit as on Fargate.
+Tasks on instances use Docker's bridge instead of network interfaces of their own: such an interface
+gets no public address on EC2, so workers in public subnets would reach nothing, and an instance has
+few of them, so fewer workers could start than fit. Nothing connects to workers, and the task role's
+credentials and the task metadata are the same in both modes. The size is the task's, a hard limit
+as on Fargate.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LATEST_ACTIVITIES = 20
 
 
 class Placement(Protocol):
-    """What workers are put on."""
+    """Where workers run."""
 
     size: Size
 
@@ -44,32 +45,32 @@ class Placement(Protocol):
         """Name of the capacity provider."""
 
     def make_provider(self, *, use_spot: bool) -> bool:
-        """Make the provider that the cluster lacks; False if that is not for this package to do.
+        """Create the missing provider; return False if it is not this package's to create.
 
         Raises:
-            Refused: it cannot be made, or not yet.
+            RequestRefused: it cannot be created, or not yet.
         """
 
     def define(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A task definition for Fargate, changed into one for here."""
+        """Adapt a task definition for Fargate to this placement."""
 
     def network(self) -> dict[str, Any]:
-        """What of RunTask's request is about the network."""
+        """RunTask's network parameters."""
 
     def vcpus(self, *, use_spot: bool) -> Vcpus | None:
-        """How many vCPUs the account may use at once; None if nobody can tell."""
+        """The account's vCPU quota and use; None if unknown."""
 
     def shortage(self, since: datetime, *, use_spot: bool) -> str:
-        """Why no instance has come since then; "" if nothing is known against it."""
+        """Why no instance has come since then; "" if no reason is known."""
 
 
 class OnFargate:
     """Workers on Fargate.
 
     Args:
-        spec: What a worker shall be.
-        deployment: Where.
-        vcpus: Asks for the account's Fargate vCPUs, Spot or not.
+        spec: What a worker should be.
+        deployment: Cluster, network and roles.
+        vcpus: Returns the account's Fargate vCPUs, Spot or not.
 
     Raises:
         ValueError: Fargate has no such size.
@@ -86,19 +87,19 @@ class OnFargate:
         self._vcpus = vcpus
 
     def provider(self, *, use_spot: bool) -> str:
-        """`setup` sees to it that the cluster has both."""
+        """The cluster has both, thanks to `setup`."""
         return "FARGATE_SPOT" if use_spot else "FARGATE"
 
     def make_provider(self, *, use_spot: bool) -> bool:
-        """It is AWS's."""
+        """Return False: the providers are AWS's."""
         return False
 
     def define(self, request: dict[str, Any]) -> dict[str, Any]:
-        """As it is."""
+        """Return the definition unchanged."""
         return request
 
     def network(self) -> dict[str, Any]:
-        """Each task has an interface of its own."""
+        """Each task has its own network interface."""
         public = "ENABLED" if self._deployment.assign_public_ip else "DISABLED"
         return {
             "networkConfiguration": {
@@ -115,7 +116,7 @@ class OnFargate:
         return self._vcpus(use_spot)
 
     def shortage(self, since: datetime, *, use_spot: bool) -> str:
-        """RunTask, or the task's end, says so by itself."""
+        """Return "": RunTask, or the stopped task, reports it."""
         return ""
 
 
@@ -123,14 +124,14 @@ class OnInstances:
     """Workers on instances of one EC2 type.
 
     Args:
-        spec: What a worker shall be.
-        deployment: Where.
-        calls: Makes the calls.
-        clients: Of the region; they try once, `calls` tries again.
+        spec: What a worker should be.
+        deployment: Cluster, network and roles.
+        calls: Makes calls, and retries.
+        clients: Clients for the region; they try once, `calls` retries.
 
     Raises:
-        ValueError: there is no such type, or no such worker fits on it, or instances have no role.
-        AccountError: EC2 does not say what the type is.
+        ValueError: there is no such type, the worker does not fit on it, or instances have no role.
+        AccountError: EC2 does not describe the type.
     """
 
     def __init__(
@@ -142,11 +143,11 @@ class OnInstances:
     ) -> None:
         if not deployment.instance_profile_arn:
             raise ValueError(
-                'launch_type="EC2": no instance profile is configured, without which instances cannot join the '
-                "cluster. Run `starburst-executor setup` again, which makes one, or set "
-                "STARBURST_INSTANCE_PROFILE_ARN."
+                'launch_type="EC2": no instance profile is configured; instances cannot join the '
+                "cluster without one. Run `starburst-executor setup` again, which creates one, or "
+                "set STARBURST_INSTANCE_PROFILE_ARN."
             )
-        assert spec.instance_type is not None  # `WorkerSpec` sees to it
+        assert spec.instance_type is not None  # `WorkerSpec` ensures it
         self._instance = _described(calls, clients, spec.instance_type)
         self.size = worker_size(spec, self._instance)
         self._clients = clients
@@ -162,16 +163,16 @@ class OnInstances:
         }
 
     def provider(self, *, use_spot: bool) -> str:
-        """That of this type and market."""
+        """The provider for this type and market."""
         return self._capacities[use_spot].name
 
     def make_provider(self, *, use_spot: bool) -> bool:
-        """Make it, and what it stands on, at no instances."""
+        """Create it and what it needs, without instances."""
         self._capacities[use_spot].make()
         return True
 
     def define(self, request: dict[str, Any]) -> dict[str, Any]:
-        """For instances, on the bridge, with the type's architecture."""
+        """Adapt it to instances, Docker's bridge and the type's architecture."""
         return {
             **request,
             "requiresCompatibilities": ["EC2"],
@@ -183,29 +184,29 @@ class OnInstances:
         }
 
     def network(self) -> dict[str, Any]:
-        """The instance's."""
+        """Return nothing: tasks use the instance's network."""
         return {}
 
     def vcpus(self, *, use_spot: bool) -> None:
-        """Not asked for: a quota of EC2's that is too small shows as a shortage."""
+        """Return None: an EC2 quota that is too small shows as a shortage."""
         return
 
     def shortage(self, since: datetime, *, use_spot: bool) -> str:
-        """What the group's last activity says, if it failed after `since`."""
+        """The message of the group's last activity, if it failed after `since`."""
         try:
             activities = self._clients.get("autoscaling").describe_scaling_activities(
                 AutoScalingGroupName=self.provider(use_spot=use_spot),
                 MaxRecords=_LATEST_ACTIVITIES,
             )["Activities"]
         except (ClientError, BotoCoreError) as error:
-            log.info("why no instance has come cannot be asked: %s", error)
+            log.info("cannot find out why no instance has come: %s", error)
             return ""
         fresh = [a for a in activities if a["StartTime"] >= since]
         newest = max(fresh, key=lambda activity: activity["StartTime"], default=None)
         if newest is None or newest["StatusCode"] not in ("Failed", "Cancelled"):
             return ""
-        said: str = newest.get("StatusMessage") or newest.get("Description", "")
-        return said
+        message: str = newest.get("StatusMessage") or newest.get("Description", "")
+        return message
 
 
 def place(
@@ -215,11 +216,11 @@ def place(
     clients: Clients,
     vcpus: Callable[[bool], Vcpus | None],
 ) -> Placement:
-    """What such workers are put on.
+    """The placement of such workers.
 
     Raises:
-        ValueError: there are no such workers.
-        AccountError: AWS does not say whether there are.
+        ValueError: such workers are impossible.
+        AccountError: AWS does not tell whether they are possible.
     """
     if spec.launch_type == "FARGATE":
         return OnFargate(spec, deployment, vcpus)
@@ -231,5 +232,5 @@ def _described(calls: PacedRequests, clients: Clients, name: str) -> InstanceTyp
         return calls.make(lambda: describe_instance_type(clients.get("ec2"), name))
     except RequestRefused as refused:
         raise AccountError(
-            f"instance_type={name!r}: how large that is cannot be asked. {refused.diagnosis.text}"
+            f"instance_type={name!r}: cannot look up its size. {refused.diagnosis.text}"
         ) from refused

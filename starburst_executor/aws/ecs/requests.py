@@ -1,4 +1,4 @@
-"""Calls of AWS by whoever starts workers: paced, and made again while their error is a passing one."""
+"""AWS calls for starting workers: paced, and retried while their error is transient."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["PacedRequests", "RequestRefused", "TokenBucket"]
 
 T = TypeVar("T")
 
-# The one retry policy for starting workers: botocore is told to try once. Passing errors (throttling,
-# 5xx, no connection, what was just made and is not known everywhere yet, a cluster that somebody else is
-# changing) are tried 6 times; the pauses of half a second to 8 s come to at most 16 s. RunTask carries a
-# client token, the rest may be done twice.
+# The only retry policy for starting workers: botocore tries once. Transient errors (throttling,
+# 5xx, no connection, new resources not yet known everywhere, a cluster that another client is
+# changing) are tried 6 times; the pauses of half a second to 8 s add up to at most 16 s. RunTask
+# carries a client token, everything else is idempotent.
 _TRIES = 6
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
 
 
 class RequestRefused(Exception):
-    """A call that AWS refused for good, or until the budget of retries was spent."""
+    """A call that AWS refused for good, or until the retries were used up."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
         super().__init__(diagnosis.text)
@@ -38,10 +38,10 @@ class RequestRefused(Exception):
 
 
 class PacedRequests:
-    """Makes calls by the one retry policy.
+    """Makes calls with the one retry policy.
 
     Args:
-        runtime: Waits, and the randomness of pauses.
+        runtime: Waits, and random pauses.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -55,10 +55,10 @@ class PacedRequests:
         )
 
     def make(self, call: Callable[..., T], **request: Any) -> T:
-        """Make a call, or several that belong together, again while the error is a passing one.
+        """Make a call, or several that belong together, and retry while the error is transient.
 
         Raises:
-            Refused: with what the error means.
+            RequestRefused: with a diagnosis of the error.
         """
         try:
             return self._policy(call, **request)
@@ -75,7 +75,7 @@ class PacedRequests:
 
 
 class TokenBucket:
-    """A bucket of tokens: `burst` at once, then `rate` a second; taking waits for what lacks."""
+    """A token bucket: `burst` tokens at once, then `rate` per second; taking waits for them."""
 
     def __init__(self, runtime: Runtime, burst: int, rate: float) -> None:
         self._runtime = runtime
@@ -86,7 +86,7 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
-        """Take `count` tokens, of which there may be fewer than none until the wait is over."""
+        """Take `count` tokens; the balance may be negative until the wait is over."""
         with self._lock:
             now = self._runtime.monotonic()
             self._left = min(self._burst, self._left + (now - self._at) * self._rate)

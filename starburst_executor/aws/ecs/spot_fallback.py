@@ -1,4 +1,4 @@
-"""Which market workers are started on, and what is done while it has no capacity."""
+"""The market that workers start on, and what to do while it has no capacity."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["SpotFallback"]
 
 log = logging.getLogger(__name__)
 
-_ASK_AGAIN = 30.0  # seconds between questions to a group why no instance comes
-_SPOT_AGAIN = 600.0  # seconds for which on-demand capacity is taken where Spot had none
+_ASK_AGAIN = 30.0  # seconds between queries why a group gets no instance
+_SPOT_AGAIN = 600.0  # seconds of on-demand capacity before Spot is tried again
 
 
 class SpotFallback:
-    """Chooses between Spot and on-demand capacity, and finds out why no instance comes.
+    """Chooses between Spot and on-demand capacity, and finds out why no instances come.
 
     Args:
-        spec: What is wanted.
+        spec: The requested workers.
         placement: Fargate or instances.
-        stopper: Stops the tasks that wait on Spot for nothing.
+        stopper: Stops tasks that wait for Spot in vain.
         runtime: The clock.
-        hourly: Dollars for a worker for an hour, Spot or not; None if they cannot be known.
+        hourly: Returns dollars per worker and hour, Spot or not; None if unknown.
     """
 
     def __init__(
@@ -52,21 +52,25 @@ class SpotFallback:
         return self._spec.use_spot and self._runtime.monotonic() >= session_tasks.on_demand_until
 
     def wanted(self, diagnosis: Diagnosis | None) -> bool:
-        """Whether what Spot lacks, by this diagnosis, is to be started on-demand."""
+        """Whether to start on-demand, given that Spot failed with this diagnosis."""
         full = diagnosis is not None and diagnosis.retryability is Retryability.FULL
         return full and self._spec.spot_fallback
 
     def begin(self, session_tasks: SessionTasks, diagnosis: Diagnosis) -> None:
-        """Take on-demand capacity for a while; says so once."""
+        """Use on-demand capacity for a while, and log that once."""
         if self.takes_spot(session_tasks):
             log.warning(
-                "session %s: Spot has no capacity, so that workers are started on-demand for the next %.0f minutes%s. %s",
-                session_tasks.session_id, _SPOT_AGAIN / 60, self._dearer(), diagnosis.text,
-            )  # fmt: skip
+                "session %s: Spot has no capacity; starting workers on-demand for the next "
+                "%.0f minutes%s. %s",
+                session_tasks.session_id,
+                _SPOT_AGAIN / 60,
+                self._price_difference(),
+                diagnosis.text,
+            )
         session_tasks.on_demand_until = self._runtime.monotonic() + _SPOT_AGAIN
 
     def check_waiting(self, session_tasks: SessionTasks, waiting: list[Waiting]) -> None:
-        """Find out why no instances come for tasks that have waited for some time, and act on it."""
+        """Find out why tasks have waited a while for instances, and act on it."""
         now = self._runtime.monotonic()
         if now < session_tasks.ask_shortage_at:
             return
@@ -81,41 +85,46 @@ class SpotFallback:
         self, session_tasks: SessionTasks, waiting: list[Waiting], *, use_spot: bool
     ) -> None:
         since = min(w.created for w in waiting)
-        said = self._placement.shortage(since, use_spot=use_spot)
+        reason = self._placement.shortage(since, use_spot=use_spot)
         longest = max(w.seconds for w in waiting)
-        if not said and longest < SLOW_START:
+        if not reason and longest < SLOW_START:
             return
-        said = said or f"no instance came within {SLOW_START:.0f} s"
-        diagnosis = judge_shortage(said)
+        reason = reason or f"no instance came within {SLOW_START:.0f} s"
+        diagnosis = judge_shortage(reason)
         if diagnosis.retryability is Retryability.NEVER:
             session_tasks.hopeless = diagnosis.text
         elif use_spot and self.wanted(diagnosis):
             self.begin(session_tasks, diagnosis)
         else:
-            self._tell_shortage(session_tasks, len(waiting), said, diagnosis, use_spot=use_spot)
+            self._report_shortage(session_tasks, len(waiting), reason, diagnosis, use_spot=use_spot)
             return
         try:
             self._stopper.stop(session_tasks, [w.task for w in waiting])
         except AccountError as error:
             log.warning("session %s: %s", session_tasks.session_id, error)
 
-    def _tell_shortage(
+    def _report_shortage(
         self,
         session_tasks: SessionTasks,
         count: int,
-        said: str,
+        reason: str,
         diagnosis: Diagnosis,
         *,
         use_spot: bool,
     ) -> None:
-        if session_tasks.shortage != said:
+        if session_tasks.shortage != reason:
             log.warning(
-                "session %s: %d workers wait for %s instances of %s and start when there are some. %s",
-                session_tasks.session_id, count, market(use_spot=use_spot), self._spec.instance_type, diagnosis.text,
-            )  # fmt: skip
-        session_tasks.shortage = said
+                "session %s: %d workers wait for %s instances of %s and will start when there are "
+                "some. %s",
+                session_tasks.session_id,
+                count,
+                market(use_spot=use_spot),
+                self._spec.instance_type,
+                diagnosis.text,
+            )
+        session_tasks.shortage = reason
 
-    def _dearer(self) -> str:
+    def _price_difference(self) -> str:
         spot, full = self._hourly(True), self._hourly(False)
         if spot is None or full is None:
             return ""

@@ -1,7 +1,7 @@
-"""EC2's notice that it takes a Spot instance back, two minutes ahead: asked for by the workers on it.
+"""EC2's two-minute notice that it will reclaim a Spot instance, polled by the workers on it.
 
-ECS drains such an instance, which leaves tasks alone that belong to no service: without a look of its own a worker
-would hear of it by losing its machine.
+ECS drains such an instance, which leaves tasks alone that belong to no service: without polling, a
+worker would first notice by losing its machine.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ __all__ = ["SpotNotice"]
 
 log = logging.getLogger(__name__)
 
-_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"  # as AWS's own libraries name it
+_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"  # the name used by AWS's own libraries
 _DEFAULT_ENDPOINT = "http://169.254.169.254"
 _LOOK_SECONDS = 5.0  # as the EC2 guide recommends
-_TIMEOUT = 2.0  # seconds; it is on the same machine
-_TOKEN_SECONDS = 21600  # the longest that a token may live
+_TIMEOUT = 2.0  # seconds; the endpoint is on the same machine
+_TOKEN_SECONDS = 21600  # the maximum lifetime of a token
 
 
 class SpotNotice:
-    """Looks for the notice every five seconds, on a thread.
+    """Polls for the notice every five seconds, in a thread.
 
     Args:
-        act: Called once, with what the notice says, when it has come.
+        act: Called once, with the notice, when it appears.
     """
 
     def __init__(self, act: Callable[[str], None]) -> None:
         self._act = act
         self._endpoint = os.environ.get(_ENDPOINT) or _DEFAULT_ENDPOINT
         self._token = ""
-        self._silent = False  # that there is no answer was said
+        self._silent = False  # the missing answer was logged
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="starburst-spot-notice", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._closed.set()
         self._thread.join()
 
@@ -50,22 +50,23 @@ class SpotNotice:
         while True:
             notice = self._look()
             if notice:
-                self._act(f"EC2 takes its Spot instance back ({notice})")
+                self._act(f"EC2 reclaims its Spot instance ({notice})")
                 return
             if self._closed.wait(_LOOK_SECONDS):
                 return
 
     def _look(self) -> str:
-        """What the notice says; "" if there is none, or no answer."""
+        """The notice; "" if there is none, or no answer."""
         try:
             notice = self._ask()
-        except Exception as error:  # whatever it is: the next look may do better
+        except Exception as error:  # whatever it is, the next poll may succeed
             if not self._silent:
                 log.warning(
-                    "the Spot notice at %s cannot be read, so that tasks may be lost and tried again when the "
-                    "instance is taken back: %s",
-                    self._endpoint, error,
-                )  # fmt: skip
+                    "the Spot notice at %s cannot be read, so tasks may be lost and retried when "
+                    "the instance is reclaimed: %s",
+                    self._endpoint,
+                    error,
+                )
             self._silent = True
             return ""
         self._silent = False
@@ -77,7 +78,7 @@ class SpotNotice:
         except urllib.error.HTTPError as error:
             with error:
                 if error.code == 401:
-                    self._token = ""  # it has run out
+                    self._token = ""  # it has expired
                 elif error.code != 404:
                     raise
             return ""
@@ -91,7 +92,7 @@ class SpotNotice:
         return self._open(method, path, {"X-aws-ec2-metadata-token": self._token})
 
     def _open(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
-        # Not through a proxy: the address is this machine's alone.
+        # Not through a proxy: the address is local to this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         request = urllib.request.Request(
             self._endpoint.rstrip("/") + path, headers=dict(headers), method=method

@@ -1,4 +1,4 @@
-"""Starting the tasks of a session: in groups, paced, on the market that has room."""
+"""Starting the tasks of a session: in groups, paced, on the market that has capacity."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = ["TaskStarter"]
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 10  # tasks of one RunTask: ECS's own limit
-_LAUNCHES = (100, 20.0)  # Fargate: tasks at once, then so many a second
+_AT_ONCE = 10  # tasks per RunTask: ECS's own limit
+_LAUNCHES = (100, 20.0)  # Fargate: burst of tasks, then tasks per second
 _TAG_FORBIDDEN = re.compile(r"[^\w +\-=.:/@]")
 
 
@@ -35,11 +35,11 @@ class TaskStarter:
 
     Args:
         api: The cluster.
-        spec: What a worker shall be.
-        deployment: Where; named in messages.
+        spec: What a worker should be.
+        deployment: Cluster and region, for messages.
         definition: The task definition of the workers.
         placement: Fargate or instances.
-        fallback: What is done while Spot has no capacity.
+        fallback: What to do while Spot has no capacity.
         runtime: Clock, waits and ids.
     """
 
@@ -64,10 +64,10 @@ class TaskStarter:
         self.halted = False  # start no further group
 
     def start(self, session_tasks: SessionTasks, count: int) -> list[Task]:
-        """Start up to `count` tasks; returns those that ECS took on.
+        """Start up to `count` tasks; return those that ECS accepted.
 
         Raises:
-            LaunchFailed: none is there, and none will ever start unless something is mended.
+            LaunchFailed: none is alive, and none will ever start until something is fixed.
         """
         session_tasks.launches += 1
         session_tasks.hopeless = ""
@@ -82,18 +82,18 @@ class TaskStarter:
         return started
 
     def failure(self, session_tasks: SessionTasks, text: str) -> LaunchFailed:
-        """That no worker can be started; the next launch tries again all the same."""
+        """The error that no worker can be started; the next launch tries again anyway."""
         session_tasks.hopeless = ""
         session_tasks.doubts.clear()
         return LaunchFailed(
-            f"no worker of session {session_tasks.session_id} can be started on ECS (cluster {self._deployment.cluster}, "
-            f"{self._deployment.region}): {text}"
+            f"no worker of session {session_tasks.session_id} can be started on ECS "
+            f"(cluster {self._deployment.cluster}, {self._deployment.region}): {text}"
         )
 
     def _start_on(
         self, session_tasks: SessionTasks, count: int, *, use_spot: bool
     ) -> tuple[list[Task], Diagnosis | None]:
-        """Start up to `count` tasks on one market; and what kept the others from being started."""
+        """Start up to `count` tasks on one market; also return why others were not started."""
         started: list[Task] = []
         diagnosis: Diagnosis | None = None
         try:
@@ -115,7 +115,7 @@ class TaskStarter:
         *,
         use_spot: bool,
     ) -> Iterator[tuple[list[Task], Diagnosis | None]]:
-        """Run tasks, group by group, until there are `count` or ECS has no more."""
+        """Run tasks in groups until there are `count`, or ECS has no more capacity."""
         most, made = _AT_ONCE, False
         while count and not self.halted:
             group = min(most, count)
@@ -124,13 +124,13 @@ class TaskStarter:
                 tasks, diagnosis = self._run(session_tasks, definition, group, use_spot=use_spot)
             except RequestRefused as refused:
                 if not made and "capacity provider" in refused.diagnosis.text:
-                    # The first of this kind, or dropped from the cluster's list by somebody.
+                    # The first of its kind, or somebody removed it from the cluster's list.
                     made = self._placement.make_provider(use_spot=use_spot)
                     if made:
                         continue
                 if refused.diagnosis.retryability is not Retryability.FULL:
                     raise
-                # A group that does not fit is refused as a whole.
+                # A group that does not fit is rejected as a whole.
                 tasks, diagnosis = [], refused.diagnosis
                 if group > 1:
                     most = group // 2
@@ -148,7 +148,7 @@ class TaskStarter:
         *,
         use_spot: bool,
     ) -> tuple[list[Task], Diagnosis | None]:
-        """One RunTask: the tasks that it started, and what kept it from the others."""
+        """One RunTask: the tasks it started, and why not the others."""
         provider = self._placement.provider(use_spot=use_spot)
         reply = self._api.run(
             taskDefinition=definition,
@@ -176,7 +176,7 @@ class TaskStarter:
         return tasks, judge_failure(reason, first.get("detail", ""))
 
     def _fitting(self, count: int, *, use_spot: bool) -> tuple[int, Diagnosis | None]:
-        """How many of `count` workers the account's quota has room for."""
+        """How many of `count` workers fit into the account's quota."""
         vcpus = self._placement.vcpus(use_spot=use_spot)
         if vcpus is None:
             return count, None
@@ -189,8 +189,9 @@ class TaskStarter:
         never = vcpus.quota < each and not falls_back
         return fit, Diagnosis(
             retryability=Retryability.NEVER if never else Retryability.FULL,
-            text=f"the account's quota is {vcpus.quota:g} {kind} vCPUs at once, of which {vcpus.used:g} are in "
-            f"use, and a worker takes {each:g}. `starburst-executor quota` shows it and can ask for more.",
+            text=f"the account's quota is {vcpus.quota:g} concurrent {kind} vCPUs, of which "
+            f"{vcpus.used:g} are in use, and a worker takes {each:g}. `starburst-executor quota` "
+            "shows it and can request more.",
         )
 
     def _note_launch(
@@ -211,9 +212,13 @@ class TaskStarter:
             raise self.failure(session_tasks, diagnosis.text)
         pause = session_tasks.hold_off(self._runtime.monotonic())
         log.warning(
-            "session %s: ECS starts %d of %d workers that are wanted; the rest is tried again in %.0f s. %s",
-            session_tasks.session_id, started, count, pause, diagnosis.text,
-        )  # fmt: skip
+            "session %s: ECS starts %d of %d workers; the rest will be tried again in %.0f s. %s",
+            session_tasks.session_id,
+            started,
+            count,
+            pause,
+            diagnosis.text,
+        )
 
 
 def _overrides(session_tasks: SessionTasks, *, use_spot: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stopping the tasks of a session, and waiting until they are gone."""
+"""Stopping the tasks of a session."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from starburst_executor.runtime import Runtime
 
 __all__ = ["STOP_SECONDS", "TaskStopper"]
 
-STOP_SECONDS = STOP_TIMEOUT + 60.0  # the timeout, and what ECS takes to say so
+STOP_SECONDS = STOP_TIMEOUT + 60.0  # the timeout, plus ECS's delay in reporting it
 
 _STOPS = (
     100,
     40.0,
-)  # calls that change tasks: at once, then a second (ECS's own limit)
+)  # calls that change tasks: burst, then per second (ECS's own limit)
 _AT_ONCE = 8
 
 
 class TaskStopper:
-    """StopTask for many tasks, at the pace that ECS allows."""
+    """StopTask for many tasks, at the rate that ECS allows."""
 
     def __init__(self, api: EcsApi, runtime: Runtime) -> None:
         self._api = api
         self._bucket = TokenBucket(runtime, *_STOPS)
 
     def stop(self, session_tasks: SessionTasks, tasks: Sequence[Task]) -> None:
-        """Tell tasks to end.
+        """Stop tasks, without waiting for their end.
 
         Raises:
             AccountError: ECS refused.
@@ -44,7 +44,7 @@ class TaskStopper:
 
     def _stop(self, session_tasks: SessionTasks, task: Task) -> None:
         self._bucket.take(1)
-        reason = f"starburst_executor: session {session_tasks.session_id} stops it"
+        reason = f"starburst_executor: stopped by session {session_tasks.session_id}"
         try:
             self._api.stop(task.arn, reason)
         except RequestRefused as refused:

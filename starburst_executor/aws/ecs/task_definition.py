@@ -1,4 +1,4 @@
-"""The task definition of a session's workers: what it says, and finding or registering it."""
+"""The task definition of a session's workers: its content, and finding or registering it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["STOP_TIMEOUT", "TaskDefinition"]
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT = 120  # seconds from SIGTERM to SIGKILL: the most that Fargate gives
+STOP_TIMEOUT = 120  # seconds from SIGTERM to SIGKILL: Fargate's maximum
 
-_ARCHITECTURE: Final = "X86_64"  # on Fargate, which does not ask the image
+_ARCHITECTURE: Final = "X86_64"  # on Fargate, which does not derive it from the image
 _PLATFORMS = {"X86_64": "linux-x86_64", "ARM64": "linux-aarch64"}
 
 
@@ -32,10 +32,10 @@ class TaskDefinition:
 
     Args:
         api: The cluster.
-        spec: What a worker shall be.
+        spec: What a worker should be.
         deployment: Roles, image and log group.
         placement: Fargate or instances.
-        given: One to use as it is, as "family:revision"; default one that says just what is wanted,
+        given: A definition to use as it is, as "family:revision"; by default a matching one,
             registered if there is none.
     """
 
@@ -55,28 +55,28 @@ class TaskDefinition:
 
     @property
     def family(self) -> str:
-        """The family that workers of this kind are of."""
+        """The family of these workers."""
         given = (self._given or "").partition(":")[0]
         return given or self.request["family"]
 
     @property
     def platform(self) -> str:
-        """What workers' binaries are built for: Linux on the definition's architecture."""
+        """The workers' platform: Linux on the definition's architecture."""
         request = cast(Any, self.request)
         return _PLATFORMS[request["runtimePlatform"]["cpuArchitecture"]]
 
     def arn(self) -> str:
-        """The definition's ARN: found, or else registered; remembered.
+        """The definition's ARN, found or else registered, and cached.
 
         Raises:
-            RequestRefused: ECS does not let it be found or registered.
+            RequestRefused: ECS refuses to find or register it.
         """
         if self._arn is None:
             self._arn = self._api.find_definition(self.request["family"]) or self._register()
         return self._arn
 
     def forget(self) -> None:
-        """Find it anew: somebody may have deregistered it."""
+        """Drop the cached ARN: the definition may have been deregistered."""
         self._arn = self._given
 
     def _register(self) -> str:
@@ -86,7 +86,7 @@ class TaskDefinition:
 
     @cached_property
     def request(self) -> RegisterTaskDefinitionRequestTypeDef:
-        """What to register. Its family is named after all that it says, so that equals are shared."""
+        """What to register. Its family is a hash of its content, so that equals are shared."""
         size = self._placement.size
         request: RegisterTaskDefinitionRequestTypeDef = {
             "family": "",
@@ -114,7 +114,7 @@ class TaskDefinition:
             "essential": True,
             "entryPoint": entry_point(self._spec),
             "stopTimeout": STOP_TIMEOUT,
-            # A first process that passes SIGTERM on also before the worker listens for it.
+            # An init process that forwards SIGTERM even before the worker handles it.
             "linuxParameters": {"initProcessEnabled": True},
             "logConfiguration": {
                 "logDriver": "awslogs",

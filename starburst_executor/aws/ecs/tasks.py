@@ -1,4 +1,4 @@
-"""The tasks of a session on ECS, as one launcher knows them."""
+"""The ECS tasks of a session, as one launcher knows them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = [
 
 
 class Phase(Enum):
-    """How far a task is."""
+    """The phase of a task."""
 
     STARTING = "starting"
     RUNNING = "running"
-    STOPPING = "stopping"  # told to; its process may still hand back
+    STOPPING = "stopping"  # stop requested; its process may still hand back
     ENDED = "ended"
-    UNBORN = "unborn"  # stopped before its process was started
+    UNBORN = "unborn"  # stopped before its process started
 
 
 THERE = (Phase.STARTING, Phase.RUNNING)
 OVER = (Phase.ENDED, Phase.UNBORN)
 
 SLOW_START = 300.0  # seconds: Fargate takes 20 to 60, an instance one to three minutes
-_TRY_AGAIN = (5.0, 60.0)  # first and last pause after a launch that fell short
-_DOUBTS = 3  # launches in a row of which nothing began, each perhaps by accident
-_ASK_SHORTAGE = 60.0  # seconds without an instance after which its group is asked why
+_TRY_AGAIN = (5.0, 60.0)  # first and longest pause after an incomplete launch
+_DOUBTS = 3  # consecutive launches from which nothing started, each possibly by accident
+_ASK_SHORTAGE = 60.0  # seconds without an instance before its group is queried for the reason
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,16 +51,16 @@ class Task:
     """A task of a session, as of the last look."""
 
     arn: str
-    since: float  # monotonic: first heard of
-    launch: int = 0  # which launch of this object; 0: of somebody else
+    since: float  # monotonic: when first seen
+    launch: int = 0  # number of this launcher's launch; 0: somebody else's
     phase: Phase = Phase.STARTING
     stop: Stop | None = None
-    slow: bool = False  # that it takes long was said
+    slow: bool = False  # its slow start was logged
     use_spot: bool = False
 
     @property
     def worker(self) -> str:
-        """The id of the worker that it runs."""
+        """The id of its worker."""
         return f"w-{self.id}"
 
     @property
@@ -71,7 +71,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """A task that ECS has found no instance for."""
+    """A task for which ECS has found no instance."""
 
     task: Task
     created: datetime  # on ECS's clock
@@ -79,17 +79,17 @@ class Waiting:
 
     @classmethod
     def among(
-        cls, tasks: Iterable[Task], told: Mapping[str, TaskTypeDef], now: float
+        cls, tasks: Iterable[Task], described: Mapping[str, TaskTypeDef], now: float
     ) -> list[Waiting]:
-        """Those of the tasks that wait for as long as is worth asking why."""
+        """The tasks that have waited long enough to query the reason."""
         return [
-            cls(task=task, created=said["createdAt"], seconds=now - task.since)
+            cls(task=task, created=about["createdAt"], seconds=now - task.since)
             for task in tasks
-            if (said := told.get(task.arn))
-            and said.get("lastStatus") == "PROVISIONING"
+            if (about := described.get(task.arn))
+            and about.get("lastStatus") == "PROVISIONING"
             and task.phase is Phase.STARTING
             and now - task.since >= _ASK_SHORTAGE
-            and "createdAt" in said
+            and "createdAt" in about
         ]
 
 
@@ -103,12 +103,12 @@ class SessionTasks:
     looked_at: float | None = None
     known: bool = False  # whether the last look was answered
     launches: int = 0
-    hopeless: str = ""  # why those last started were not, and no other would be
-    doubts: dict[int, str] = field(default_factory=dict)  # launch -> why none began
+    hopeless: str = ""  # why the last launch failed, and any other would
+    doubts: dict[int, str] = field(default_factory=dict)  # launch -> why nothing started
     not_before: float = 0.0
     pause: float = 0.0
     on_demand_until: float = 0.0  # Spot has no capacity
-    shortage: str = ""  # why no instance comes; was said
+    shortage: str = ""  # why no instance comes; logged already
     ask_shortage_at: float = 0.0
 
     def having(self, *phases: Phase) -> list[Task]:
@@ -116,11 +116,11 @@ class SessionTasks:
         return [task for task in self.tasks.values() if task.phase in phases]
 
     def take(self, arn: str, now: float, launch: int = 0) -> Task:
-        """The task of that ARN, which may be new."""
+        """The task with that ARN, added if new."""
         return self.tasks.setdefault(arn, Task(arn=arn, since=now, launch=launch))
 
     def unsure(self, listed: Collection[str]) -> list[Task]:
-        """The tasks that only DescribeTasks can tell about: those starting, and those no longer listed."""
+        """The tasks that need DescribeTasks: those starting, and those no longer listed."""
         return [
             task
             for task in self.tasks.values()
@@ -128,31 +128,31 @@ class SessionTasks:
         ]
 
     def note(self, diagnosis: Diagnosis, launch: int) -> None:
-        """Count a launch of which nothing began, where that may have been an accident."""
+        """Count a launch from which nothing started, if that may have been an accident."""
         if diagnosis.retryability is Retryability.DOUBTFUL:
             self.doubts[launch] = diagnosis.text
 
     def is_hopeless(self, diagnosis: Diagnosis) -> bool:
-        """Whether nothing will start unless something is mended."""
+        """Whether nothing will start until something is fixed."""
         return diagnosis.retryability is Retryability.NEVER or len(self.doubts) >= _DOUBTS
 
     def hold_off(self, now: float) -> float:
-        """Launch nothing for a while; returns the seconds."""
+        """Launch nothing for a while; return the seconds."""
         first, last = _TRY_AGAIN
         self.pause = min(last, max(first, 2 * self.pause))
         self.not_before = now + self.pause
         return self.pause
 
     def forget_troubles(self) -> None:
-        """A task runs: what kept others from starting is over."""
+        """Clear recorded failures, because a task runs."""
         self.hopeless = self.shortage = ""
         self.doubts.clear()
 
 
 def phase_of(task: TaskTypeDef) -> Phase:
-    """How far a task is, as DescribeTasks tells of it."""
+    """The phase of a task, as reported by DescribeTasks."""
     status = task.get("lastStatus", "")
-    # In DEPROVISIONING only the network is still taken down: no process of it is left.
+    # DEPROVISIONING only takes down the network: no process is left.
     if status in ("STOPPED", "DEPROVISIONING"):
         return Phase.ENDED if "startedAt" in task else Phase.UNBORN
     if task.get("desiredStatus") == "STOPPED":
@@ -161,12 +161,12 @@ def phase_of(task: TaskTypeDef) -> Phase:
 
 
 def workers_of(tasks: Iterable[Task]) -> set[str]:
-    """Ids of their workers."""
+    """Ids of the tasks' workers."""
     return {task.worker for task in tasks}
 
 
 def names_of(tasks: Sequence[Task]) -> str:
-    """Their workers, for people; the first three of many."""
+    """The tasks' workers, for messages; at most three by name."""
     first = ", ".join(task.worker for task in tasks[:3])
     more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
     return f"worker{'s' if len(tasks) > 1 else ''} {first}{more}"
