@@ -17,7 +17,7 @@ import pytest
 
 import starburst_executor
 from starburst_executor import StarburstExecutor
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 from starburst_executor.costs.estimate import estimate_run
 from starburst_executor.costs.prices import TABLE_DATE, built_in, worker_hour
 from starburst_executor.protocol.manifest import Intervals

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.options import json_option
 from starburst_executor.cli.output import document, echo_table
 
