@@ -368,8 +368,8 @@ def teardown(
 
 
 def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
-    from starburst_executor.aws.deployment.teardown import (
-        terminate_sessions,
+    from starburst_executor.coordination.administration import (
+        terminate_all,
         unfinished_sessions,
     )
     from starburst_executor.errors import StoreMissing
@@ -390,7 +390,7 @@ def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
                 Exit.OTHER,
             )
         click.echo(f"Giving up: {said}")
-        terminate_sessions(store, unfinished, runtime)
+        terminate_all(store, unfinished, runtime)
 
 
 VERBS: dict[str, click.Command] = {

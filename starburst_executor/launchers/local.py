@@ -16,14 +16,14 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
-
+import starburst_executor
+from starburst_executor.config import data_home
 from starburst_executor.environment import bootstrap
 from starburst_executor.errors import LaunchFailed, StarburstError
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.runtime import Runtime, SystemRuntime
 
-__all__ = ["LocalLauncher", "data_home", "hold_lock"]
+__all__ = ["LocalLauncher", "hold_lock"]
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,6 @@ _KILL_SECONDS = (
 )
 
 _TAIL_BYTES = 4096  # a traceback and some lines before it
-
-
-def data_home() -> Path:
-    """The folder for what belongs to this user on this machine: `STARBURST_HOME`, else the platform's own place."""
-    named = os.environ.get("STARBURST_HOME")
-    if named:
-        return Path(named).expanduser().absolute()
-    return platformdirs.user_data_path("starburst_executor")
 
 
 def hold_lock() -> bool:
@@ -380,7 +372,7 @@ def _log_of(lock: Path) -> Path:
 
 def _worker_environment(fd: int) -> dict[str, str]:
     environment = {**os.environ, _LOCK_FD: str(fd)}
-    source = Path(__file__).resolve().parent.parent
+    source = Path(starburst_executor.__file__).resolve().parent.parent
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
     # Never for an installed package: PYTHONPATH comes before the standard library, all of site-packages would.
     if source not in installed:

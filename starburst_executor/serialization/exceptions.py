@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+import starburst_executor
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -74,7 +75,7 @@ def _exception_cargo(exc: BaseException, keep: Keep) -> bytes:
     return cargo
 
 
-_OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"  # this package's code, above that of the user
+_OWN_FOLDER = f"{Path(starburst_executor.__file__).parent}{os.sep}"  # this package's code, above that of the user
 
 
 def _traceback(exc: BaseException) -> str:

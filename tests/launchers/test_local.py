@@ -20,9 +20,10 @@ import msgspec
 import pytest
 
 import starburst_executor
+from starburst_executor.config import data_home
 from starburst_executor.errors import StarburstError
 from starburst_executor.launchers.base import open_launcher
-from starburst_executor.launchers.local import LocalLauncher, data_home, hold_lock
+from starburst_executor.launchers.local import LocalLauncher, hold_lock
 from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 from starburst_executor.runtime import Signal, SystemRuntime
 
@@ -288,10 +289,10 @@ def test_a_client_that_was_started_without_standard_streams_gets_workers(
 
 WORKER_WITHOUT_STREAMS = """
 import os
-from starburst_executor import poller
+from starburst_executor.worker import process
 os.close(0)
 os.close(2)
-poller._open_standard_files()
+process._open_standard_files()
 print(*(os.get_inheritable(number) for number in range(3)), os.dup(0))
 """
 
