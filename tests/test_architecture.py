@@ -15,11 +15,14 @@ from typing import NamedTuple
 import pytest
 
 import starburst_executor
+from tests.support.markdown import blocks, page, sections
+from tests.support.markdown import rows as table_rows
 
+PAGE = page("explanation/architecture.md")
 PACKAGE = Path(starburst_executor.__file__).parent
 NAME = PACKAGE.name
 
-# A package or module imports from lower rows only. Those of one row are strangers to each other.
+# A package or module imports from lower rows only; those of one row do not know each other.
 ROWS = """
 __main__
 cli, joblib_backend
@@ -280,3 +283,67 @@ def test_no_module_counts_the_folders_above_its_own_file() -> None:
     )
     for file in PACKAGE.rglob("*.py"):
         assert not counted.search(file.read_text()), file
+
+
+# --- the page about it --------------------------------------------------------------
+
+
+def drawing() -> str:
+    [drawn, _] = blocks(PAGE, "text")
+    return "\n".join(line.partition(":")[0] for line in drawn.splitlines())
+
+
+def test_drawing_has_the_rows_from_top_to_bottom() -> None:
+    drawn = [re.findall(r"[a-z_]+", line) for line in drawing().splitlines()]
+    # The program `python -m starburst_executor` is not drawn.
+    assert [names for names in drawn if names] == rows()[1:]
+
+
+def test_table_of_packages_has_each_with_its_modules() -> None:
+    stated = {
+        row[0].strip("`"): set(re.findall(r"`([a-z0-9_]+/?)`", row[2]))
+        for row in table_rows(sections(PAGE)["Map of the packages"])
+    }
+    found: dict[str, set[str]] = {name: set() for row in rows()[1:] for name in row}
+    for module in modules():
+        top, *rest = module.split(".")
+        if rest and rest[0] != "__main__":
+            found[top].add(f"{rest[0]}/" if (PACKAGE / top / rest[0]).is_dir() else rest[0])
+    assert stated == found
+
+
+def test_what_former_names_are_now_exists() -> None:
+    moved, renamed = sections(PAGE)["Former names"].split("Classes:")
+    for _, now in table_rows(moved):
+        for path in re.findall(r"`([a-z0-9_/]+)`", now):
+            assert (PACKAGE / f"{path}.py").exists() or (PACKAGE / path).is_dir(), path
+    classes = {
+        n.name for tree in modules().values() for n in ast.walk(tree) if type(n) is ast.ClassDef
+    }
+    for _, now in table_rows(renamed):
+        assert set(re.findall(r"`(\w+)`", now)) <= classes
+
+
+def test_classes_of_the_glossary_exist() -> None:
+    named = table_rows(sections(page("explanation/glossary.md"))["Names in the code"])
+    classes = {
+        n.name for tree in modules().values() for n in ast.walk(tree) if type(n) is ast.ClassDef
+    }
+    assert {row[0].strip("`") for row in named} <= classes
+
+
+def test_longest_class_and_function_are_as_the_page_says() -> None:
+    spans = [
+        (kind, node.end_lineno - node.lineno + 1, node.name)
+        for tree in modules().values()
+        for node in ast.walk(tree)
+        for kind, types in (
+            ("class", ast.ClassDef),
+            ("function", (ast.FunctionDef, ast.AsyncFunctionDef)),
+        )
+        if isinstance(node, types) and node.end_lineno is not None
+    ]
+    longest = [max(span for span in spans if span[0] == kind) for kind in ("class", "function")]
+    stated = "The longest {} is `{}` ({} lines) and the longest {} is `{}` ({} lines)."
+    words = (word for kind, lines, name in longest for word in (kind, name, lines))
+    assert stated.format(*words) in PAGE
