@@ -29,9 +29,9 @@ class S3Place:
 
     def begin(self) -> None:
         """Start counting."""
-        from starburst_executor import aws
+        from starburst_executor.aws import clients
 
-        aws.requests.clear()
+        clients.requests.clear()
         for file in self.counts.glob("*.json"):
             file.unlink()
         if self.proxy is not None:
@@ -39,9 +39,9 @@ class S3Place:
 
     def requests(self) -> Counter[str]:
         """Requests by operation, of this process and of all workers that have ended."""
-        from starburst_executor import aws
+        from starburst_executor.aws import clients
 
-        total = Counter(aws.requests)
+        total = Counter(clients.requests)
         for file in self.counts.glob("*.json"):
             total += Counter(json.loads(file.read_text()))
         return total

@@ -16,7 +16,9 @@ import click
 import msgspec
 
 import starburst_executor
-from starburst_executor import cli, errors
+from starburst_executor import errors
+from starburst_executor.cli.exits import MEANINGS
+from starburst_executor.cli.main import SECTIONS, main
 from starburst_executor.config import Settings
 
 if TYPE_CHECKING:
@@ -51,11 +53,11 @@ napoleon_use_ivar = True
 
 def commands() -> Iterator[str]:
     """Each command under the heading that the help puts it under."""
-    with click.Context(cli.main, info_name="starburst-executor") as parent:
-        for title, verbs in cli._SECTIONS.items():
+    with click.Context(main, info_name="starburst-executor") as parent:
+        for title, verbs in SECTIONS.items():
             yield f"## {title}\n"
             for verb in verbs:
-                command = cli.main.get_command(parent, verb)
+                command = main.get_command(parent, verb)
                 assert command is not None
                 yield from _command(click.Context(command, parent, verb))
 
@@ -80,7 +82,7 @@ def _quote_options(text: str) -> str:
 def exit_codes() -> Iterator[str]:
     """What each exit code means."""
     yield "| code | meaning |\n|---|---|"
-    for code, text in cli._MEANING.items():
+    for code, text in MEANINGS.items():
         yield f"| {int(code)} | {text} |"
 
 

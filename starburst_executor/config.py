@@ -30,7 +30,6 @@ import msgspec
 import platformdirs
 
 from starburst_executor.errors import ConfigError
-from starburst_executor.launchers.local import data_home
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -38,6 +37,7 @@ __all__ = [
     "Deployment",
     "Settings",
     "config_file",
+    "data_home",
     "default_image",
     "load",
     "load_deployment",
@@ -141,6 +141,14 @@ class Configuration:
     profile: str
     settings: Settings
     sources: Mapping[str, str]
+
+
+def data_home() -> Path:
+    """The folder for this user's data on this machine: `STARBURST_HOME`, or the platform's own place."""
+    named = os.environ.get("STARBURST_HOME")
+    if named:
+        return Path(named).expanduser().absolute()
+    return platformdirs.user_data_path("starburst_executor")
 
 
 def config_file() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import os
 import re
@@ -17,7 +16,7 @@ import pytest
 
 import starburst_executor
 from starburst_executor import StarburstExecutor
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 from starburst_executor.costs.estimate import estimate_run
 from starburst_executor.costs.prices import TABLE_DATE, built_in, worker_hour
 from starburst_executor.protocol.manifest import Intervals
@@ -153,58 +152,6 @@ def limits() -> list[list[str]]:
     found = rows(page("reference/limits.md"))
     assert found
     return found
-
-
-PACKAGE = Path(starburst_executor.__file__).parent
-
-
-def modules() -> dict[str, Path]:
-    """Module -> its file; the command line counts as one."""
-    found: dict[str, Path] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(parts).removesuffix(".__init__")
-        if not name.startswith(("__", "cli.", "environment.")):
-            found[name] = path
-    return found
-
-
-def test_the_map_of_the_code_has_every_module_once() -> None:
-    table = [row[0].strip("`") for row in rows(code_map())]
-    drawing = re.findall(r"[a-z][a-z0-9._]+", blocks(code_map(), "text")[0])
-    for where, stated in (("table", table), ("drawing", drawing)):
-        differing = set(stated) ^ set(modules())
-        assert not differing, f"the {where} of modules differs in {differing}"
-        assert len(stated) == len(set(stated))
-
-
-def test_imports_point_down_the_map_of_the_code() -> None:
-    lines = reversed(blocks(code_map(), "text")[0].splitlines())
-    row = {
-        name: number
-        for number, line in enumerate(lines)
-        for name in re.findall(r"[a-z][a-z0-9._]+", line)
-    }
-    for name in row.keys() & modules().keys():
-        for imported in imports_of(modules()[name]):
-            assert row.get(imported, 99) < row[name], f"{name} imports {imported}"
-
-
-def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a module imports when it is imported itself."""
-    found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            package, _, name = node.module.partition(".")
-            if package == "starburst_executor":
-                names = [name] if name else [alias.name for alias in node.names]
-                found.update(name for name in names if not name.startswith(("cli", "environment.")))
-    return found
-
-
-def code_map() -> str:
-    text = page("explanation/architecture.md")
-    return sections(text)["Map of the code"].replace("(THE PROTOCOL)", "")
 
 
 def test_commands_in_the_guide_are_those_of_the_command_line() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def _write_counts() -> None:
-    aws = sys.modules.get("starburst_executor.aws")
-    if aws is not None:
+    clients = sys.modules.get("starburst_executor.aws.clients")
+    if clients is not None:
         target = Path(os.environ["STARBURST_BENCHMARK_COUNTS"], f"{os.getpid()}.json")
-        target.write_text(json.dumps(dict(aws.requests)))
+        target.write_text(json.dumps(dict(clients.requests)))
 
 
 if "STARBURST_BENCHMARK_COUNTS" in os.environ:

@@ -21,7 +21,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
-from starburst_executor.aws import make_client
+from starburst_executor.aws.clients import make_client
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import Runtime
 

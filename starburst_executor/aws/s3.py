@@ -22,7 +22,8 @@ from urllib.parse import parse_qsl, urlencode
 from botocore.exceptions import ClientError
 from botocore.handlers import add_expect_header
 
-from starburst_executor.aws import make_client, s3_transfer
+from starburst_executor.aws import s3_transfer
+from starburst_executor.aws.clients import make_client
 from starburst_executor.aws.s3_errors import NO_ANSWER, S3Errors, http_status
 from starburst_executor.aws.s3_transfer import (
     MultipartUpload,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.options import json_option
 from starburst_executor.cli.output import document, echo_table
 
@@ -373,8 +373,8 @@ def teardown(
 
 
 def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
-    from starburst_executor.aws.deployment.teardown import (
-        terminate_sessions,
+    from starburst_executor.coordination.administration import (
+        terminate_all,
         unfinished_sessions,
     )
     from starburst_executor.errors import StoreMissing
@@ -396,7 +396,7 @@ def _end_sessions(url: str, runtime: Any, *, force: bool) -> None:
                 Exit.OTHER,
             )
         click.echo(f"Abandoning: {what}")
-        terminate_sessions(store, unfinished, runtime)
+        terminate_all(store, unfinished, runtime)
 
 
 VERBS: dict[str, click.Command] = {

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from starburst_executor.cli import Exit
+from starburst_executor.cli.exits import Exit
 from starburst_executor.cli.options import json_option, store_option
 from starburst_executor.cli.output import document
 

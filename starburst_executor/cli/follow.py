@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.output import document
 from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.inspection.stuck import Stuck

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.follow import EchoJson, Watch, seconds_option
 from starburst_executor.cli.options import (
     at_session,

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import click
 
-from starburst_executor import environment
 from starburst_executor.cli.inspect import find_task
 from starburst_executor.cli.options import (
     at_session,
@@ -23,6 +22,7 @@ from starburst_executor.cli.output import counted
 from starburst_executor.client.resubmit import retry as submit_again
 from starburst_executor.client.resubmit import unhealed
 from starburst_executor.coordination import administration
+from starburst_executor.environment.repository import prune as prune_environments
 from starburst_executor.errors import SessionNotFound
 from starburst_executor.inspection.status import read_status, session_ids
 from starburst_executor.inspection.tasks import Found, find, idle_seconds
@@ -256,7 +256,7 @@ def _prune_environments(store: Store, runtime: Runtime, limit: float, *, dry_run
     for session_id in session_ids(store):
         with suppress(SessionNotFound):  # half deleted
             used.add(Session(store, session_id, runtime).load().spec.lock or "")
-    return len(list(environment.prune(store, used, limit, dry_run=dry_run)))
+    return len(list(prune_environments(store, used, limit, dry_run=dry_run)))
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import click
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.options import json_option
 from starburst_executor.cli.output import counted, document, echo_table
 from starburst_executor.formatting import dollars

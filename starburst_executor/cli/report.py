@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.options import at_session, json_option, session_argument, store_option
 from starburst_executor.cli.output import document
 from starburst_executor.errors import StarburstError

@@ -15,7 +15,7 @@ import click
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.follow import Watch, seconds_option
 from starburst_executor.cli.options import (
     at_session,

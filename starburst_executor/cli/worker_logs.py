@@ -7,7 +7,7 @@ from typing import Protocol
 
 import click
 
-from starburst_executor.cli import Exit, Failed
+from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.logs import added
 from starburst_executor.cli.options import launcher_of
 from starburst_executor.cli.output import document

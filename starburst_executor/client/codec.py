@@ -24,7 +24,7 @@ from starburst_executor.serialization.exception_state import is_interrupt
 from starburst_executor.serialization.exceptions import rebuild
 from starburst_executor.serialization.namespace import definitions
 from starburst_executor.serialization.pickling import dumps, loads, pack_call
-from starburst_executor.serialization.scripts import signature
+from starburst_executor.serialization.signature import signature
 
 __all__ = ["PayloadCodec", "python_version"]
 

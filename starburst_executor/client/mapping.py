@@ -11,8 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 from starburst_executor.protocol.task_names import function_name
 from starburst_executor.runtime import Runtime
+from starburst_executor.serialization.remote import call_each
 
-__all__ = ["Submits", "call_each", "map_on"]
+__all__ = ["Submits", "map_on"]
 
 T = TypeVar("T")
 
@@ -55,11 +56,6 @@ def map_on(
         parts = _Results(executor, runtime, each, name, tasks, end, buffersize)
         return _flattened(parts.run())
     return _Results(executor, runtime, fn, name, calls, end, buffersize).run()
-
-
-def call_each(fn: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
-    """What a task of `chunksize` calls does, on the worker."""
-    return [fn(*args) for args in calls]
 
 
 def _flattened(chunks: Generator[list[T], None, None]) -> Iterator[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
@@ -12,11 +13,14 @@ from starburst_executor.costs.limits import check_workers
 from starburst_executor.errors import (
     SessionNotFound,
 )
+from starburst_executor.inspection.status import SessionSummary, list_summaries
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.session import Session
+from starburst_executor.runtime import Runtime
+from starburst_executor.storage.base import Store
 
-__all__ = ["delete", "extend", "scale", "terminate"]
+__all__ = ["delete", "extend", "scale", "terminate", "terminate_all", "unfinished_sessions"]
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +80,31 @@ def terminate(session: Session, launcher: Launcher, grace: float = 2.0) -> None:
         launcher: What started its workers.
         grace: Seconds that workers have to hand back.
     """
-    session.amend(lambda m: replace(m, state=SessionState.TERMINATED))
+    session.amend(_terminated)
     launcher.stop(session.url, grace=grace)
+
+
+def unfinished_sessions(store: Store) -> list[SessionSummary]:
+    """The sessions of a store that have unfinished tasks and were not terminated."""
+    return [
+        summary
+        for summary in list_summaries(store)
+        if summary.pending + summary.running and summary.state != str(SessionState.TERMINATED)
+    ]
+
+
+def terminate_all(store: Store, sessions: Iterable[SessionSummary], runtime: Runtime) -> None:
+    """Mark sessions terminated, so that neither clients nor workers start more workers."""
+    for summary in sessions:
+        session = Session(store, summary.session_id, runtime)
+        try:
+            session.amend(_terminated)
+        except SessionNotFound:  # its own client was quicker
+            continue
+
+
+def _terminated(manifest: Manifest) -> Manifest:
+    return replace(manifest, state=SessionState.TERMINATED)
 
 
 def delete(session: Session, launcher: Launcher) -> None:

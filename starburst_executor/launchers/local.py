@@ -16,14 +16,13 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
-
+from starburst_executor.config import data_home
 from starburst_executor.environment import bootstrap
 from starburst_executor.errors import LaunchFailed, StarburstError
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.runtime import Runtime, SystemRuntime
 
-__all__ = ["LocalLauncher", "data_home", "hold_lock"]
+__all__ = ["LocalLauncher", "hold_lock"]
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +35,6 @@ _KILL_SECONDS = (
 )
 
 _TAIL_BYTES = 4096  # a traceback and some lines before it
-
-
-def data_home() -> Path:
-    """The folder for what belongs to this user on this machine: `STARBURST_HOME`, else the platform's own place."""
-    named = os.environ.get("STARBURST_HOME")
-    if named:
-        return Path(named).expanduser().absolute()
-    return platformdirs.user_data_path("starburst_executor")
 
 
 def hold_lock() -> bool:

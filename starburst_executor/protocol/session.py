@@ -23,19 +23,11 @@ Nothing here unpickles: bytes come and go.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from msgspec.structs import replace
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-)
 
 from starburst_executor.errors import (
     Conflict,
@@ -49,29 +41,19 @@ from starburst_executor.errors import (
 from starburst_executor.protocol import codec, records, tasks_object, transitions
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import QueueReader
-from starburst_executor.protocol.manifest import Heartbeat, LiveLog, Manifest, SessionState
+from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
-from starburst_executor.protocol.payload import digest_of
 from starburst_executor.protocol.records import Record
+from starburst_executor.protocol.session_objects import SessionObjects
 from starburst_executor.protocol.task_names import Name, decode_names
 from starburst_executor.protocol.tasks_object import Header
 from starburst_executor.runtime import Runtime
 from starburst_executor.storage.base import ListedObject, Store
-from starburst_executor.storage.url import join_url
 
-__all__ = ["HeartbeatListing", "VersionedRecord", "Session", "TasksObject"]
-
-T = TypeVar("T")
+__all__ = ["HeartbeatListing", "Session", "TasksObject", "VersionedRecord"]
 
 # A header of 256 tasks takes some 8 KB; with small arguments the whole object is here in one read.
 _FIRST_READ = 256 << 10
-
-# The store may be away for a while, and hours of work wait for it: 70 tries, up to 10 s apart
-# at random, are some five minutes.
-_PATIENCE = 70
-_LONGEST_PAUSE = 10.0
-
-log = logging.getLogger(__name__)
 
 
 class VersionedRecord(NamedTuple):
@@ -97,7 +79,7 @@ class HeartbeatListing(NamedTuple):
     now: float
 
 
-class Session:
+class Session(SessionObjects):
     """One session in one store, for whoever may read and write it.
 
     Args:
@@ -105,13 +87,6 @@ class Session:
         session_id: Its id.
         runtime: Time, waiting and randomness.
     """
-
-    def __init__(self, store: Store, session_id: str, runtime: Runtime) -> None:
-        self.store = store
-        self.id = session_id
-        self.runtime = runtime
-        self.prefix = f"sessions/{session_id}/"
-        self.url = join_url(store.url, self.prefix.rstrip("/"))
 
     # --- the session as a whole -----------------------------------------------------
 
@@ -129,7 +104,7 @@ class Session:
             try:
                 store.create(session.key("session.json"), data)
             except Conflict as conflict:
-                if session._get_refused("session.json", conflict) != data:
+                if session.get_refused("session.json", conflict) != data:
                     raise
 
         session.patiently(once)
@@ -156,7 +131,7 @@ class Session:
             return edited
 
         try:
-            return self._through_conflicts(once)
+            return self.through_conflicts(once)
         except ObjectNotFound as error:
             raise self._not_found(error) from error
 
@@ -192,12 +167,16 @@ class Session:
 
     # --- batches --------------------------------------------------------------------
 
+    def queue(self) -> QueueReader:
+        """A reader of the queue that knows nothing yet."""
+        return QueueReader(self.store, self.prefix)
+
     def put_batch(self, batch: Batch, data: bytes) -> None:
         """Store the tasks of a batch; repeated, same key and same bytes, until the answer is plain.
 
         The lane is this client's alone, so that what is there is an earlier try of its own.
         """
-        self._create_once(batch.tasks_key, data)
+        self.create_once(batch.tasks_key, data)
 
     def tasks(self, batch: Batch) -> TasksObject:
         """Header of a batch, and the arguments too where they are small.
@@ -207,10 +186,10 @@ class Session:
             ObjectNotFound: it is gone: the session is being deleted.
         """
         key = batch.tasks_key
-        data = self._get(key, 0, _FIRST_READ)
+        data = self.get(key, 0, _FIRST_READ)
         head = tasks_object.read_header(data, key)
         if isinstance(head, int):
-            data = self._get(key, 0, head)
+            data = self.get(key, 0, head)
             head = tasks_object.read_header(data, key)
             if isinstance(head, int):
                 raise DamagedObject(
@@ -232,7 +211,7 @@ class Session:
         stop = start + call.size
         if stop <= len(tasks.data):
             return tasks.data[start:stop]
-        data = self._get(batch.tasks_key, start, stop)
+        data = self.get(batch.tasks_key, start, stop)
         if len(data) < call.size:
             raise DamagedObject(
                 f"{batch.tasks_key} is truncated: the arguments of task {position} end at byte {stop}"
@@ -249,11 +228,9 @@ class Session:
         tasks = tasks or self.tasks(batch)
         key = batch.tasks_key
         start = tasks.body + tasks.header.arguments_size
-        if len(tasks.data) < _FIRST_READ:  # all of the object
-            data = tasks.data[start:]
-        else:
-            # From a byte before them, for there may be none, and nothing can be read from the end on.
-            data = self._get(key, start - 1)[1:]
+        whole = len(tasks.data) < _FIRST_READ
+        # Else from a byte before them: there may be none, and a read cannot begin at an object's end.
+        data = tasks.data[start:] if whole else self.get(key, start - 1)[1:]
         try:
             return decode_names(data, batch.size)
         except ValueError as error:
@@ -321,7 +298,7 @@ class Session:
                 return known
             return self._write(batch, edited, known.version)
 
-        return self._through_conflicts(once)
+        return self.through_conflicts(once)
 
     def change_once(
         self, batch: Batch, known: VersionedRecord, edit: Callable[[Record], Record]
@@ -360,7 +337,7 @@ class Session:
                 self._write(batch, record, None)
             except Conflict as conflict:
                 # Else a worker was faster, and began with the header.
-                self._get_refused(batch.record_key, conflict, 1)
+                self.get_refused(batch.record_key, conflict, 1)
 
         self.patiently(once)
         self.mark(batch, record)
@@ -412,15 +389,6 @@ class Session:
         )
         return encode_outcome(Outcome(failure=failure))
 
-    def live_log(self, batch: Batch, position: int, attempt: int) -> tuple[str, str]:
-        """What a task has printed by its worker's last heartbeat: stdout and stderr."""
-        try:
-            data = self._get(batch.live_log_key(position, attempt))
-        except ObjectNotFound:
-            return "", ""
-        log = codec.decode(data, LiveLog, batch.live_log_key(position, attempt))
-        return log.stdout, log.stderr
-
     # --- workers --------------------------------------------------------------------
 
     def beat(self, heartbeat: Heartbeat) -> None:
@@ -437,7 +405,7 @@ class Session:
         """What a worker last said of itself; None if it left. `folder` "ended" has those that left."""
         key = f"{folder}/{worker}"
         try:
-            return codec.decode(self._get(key), Heartbeat, key)
+            return codec.decode(self.get(key), Heartbeat, key)
         except ObjectNotFound:
             return None
 
@@ -454,142 +422,6 @@ class Session:
     def forget(self, worker: str) -> None:
         """Delete a worker's heartbeat and keep nothing: the session is being deleted."""
         self.store.delete([self.key(f"workers/{worker}")])
-
-    # --- bytes ----------------------------------------------------------------------
-
-    def key(self, name: str) -> str:
-        """The store's key of an object of this session."""
-        return self.prefix + name
-
-    def put_content(self, folder: str, data: bytes) -> str:
-        """Store bytes under their digest in `functions` or `modules`; returns the digest."""
-        digest = digest_of(data)
-        self._create_once(f"{folder}/{digest}", data)
-        return digest
-
-    def get_function(self, digest: str) -> bytes:
-        """The cargo of a callable.
-
-        Raises:
-            ObjectNotFound: it is gone.
-        """
-        return self._get(f"functions/{digest}")
-
-    def put_blob(self, digest: str, source: Path | memoryview) -> None:
-        """Store a blob under its digest, streaming, unless it is there already."""
-        self.patiently(lambda: self.store.upload(self.key(f"blobs/{digest}"), source))
-
-    def get_blob(self, digest: str, target: Path) -> None:
-        """Bring a blob into a file, streaming."""
-        self.store.download(self.key(f"blobs/{digest}"), target)
-
-    def put_pack(self, batch: Batch, nonce: str, data: bytes) -> None:
-        """Store what one write finishes and is too large for the record, under a fresh name."""
-        self._create_once(batch.pack_key(nonce), data)
-
-    def put_live_log(self, batch: Batch, position: int, attempt: int, text: LiveLog) -> None:
-        """Store what a running task has printed so far."""
-        self.store.put(self.key(batch.live_log_key(position, attempt)), codec.encode(text))
-
-    def get_piece(self, batch: Batch, piece: records.Piece) -> bytes:
-        """The bytes of a piece, from the record or from its pack.
-
-        Raises:
-            DamagedObject: the pack is gone or too short.
-        """
-        if not piece.pack:
-            return piece.inline
-        key = batch.pack_key(piece.pack)
-        try:
-            data = self._get(key, piece.start, piece.start + piece.size)
-        except ObjectNotFound as error:
-            raise DamagedObject(f"{key} is gone, and a result with it") from error
-        if len(data) < piece.size:
-            raise DamagedObject(
-                f"{key} is truncated: it ends before byte {piece.start + piece.size}"
-            )
-        return data
-
-    def list_all(self, prefix: str) -> tuple[list[ListedObject], float]:
-        """Every object below a prefix of the store, and the store's time."""
-        entries: list[ListedObject] = []
-        after = ""
-        while True:
-            page = self.store.list(prefix, after=after)
-            entries += page.entries
-            if not page.truncated:
-                return entries, page.now
-            after = page.entries[-1].key
-
-    def queue(self) -> QueueReader:
-        """A reader of the queue that knows nothing yet."""
-        return QueueReader(self.store, self.prefix)
-
-    def _create_once(self, key: str, data: bytes) -> None:
-        """Store what nobody else stores otherwise; what is there already is the same."""
-
-        def once() -> None:
-            try:
-                self.store.create(self.key(key), data)
-            except Conflict as conflict:
-                self._get_refused(key, conflict, 1)
-
-        self.patiently(once)
-
-    def _get_refused(self, key: str, conflict: Conflict, stop: int | None = None) -> bytes:
-        """What is there in place of what could not be created.
-
-        Raises:
-            StoreUnavailable: nothing is. S3 refuses so (409) while another request for the same key
-                is under way, perhaps an earlier try that fails.
-        """
-        try:
-            return self._get(key, 0, stop)
-        except ObjectNotFound:
-            raise StoreUnavailable(f"{key} was refused, though it is not there") from conflict
-
-    def _get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        got = self.store.get(self.key(key), start=start, stop=stop)
-        assert got is not None
-        return got.data
-
-    # --- patience -------------------------------------------------------------------
-
-    def patiently(self, once: Callable[[], T]) -> T:
-        """Make a call that may be repeated until the store gives a plain answer, for some five minutes."""
-        try:
-            return once()
-        except StoreUnavailable:
-            return self._retrying(StoreUnavailable)(once)
-
-    def _through_conflicts(self, once: Callable[[], T]) -> T:
-        """Repeat on conflicts too, with full jitter that grows with their number."""
-        try:
-            return once()
-        except (Conflict, StoreUnavailable):
-            return self._retrying(Conflict, StoreUnavailable)(once)
-
-    def _retrying(self, *kinds: type[Exception]) -> Retrying:
-        return Retrying(
-            retry=retry_if_exception_type(kinds),
-            wait=self._full_jitter,
-            stop=stop_after_attempt(_PATIENCE),
-            sleep=self._pause,
-            before_sleep=_note_retry,
-            reraise=True,
-        )
-
-    def _full_jitter(self, state: RetryCallState) -> float:
-        ceiling = min(_LONGEST_PAUSE, 0.02 * 2.0 ** min(state.attempt_number, 20))
-        return self.runtime.random.uniform(0, ceiling)
-
-    def _pause(self, seconds: float) -> None:
-        self.runtime.signal().wait(seconds)
-
-
-def _note_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.debug("try %d: %s", state.attempt_number, error)
 
 
 def damage(error: Exception) -> bytes:

@@ -1,4 +1,4 @@
-"""code_source"""
+"""Pickles code objects with the file and the lines that they came from, for tracebacks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from starburst_executor.environment.source_lines import show_lines
+from starburst_executor.serialization.remote import restore_code
 
-__all__ = ["reduce_code", "restore_code", "show_sources"]
+__all__ = ["reduce_code"]
 
 
 # cloudpickle hides the file name, so that equal functions of two files are equal bytes.
@@ -22,8 +22,6 @@ _FILENAME = _reduce((lambda: 0).__code__)[1].index("<dynamic-code>")
 
 # As they were when a function was first sent: its file may be edited later.
 _lines: weakref.WeakKeyDictionary[types.CodeType, list[str]] = weakref.WeakKeyDictionary()
-
-_showing = False
 
 
 def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
@@ -50,25 +48,3 @@ def _line_numbers(code: types.CodeType) -> Iterator[int]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _line_numbers(constant)
-
-
-def show_sources() -> None:
-    """Let `linecache` know the lines of what is unpickled from now on.
-
-    Not for a client, which knows the lines of its own code better.
-    """
-    global _showing
-    _showing = True
-
-
-def restore_code(parts: tuple[Any, ...], source: str) -> types.CodeType:
-    """The code object that was pickled."""
-    code = types.CodeType(*parts)
-    if _showing:
-        before = code.co_firstlineno - 1
-        known = linecache.getlines(code.co_filename)[:before]
-        known += ["\n"] * (before - len(known))
-        lines = source.splitlines(keepends=True)
-        after = linecache.getlines(code.co_filename)[before + len(lines) :]
-        show_lines(code.co_filename, [*known, *lines, *after])
-    return code

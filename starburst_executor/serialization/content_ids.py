@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-__all__ = ["class_content", "code_content", "inner_functions", "is_code", "summary"]
+__all__ = ["class_content", "code_content", "code_names", "inner_functions", "is_code", "summary"]
 
 _codes: weakref.WeakKeyDictionary[types.CodeType, str] = weakref.WeakKeyDictionary()
 
@@ -104,6 +104,14 @@ def inner_functions(value: object) -> Iterator[types.FunctionType]:
         yield from inner_functions(value.func)
     elif isinstance(value, functools._lru_cache_wrapper):  # noqa: SLF001  has no public name
         yield from inner_functions(value.__wrapped__)
+
+
+def code_names(code: types.CodeType) -> Iterator[str]:
+    """The global names that code may mention, and attributes that it does."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from code_names(constant)
 
 
 def is_code(value: object) -> bool:

@@ -28,6 +28,7 @@ import msgspec
 from msgspec.structs import replace
 
 from starburst_executor.errors import RemoteError
+from starburst_executor.serialization.remote import OtherException
 
 __all__ = [
     "Pack",
@@ -66,18 +67,6 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hides: bool = False  # __suppress_context__
     message: str = ""  # of a group
     members: tuple[int, ...] = ()  # of a group
-
-
-class _Other:
-    """Stands in an argument or attribute for another exception of the same list."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __reduce__(self) -> tuple[type[_Other], tuple[int]]:
-        return _Other, (self.index,)
 
 
 class _Absent:
@@ -228,7 +217,7 @@ class _Apart:
     def _lowered(self, value: Any, depth: int) -> Any:
         """The value, with exceptions in it replaced by their indices."""
         if isinstance(value, BaseException):
-            return _Other(self._index(value))
+            return OtherException(self._index(value))
         return _mapped(self._lowered, value, depth)
 
     def otherwise(self, i: int, part: Part, twin: BaseException) -> Part:
@@ -416,7 +405,7 @@ class _Together:
 
     def _raised(self, value: Any, depth: int) -> Any:
         """The value, with indices in it replaced by the exceptions that they stand for."""
-        if isinstance(value, _Other):
+        if isinstance(value, OtherException):
             return self._made[value.index]
         return _mapped(self._raised, value, depth)
 

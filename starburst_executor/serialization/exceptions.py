@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+import starburst_executor
 from starburst_executor.errors import (
     DamagedObject,
     InitializerFailed,
@@ -74,7 +75,7 @@ def _exception_cargo(exc: BaseException, keep: Keep) -> bytes:
     return cargo
 
 
-_OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"  # this package's code, above that of the user
+_OWN_FOLDER = f"{Path(starburst_executor.__file__).parent}{os.sep}"  # this package's code, above that of the user
 
 
 def _traceback(exc: BaseException) -> str:
@@ -146,8 +147,24 @@ def _raised(failure: Failure, fetch: Fetch, context: str) -> BaseException:
 def _restored(cargo: bytes, fetch: Fetch) -> BaseException:
     stream, _ = parse(cargo)
     data = stream if isinstance(stream, bytes) else fetched(stream, fetch)
+    if data[:1] == pickle.PROTO:
+        return _restored_whole(cargo, fetch)
     parts = _exception_parts.decode(data)
     return put_together(parts, lambda cargo: loads(cargo, fetch, "exception"))
+
+
+def _restored_whole(cargo: bytes, fetch: Fetch) -> BaseException:
+    """An exception as sessions have it that were made before exceptions were taken apart."""
+    exc, links = loads(cargo, fetch, "exception")
+    for e, cause, context, hides, notes in links:
+        _set(e, "__cause__", cause)
+        _set(e, "__context__", context)
+        _set(e, "__suppress_context__", hides)
+        if notes is not None:
+            _set(e, "__notes__", notes)
+    if not isinstance(exc, BaseException):
+        raise TypeError(f"{type_name(type(exc))} is no exception")
+    return exc
 
 
 def _shown(exc: BaseException, failure: Failure, note: str = "") -> BaseException:

@@ -23,11 +23,11 @@ from starburst_executor.environment import shipped_modules
 from starburst_executor.nesting import importing_for_task
 from starburst_executor.protocol import origin
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
-from starburst_executor.serialization.code_source import show_sources
 from starburst_executor.serialization.exceptions import describe
 from starburst_executor.serialization.mp_main import new_main
 from starburst_executor.serialization.namespace import Capture, Home
 from starburst_executor.serialization.pickling import dumps, loads, unpack_call
+from starburst_executor.serialization.remote import show_sources
 from starburst_executor.worker.ipc import (
     ENCODER,
     MESSAGE_MAX,

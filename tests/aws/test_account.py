@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from starburst_executor.aws import account, prices
 from starburst_executor.aws.account import Credentials, find_credentials, identity
 from starburst_executor.aws.deployment import policy
-from starburst_executor.cli import Exit, main
+from starburst_executor.cli.exits import Exit
+from starburst_executor.cli.main import main
 from starburst_executor.costs import prices as table
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.protocol.worker_spec import WorkerSpec

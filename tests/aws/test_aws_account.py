@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 from tests.support.sessions import live_workers
 from tests.support.tasks import until
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from botocore.exceptions import ParamValidationError
 
-from starburst_executor.aws import make_client
+from starburst_executor.aws.clients import make_client
 from starburst_executor.aws.deployment import policy
 from starburst_executor.aws.deployment.stack import template
 from tests.conftest import WHY_PARTIAL

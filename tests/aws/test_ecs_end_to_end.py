@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.cli import Exit, main
+from starburst_executor.cli.exits import Exit
+from starburst_executor.cli.main import main
 from starburst_executor.config import Deployment
 from starburst_executor.errors import ExecutorBroken, LaunchFailed
 from tests.emulators.ecs_server import EcsServer, configure, ecs_server

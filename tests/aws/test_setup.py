@@ -26,7 +26,8 @@ from starburst_executor.aws.deployment.stack import (
     put_stack,
     template,
 )
-from starburst_executor.cli import Exit, main
+from starburst_executor.cli.exits import Exit
+from starburst_executor.cli.main import main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import SystemRuntime
 from tests.support import servers

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.aws.ecs.logs import WorkerLogs, stream_of
-from starburst_executor.cli import Exit, main
+from starburst_executor.cli.exits import Exit
+from starburst_executor.cli.main import main
 from starburst_executor.errors import AccountDenied, AccountError
 from tests.emulators.ecs_server import EcsServer, configure, ecs_server
 from tests.support.scripted import Scripted

@@ -21,8 +21,9 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor
-from starburst_executor.cli import _VERBS, Exit, main
+from starburst_executor.cli.exits import Exit
 from starburst_executor.cli.logs import added
+from starburst_executor.cli.main import _VERBS, main
 from starburst_executor.client.codec import python_version
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
@@ -251,7 +252,7 @@ def test_every_reading_verb_takes_json(verb: str) -> None:
 
 def test_help_loads_neither_boto3_nor_the_executor_nor_rich() -> None:
     program = (
-        "import sys; from starburst_executor.cli import main\n"
+        "import sys; from starburst_executor.cli.main import main\n"
         "main(['--help'], standalone_mode=False)\n"
         "heavy = {'boto3', 'botocore', 'rich', 'cloudpickle', 'starburst_executor.executor'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
@@ -264,7 +265,7 @@ def test_help_loads_neither_boto3_nor_the_executor_nor_rich() -> None:
 
 def test_reading_a_directory_does_not_load_boto3(finished: Finished) -> None:
     program = (
-        "import sys; from starburst_executor.cli import main\n"
+        "import sys; from starburst_executor.cli.main import main\n"
         "main(sys.argv[1:], standalone_mode=False)\n"
         "print('boto3' in sys.modules, file=sys.stderr)"
     )

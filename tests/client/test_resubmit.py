@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from starburst_executor import Intervals, StarburstExecutor
-from starburst_executor.cli import Exit, main
+from starburst_executor.cli.exits import Exit
+from starburst_executor.cli.main import main
 from starburst_executor.client.outcomes import TaskOutcome
 from starburst_executor.client.resubmit import Retries, healed
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor, list_sessions
 from starburst_executor.aws import prices
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 from starburst_executor.client.codec import python_version
 from starburst_executor.coordination.recovery import Recovery
 from starburst_executor.costs import estimate

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from starburst_executor import SessionNotFound, StarburstExecutor
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 from starburst_executor.inspection.report import page
 from starburst_executor.inspection.report.charts import charts, chosen_tasks
 from starburst_executor.inspection.report.page import headline

@@ -505,7 +505,7 @@ def test_the_terminal_is_given_back_however_the_program_ends(directory_url: str,
     assert "value 4" in screen.lines
 
 
-_COMMAND = "from starburst_executor.cli import main; main()"
+_COMMAND = "from starburst_executor.cli.main import main; main()"
 
 
 def test_the_command_line_watches_live_on_a_terminal_and_ends_with_the_status(

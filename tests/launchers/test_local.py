@@ -20,9 +20,10 @@ import msgspec
 import pytest
 
 import starburst_executor
+from starburst_executor.config import data_home
 from starburst_executor.errors import StarburstError
 from starburst_executor.launchers.base import open_launcher
-from starburst_executor.launchers.local import LocalLauncher, data_home, hold_lock
+from starburst_executor.launchers.local import LocalLauncher, hold_lock
 from starburst_executor.protocol.worker_spec import WorkerSpec, memory_mib
 from starburst_executor.runtime import Signal, SystemRuntime
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from starburst_executor import Intervals, StarburstExecutor
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import (

@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from botocore.exceptions import ClientError
-from msgspec.structs import replace
 
 from starburst_executor.aws.account import Clients, account_id, asking
 from starburst_executor.aws.deployment.removal import Owner, remove_capacity
 from starburst_executor.aws.deployment.setup import bucket_name
 from starburst_executor.aws.deployment.stack import Say, Stack, delete_stack
-from starburst_executor.errors import AccountError, SessionNotFound
-from starburst_executor.inspection.status import SessionSummary, list_summaries
-from starburst_executor.protocol.manifest import SessionState
-from starburst_executor.protocol.session import Session
+from starburst_executor.errors import AccountError
 from starburst_executor.runtime import Runtime
-from starburst_executor.storage.base import Store
 
-__all__ = ["teardown", "terminate_sessions", "unfinished_sessions"]
+__all__ = ["teardown"]
 
 _FAMILY = re.compile(r".*:task-definition/starburst-[0-9a-f]{16}:\d+")
 _STORE_TAG = "starburst-executor:store"
 _LOOK_SECONDS = 3.0
 _STOP_SECONDS = 240.0  # a worker has 120 s to hand back
-
-
-def unfinished_sessions(store: Store) -> list[SessionSummary]:
-    """Sessions of a store with unfinished tasks that have not been terminated."""
-    return [
-        summary
-        for summary in list_summaries(store)
-        if summary.pending + summary.running and summary.state != str(SessionState.TERMINATED)
-    ]
-
-
-def terminate_sessions(store: Store, sessions: Iterable[SessionSummary], runtime: Runtime) -> None:
-    """Mark sessions terminated, so that neither clients nor workers start more workers."""
-    for summary in sessions:
-        session = Session(store, summary.session_id, runtime)
-        try:
-            session.amend(lambda m: replace(m, state=SessionState.TERMINATED))
-        except SessionNotFound:  # its own client was faster
-            continue
 
 
 def teardown(

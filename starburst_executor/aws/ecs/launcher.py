@@ -28,8 +28,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from starburst_executor.aws import make_client
 from starburst_executor.aws.account import Clients, Vcpus, date_of, fargate_vcpus
+from starburst_executor.aws.clients import make_client
 from starburst_executor.aws.ecs.api import EcsApi
 from starburst_executor.aws.ecs.diagnosis import Stop
 from starburst_executor.aws.ecs.metadata import definition_of_task

@@ -1,0 +1,144 @@
+"""The objects of a session as bytes under keys, written and read until the store has answered.
+
+`session` knows what they mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starburst_executor.errors import (
+    Conflict,
+    DamagedObject,
+    ObjectNotFound,
+    StoreUnavailable,
+)
+from starburst_executor.protocol import codec, records
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.manifest import LiveLog
+from starburst_executor.protocol.patience import Patience
+from starburst_executor.protocol.payload import digest_of
+from starburst_executor.runtime import Runtime
+from starburst_executor.storage.base import ListedObject, Store
+from starburst_executor.storage.url import join_url
+
+__all__ = ["SessionObjects"]
+
+
+class SessionObjects(Patience):
+    """One session's objects.
+
+    Args:
+        store: Where it is.
+        session_id: Its id.
+        runtime: Time, waiting and randomness.
+    """
+
+    def __init__(self, store: Store, session_id: str, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self.store = store
+        self.id = session_id
+        self.prefix = f"sessions/{session_id}/"
+        self.url = join_url(store.url, self.prefix.rstrip("/"))
+
+    def key(self, name: str) -> str:
+        """The store's key of an object of this session."""
+        return self.prefix + name
+
+    def put_content(self, folder: str, data: bytes) -> str:
+        """Store bytes under their digest in `functions` or `modules`; returns the digest."""
+        digest = digest_of(data)
+        self.create_once(f"{folder}/{digest}", data)
+        return digest
+
+    def get_function(self, digest: str) -> bytes:
+        """The cargo of a callable.
+
+        Raises:
+            ObjectNotFound: it is gone.
+        """
+        return self.get(f"functions/{digest}")
+
+    def put_blob(self, digest: str, source: Path | memoryview) -> None:
+        """Store a blob under its digest, streaming, unless it is there already."""
+        self.patiently(lambda: self.store.upload(self.key(f"blobs/{digest}"), source))
+
+    def get_blob(self, digest: str, target: Path) -> None:
+        """Bring a blob into a file, streaming."""
+        self.store.download(self.key(f"blobs/{digest}"), target)
+
+    def put_pack(self, batch: Batch, nonce: str, data: bytes) -> None:
+        """Store what one write finishes and is too large for the record, under a fresh name."""
+        self.create_once(batch.pack_key(nonce), data)
+
+    def put_live_log(self, batch: Batch, position: int, attempt: int, text: LiveLog) -> None:
+        """Store what a running task has printed so far."""
+        self.store.put(self.key(batch.live_log_key(position, attempt)), codec.encode(text))
+
+    def get_piece(self, batch: Batch, piece: records.Piece) -> bytes:
+        """The bytes of a piece, from the record or from its pack.
+
+        Raises:
+            DamagedObject: the pack is gone or too short.
+        """
+        if not piece.pack:
+            return piece.inline
+        key = batch.pack_key(piece.pack)
+        try:
+            data = self.get(key, piece.start, piece.start + piece.size)
+        except ObjectNotFound as error:
+            raise DamagedObject(f"{key} is gone, and a result with it") from error
+        if len(data) < piece.size:
+            raise DamagedObject(
+                f"{key} is truncated: it ends before byte {piece.start + piece.size}"
+            )
+        return data
+
+    def list_all(self, prefix: str) -> tuple[list[ListedObject], float]:
+        """Every object below a prefix of the store, and the store's time."""
+        entries: list[ListedObject] = []
+        after = ""
+        while True:
+            page = self.store.list(prefix, after=after)
+            entries += page.entries
+            if not page.truncated:
+                return entries, page.now
+            after = page.entries[-1].key
+
+    def create_once(self, key: str, data: bytes) -> None:
+        """Store what nobody else stores otherwise; what is there already is the same."""
+
+        def once() -> None:
+            try:
+                self.store.create(self.key(key), data)
+            except Conflict as conflict:
+                self.get_refused(key, conflict, 1)
+
+        self.patiently(once)
+
+    def get_refused(self, key: str, conflict: Conflict, stop: int | None = None) -> bytes:
+        """What is there in place of what could not be created.
+
+        Raises:
+            StoreUnavailable: nothing is. S3 refuses so (409) while another request for the same key
+                is under way, perhaps an earlier try that fails.
+        """
+        try:
+            return self.get(key, 0, stop)
+        except ObjectNotFound:
+            raise StoreUnavailable(f"{key} was refused, though it is not there") from conflict
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes of an object from `start` on, up to `stop`."""
+        got = self.store.get(self.key(key), start=start, stop=stop)
+        assert got is not None
+        return got.data
+
+    def live_log(self, batch: Batch, position: int, attempt: int) -> tuple[str, str]:
+        """What a task has printed by its worker's last heartbeat: stdout and stderr."""
+        try:
+            data = self.get(batch.live_log_key(position, attempt))
+        except ObjectNotFound:
+            return "", ""
+        log = codec.decode(data, LiveLog, batch.live_log_key(position, attempt))
+        return log.stdout, log.stderr
