@@ -35,10 +35,10 @@ __all__ = [
     "SessionStatus",
     "SessionSummary",
     "ids_like",
+    "list_summaries",
+    "read_status",
     "resolve",
     "session_ids",
-    "read_status",
-    "list_summaries",
 ]
 
 log = logging.getLogger(__name__)

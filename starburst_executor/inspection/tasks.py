@@ -37,8 +37,8 @@ __all__ = [
     "group_errors",
     "history",
     "idle_seconds",
-    "read_output",
     "read_again",
+    "read_output",
     "view",
     "views",
 ]

@@ -25,7 +25,7 @@ from starburst_executor.protocol.keys import Batch, before, lane_prefix
 from starburst_executor.protocol.manifest import Lane
 from starburst_executor.storage.base import ListedObject, ListingPage, Store
 
-__all__ = ["QueueReader", "BatchListing", "Totals"]
+__all__ = ["BatchListing", "QueueReader", "Totals"]
 
 PAGE = 1000
 

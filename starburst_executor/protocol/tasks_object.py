@@ -12,10 +12,10 @@ from starburst_executor.protocol.records import Record
 from starburst_executor.protocol.task_names import NO_NAME, Name, encode_names
 
 __all__ = [
-    "Call",
-    "Header",
     "MAX_BATCH_BYTES",
     "MAX_BATCH_TASKS",
+    "Call",
+    "Header",
     "Queued",
     "encode_tasks",
     "read_header",
