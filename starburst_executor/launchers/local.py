@@ -361,8 +361,8 @@ def _send(lock: Path, number: signal.Signals) -> bool:
 def _unkillable(locks: Sequence[Path]) -> str:
     names = ", ".join(f"{lock.name} (pid {_pid_of(lock) or 'not known'})" for lock in locks)
     return (
-        f"{len(locks)} workers are still alive {_KILL_SECONDS:.0f} s after SIGKILL: {names}. Either "
-        "the kernel is waiting for a disk or device on their behalf, or they run on another "
+        f"{len(locks)} workers are still alive {_KILL_SECONDS:.0f} s after SIGKILL: {names}. "
+        "Either the kernel is waiting for a disk or device on their behalf, or they run on another "
         "machine that shares this folder, or a process that they forked holds their lock. Find "
         f"the process that has the files in {locks[0].parent} open, and end it there."
     )
@@ -384,7 +384,7 @@ def _log_of(lock: Path) -> Path:
 
 def _worker_environment(fd: int) -> dict[str, str]:
     environment = {**os.environ, _LOCK_FD: str(fd)}
-    source = Path(__file__).resolve().parent.parent
+    source = Path(__file__).resolve().parents[2]
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
     # Never for an installed package: all of site-packages would then precede the standard library.
     if source not in installed:

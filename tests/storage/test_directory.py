@@ -289,7 +289,7 @@ def test_a_directory_one_may_not_write_is_denied_by_name(store: DirectoryStore, 
         (errno.EROFS, StoreDenied, "owner and mode"),
         (errno.ENOSPC, StoreUnavailable, "Free up space"),
         (errno.EDQUOT, StoreUnavailable, "Free up space"),
-        (errno.EIO, StoreUnavailable, "away"),
+        (errno.EIO, StoreUnavailable, "temporarily unavailable"),
         (errno.ENAMETOOLONG, StoreError, "/a/key"),
     ],
 )
