@@ -29,7 +29,7 @@ BROKEN = "broken"
 class SessionState(StrEnum):
     """The life of a session.
 
-    `open` takes work; `closed` was shut down and kept; `terminated` was stopped or is being deleted.
+    `open` takes work; `closed` was shut down and kept; `terminated` was stopped or is deleted.
     """
 
     OPEN = "open"
