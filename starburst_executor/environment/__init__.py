@@ -1,10 +1,10 @@
 """The caller's installed packages, captured here and installed again by the workers.
 
 capture      what is installed here, and where it came from          -> Lock, with a digest
-wheels       what no index has (checkouts, local files) is built     -> wheels, kept by their source
-resolve      versions for another platform, or for asked changes; what has no distribution is named
-shelf        lock and wheels in the store, below environments/<digest>, shared by sessions
-`bootstrap`  on the worker: unpacks what another has packed, else installs; then `python -m` this packs it
+wheels       builds what no index has (checkouts, local files)       -> wheels, kept by their source
+resolve      versions for another platform, or for requested changes; names what has no distribution
+repository   lock and wheels in the store, below environments/<digest>, shared by sessions
+`bootstrap`  on the worker: unpacks another's pack, or installs and runs `python -m` this to pack it
 """
 
 from __future__ import annotations

@@ -496,8 +496,10 @@ def _parts(trace: Trace, axis: _TimeAxis) -> Iterator[Spec]:
             "how": "waiting",
             "ran": "-",
         }
-        yield {**shared, "a": axis.at(run.claimed), "b": axis.at(began), "how": "claimed", "ran": "-",
-               "waited": duration(max(0.0, began - run.since))}  # fmt: skip
+        yield {
+            **shared, "a": axis.at(run.claimed), "b": axis.at(began), "how": "claimed",
+            "ran": "-", "waited": duration(max(0.0, began - run.since)),
+        }  # fmt: skip
         if run.started:
             yield shared
     since = trace.runs[-1].ended if trace.runs else trace.stored
