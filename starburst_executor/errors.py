@@ -2,34 +2,34 @@
 
     StarburstError
     ├── SessionError
-    │   ├── SessionNotFound            no such session in the store that was looked in
-    │   ├── SessionDetached            this object let go of the session
-    │   └── SessionTerminated          the session was ended while it was in use
+    │   ├── SessionNotFound            the store has no such session
+    │   ├── SessionDetached            this executor was detached
+    │   └── SessionTerminated          the session was terminated while in use
     ├── VersionMismatch                pickles of another Python minor version
     ├── SerializationError             (also TypeError) something cannot be pickled
     ├── StoreError
     │   ├── ObjectNotFound             no object under that key
     │   ├── Conflict                   a conditional write lost: read back and decide
-    │   ├── StoreUnavailable           no plain answer; a write may have taken effect
+    │   ├── StoreUnavailable           no definite answer; a write may have taken effect
     │   ├── StoreDenied                credentials or permissions
-    │   ├── StoreMissing               the bucket or directory is not there
+    │   ├── StoreMissing               the bucket or directory does not exist
     │   ├── StoreNotConditional        the store ignores conditions on writes
-    │   └── DamagedObject              an object that cannot be read
+    │   └── DamagedObject              a stored object cannot be read
     │       └── NewerSchema            written by a newer version of this package
-    ├── ConfigError                    (also ValueError) a setting, or the file of settings
+    ├── ConfigError                    (also ValueError) a setting, or the configuration file
     ├── AccountError                   an AWS service other than the store refused or did not answer
     │   └── AccountDenied              (also PermissionError) credentials or permissions
-    ├── NestingError                   (also RuntimeError) an executor inside too many others, or while importing
-    ├── PackageError                   a package of this machine cannot be brought to the workers
+    ├── NestingError                   (also RuntimeError) nested too deep, or created by an import
+    ├── PackageError                   a local package cannot be provided to the workers
     ├── TaskTimeout                    (also TimeoutError) over `task_timeout`
-    ├── RemoteError                    a remote exception that could not be brought back as itself
+    ├── RemoteError                    stands in for a remote exception that cannot be rebuilt
     └── ExecutorBroken                 (also BrokenExecutor)
-        ├── WorkerLost                 the worker died, `max_attempts` times, with the task running
-        ├── TaskCrashed                the task's own process died under it
-        ├── LaunchFailed               no worker can be started until something is mended
+        ├── WorkerLost                 the worker died with the task running, `max_attempts` times
+        ├── TaskCrashed                the process running the task died
+        ├── LaunchFailed               no worker can be started until something is fixed
         └── InitializerFailed          `initializer` raised in a worker
 
-A user's own exception comes back as itself, with `RemoteTraceback` as its cause.
+Exceptions that tasks raise come back as themselves, with `RemoteTraceback` as their cause.
 """
 
 from __future__ import annotations
@@ -70,19 +70,19 @@ __all__ = [
 
 
 class StarburstError(Exception):
-    """Base of all errors of this package: `except StarburstError` catches each of them."""
+    """Base of all errors of this package: `except StarburstError` catches them all."""
 
 
 class SessionError(StarburstError):
-    """Something about a session as a whole."""
+    """An error that concerns a session as a whole."""
 
 
 class SessionNotFound(SessionError, LookupError):
-    """No session of that id is in the store; the message names the store and region looked in."""
+    """The store has no session with that id; the message names the store and region searched."""
 
 
 class SessionDetached(SessionError):
-    """This executor was detached: its session goes on, but not through this object."""
+    """This executor was detached: its session carries on, but not through this executor."""
 
 
 class SessionTerminated(SessionError):
@@ -90,7 +90,7 @@ class SessionTerminated(SessionError):
 
 
 class VersionMismatch(StarburstError):
-    """Pickles of one Python minor version cannot be used in another; the message names both."""
+    """Pickles from one Python minor version cannot be used in another; the message names both."""
 
 
 class SerializationError(StarburstError, TypeError):
@@ -98,7 +98,7 @@ class SerializationError(StarburstError, TypeError):
 
 
 class StoreError(StarburstError):
-    """Something about the store."""
+    """An error from the store."""
 
 
 class ObjectNotFound(StoreError, LookupError):
@@ -106,18 +106,18 @@ class ObjectNotFound(StoreError, LookupError):
 
 
 class Conflict(StoreError):
-    """A conditional write was refused, perhaps by an earlier try of itself: read back and decide."""
+    """A conditional write was refused, perhaps due to its own earlier try: read back and decide."""
 
 
 class StoreUnavailable(StoreError):
-    """The store gave no plain answer (5xx, time-out, connection lost).
+    """The store gave no definite answer (5xx, timeout, connection lost).
 
-    A write that ends so may or may not have taken effect, now or a little later.
+    A write that ends this way may or may not have taken effect, now or a little later.
     """
 
 
 class StoreDenied(StoreError, PermissionError):
-    """The store refused for want of credentials or of a permission; the message names it."""
+    """The store refused: credentials or a permission are missing. The message names which."""
 
 
 class StoreMissing(StoreError):
@@ -137,7 +137,7 @@ class NewerSchema(DamagedObject):
 
 
 class ConfigError(StarburstError, ValueError):
-    """A setting is wrong or lacking; the message names it, where it came from and what would be right."""
+    """A setting is wrong or missing; the message names it, its source, and what would be right."""
 
 
 class AccountError(StarburstError):
@@ -145,15 +145,15 @@ class AccountError(StarburstError):
 
 
 class AccountDenied(AccountError, PermissionError):
-    """AWS refused for want of credentials or of a permission; the message names it."""
+    """AWS refused: credentials or a permission are missing. The message names which."""
 
 
 class NestingError(StarburstError, RuntimeError):
-    """An executor may not be made here: inside too many others, or while a worker imports for a task."""
+    """No executor may be created here: nested too deep, or while a worker imports for a task."""
 
 
 class PackageError(StarburstError):
-    """A package that is installed here, or was asked for, cannot be brought to the workers."""
+    """A package that is installed here, or was requested, cannot be provided to the workers."""
 
 
 class TaskTimeout(StarburstError, TimeoutError):
@@ -161,31 +161,37 @@ class TaskTimeout(StarburstError, TimeoutError):
 
 
 class RemoteError(StarburstError):
-    """Stands for a remote exception whose class cannot be had here; carries its name, text and traceback."""
+    """Stands in for a remote exception whose class is unavailable here.
+
+    Carries its name, text and traceback.
+    """
 
 
 class ExecutorBroken(StarburstError, BrokenExecutor):
-    """Something around the task broke, as opposed to the task raising."""
+    """Something around the task broke; the task itself did not raise."""
 
 
 class WorkerLost(ExecutorBroken):
-    """The worker that ran the task died or vanished, as often as `max_attempts` allows."""
+    """The worker that ran the task died or vanished, `max_attempts` times."""
 
 
 class TaskCrashed(ExecutorBroken):
-    """The process that ran the task died: the message has its exit code or signal, and its stderr's tail."""
+    """The process that ran the task died.
+
+    The message has its exit code or signal, and the tail of its stderr.
+    """
 
 
 class LaunchFailed(ExecutorBroken):
-    """No worker can be started, now or later, until something is mended; the message says what."""
+    """No worker can be started, now or later, until something is fixed; the message says what."""
 
 
 class InitializerFailed(ExecutorBroken):
-    """The `initializer` raised in a worker, so that no task can run there."""
+    """The `initializer` raised in a worker, so no task can run there."""
 
 
 class RemoteTraceback(Exception):
-    """The traceback of a remote exception, as text; set as the exception's `__cause__`.
+    """The traceback of a remote exception as text, set as the exception's `__cause__`.
 
     Not a `StarburstError`: it is never raised, only shown.
     """

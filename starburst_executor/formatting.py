@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["dollars", "duration"]
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `0.03 ms`, `12.4 s`, `3:05`, `2:03:05`, `4 d 02:03:05`."""
+    """Seconds for people: `0.03 ms`, `12.4 s`, `3:05`, `2:03:05`, `4 d 02:03:05`."""
     if seconds < 59.95:
         return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
     minutes, second = divmod(round(seconds), 60)
@@ -23,7 +18,7 @@ def duration(seconds: float) -> str:
 
 
 def dollars(amount: float) -> str:
-    """Dollars as people say them: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
+    """Dollars for people: `$12.40`, `$0.031`, `$0.00012`, `$0`."""
     if amount >= 0.995:
         return f"${amount:,.2f}"
     if amount >= 0.1:

@@ -1,7 +1,7 @@
-"""The joblib backend "starburst": whatever runs on joblib, scikit-learn for one, runs on workers of a session.
+"""The joblib backend "starburst": runs whatever uses joblib, such as scikit-learn, on a session.
 
-joblib finds backends in a table of its own and knows no entry points, so importing this module is what
-enters it there:
+joblib looks up backends in its own registry, so this module registers one when it is imported:
+
 
     import joblib
     import starburst_executor.joblib_backend
@@ -9,16 +9,16 @@ enters it there:
     with joblib.parallel_config(backend="starburst", n_jobs=8, store="s3://bucket/prefix"):
         GridSearchCV(estimator, grid).fit(X, y)
 
-`n_jobs` is how many calls run at once, -1 for all CPUs of this machine or, if it is given, for
-`max_workers`. As with every backend, one job runs in this process, without any worker. Further
+`n_jobs` is how many calls run at once; -1 means `max_workers` if given, or all CPUs of this
+machine. As with every backend, a single job runs in this process, without any worker. All other
 keywords are those of `StarburstExecutor`.
 
-All calls of a `parallel_config` block share one session. The session is made by the first and is
-removed, in the background, when the block is left and no generator of results is in use any more.
+All calls of a `parallel_config` block share one session. The first call creates it. It is removed,
+in the background, when the block is left and no generator of results is in use any more.
 
-    joblib.Parallel                          this module                          workers
-      cuts calls into batches  -- submit -->   StarburstExecutor.submit   --->      run a batch, time it
-      hands out results        <- callback --  the future has ended       <---
+    joblib.Parallel                          this module                      workers
+      cuts calls into batches  -- submit -->   StarburstExecutor.submit  -->    run a batch, time it
+      hands out results        <- callback --  the future has ended      <--
 """
 
 from __future__ import annotations
@@ -61,23 +61,23 @@ _JOBLIBS_OWN = frozenset(
         "temp_folder",
         "verbose",
     }
-)  # keywords that joblib hands to every backend; here large arrays are stored once anyhow
+)  # keywords that joblib passes to every backend; here large arrays are stored once anyway
 
 Timed = tuple[float, list[Any]]
 """Seconds that a batch ran, and the results of its calls."""
 
 
 class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """What joblib makes of `backend="starburst"`.
+    """What joblib creates for `backend="starburst"`.
 
-    Batches grow until one runs for `MIN_IDEAL_BATCH_DURATION` seconds. That is measured on the worker:
-    the way there and back, or the start of the first worker, says nothing about the calls.
+    Batches grow until one runs for `MIN_IDEAL_BATCH_DURATION` seconds. The worker measures that:
+    the round trip, or the start of the first worker, says nothing about the calls.
 
     Args:
         nesting_level: Set by joblib.
         inner_max_num_threads: Set by joblib: threads that BLAS, OpenMP and the like may use in each
-            process that runs calls. Default on this machine: its CPUs shared among the jobs;
-            elsewhere, no limit.
+            process that runs calls. Defaults to this machine's CPUs divided among the jobs;
+            elsewhere, to no limit.
         **options: Keyword arguments of `StarburstExecutor`.
 
     Raises:
@@ -87,7 +87,7 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
     MIN_IDEAL_BATCH_DURATION = 0.5
     MAX_IDEAL_BATCH_DURATION = 5
 
-    supports_retrieve_callback = True  # and with it time-outs and generators
+    supports_retrieve_callback = True  # and with it timeouts and generators
     supports_inner_max_num_threads = True
     default_n_jobs = -1
 
@@ -104,12 +104,12 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         self._workers = 0
         self._calls = 0
         self._lock = threading.Lock()
-        self._waiting: dict[Future[Timed], Any] = {}  # to the `Parallel` that waits
+        self._waiting: dict[Future[Timed], Any] = {}  # -> the `Parallel` that waits for it
 
     # --- before and after a call of `Parallel` ---------------------------------------
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """How many jobs run at once: `n_jobs`, or counted down from all if it is negative."""
+        """How many jobs run at once: `n_jobs`, or if negative, counted down from all."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         count = self.default_n_jobs if n_jobs is None else n_jobs
@@ -118,12 +118,12 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         return max(self._all_jobs() + 1 + count, 1)
 
     def configure(self, n_jobs: int = 1, *, parallel: Any, **options: Any) -> int:
-        """Have a session with workers for `n_jobs`, and return their number.
+        """Ensure a session with workers for `n_jobs`, and return the number of jobs.
 
         Args:
             n_jobs: As given to `Parallel`.
             parallel: The caller.
-            **options: Keyword arguments given to `Parallel`, among them those of the executor.
+            **options: Keyword arguments given to `Parallel`, including the executor's.
 
         Raises:
             ValueError, TypeError, StoreError: as by `StarburstExecutor`.
@@ -135,7 +135,7 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
             if jobs == 1:
                 raise FallbackToBackend(SequentialBackend(self.nesting_level))
             self._have_workers(jobs)
-        # Not the object itself: it holds this backend, and the session ends with the last of both.
+        # A proxy: `parallel` holds this backend, and the session ends once both are gone.
         self.parallel = weakref.proxy(parallel)
         return jobs
 
@@ -144,7 +144,7 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         self._calls += 1
 
     def terminate(self) -> None:
-        """Forget what was learnt about the calls; the session stays, for the next `Parallel`."""
+        """Forget what was learned about the calls; the session stays for the next `Parallel`."""
         self.reset_batch_stats()
 
     def _all_jobs(self) -> int:
@@ -161,8 +161,8 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         late = [k for k in own if self._options.get(k) != own[k]]
         if late:
             raise ValueError(
-                f"{', '.join(late)} given to Parallel, but session {self._executor.session_id} of this "
-                "block is there already; give it to parallel_config"
+                f"{', '.join(late)} given to Parallel, but this block already has session "
+                f"{self._executor.session_id}; give it to parallel_config"
             )
 
     def _have_workers(self, jobs: int) -> None:
@@ -194,7 +194,7 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
     # --- during a call --------------------------------------------------------------
 
     def submit(self, func: Callable[[], list[Any]], callback: Any = None) -> Future[Timed] | None:
-        """Submit a batch; `callback` is called with its future when it has ended, well or not."""
+        """Submit a batch; `callback` gets its future when it ends, successfully or not."""
         return self._followed(self._submit(func), callback)
 
     def _followed(self, future: Future[Timed], callback: Any) -> Future[Timed] | None:
@@ -202,19 +202,19 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         future.add_done_callback(self._forget)
         if callback is not None:
             future.add_done_callback(callback)
-        # joblib lets go of a job when it ends, which one that was refused did already. To keep it
-        # would be to keep its exception, the traceback, and so this backend in a circle.
+        # joblib drops a job when it ends, and a refused one has ended already. Keeping it would
+        # keep its exception, its traceback, and through that this backend, in a cycle.
         return None if future.done() else future
 
     def _submit(self, func: Callable[[], list[Any]]) -> Future[Timed]:
         assert self._executor is not None
-        # A function of its own for each call: workers expect of a function's tasks what the last ones
-        # took, and would claim too many of the long ones that follow short ones.
+        # A new function per call: workers expect a function's tasks to take as long as the last
+        # ones did, and would claim too many long tasks that follow short ones.
         run = partial(_run_timed, self._calls)
         try:
             return self._executor.submit(run, func)
         except Exception as error:  # the user's iterable and pickles run here too
-            # Most batches are submitted by callbacks, where nobody would see it, and wait for ever.
+            # Most batches are submitted by callbacks, where nobody would see it and all would hang.
             failed: Future[Timed] = Future()
             failed.set_exception(error)
             return failed
@@ -229,17 +229,17 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         return results
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
-        """Nothing: `duration` holds the way there and back, and the wait for a worker."""
+        """Do nothing: `duration` includes the round trip and the wait for a worker."""
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel what the `Parallel` that gives up has submitted, running or not.
+        """Cancel what the aborting `Parallel` has submitted, running or not.
 
-        A worker notices within a heartbeat; what it was at counts no more.
+        A worker notices within a heartbeat; what it was running no longer counts.
         """
         futures = [
             future
             for future, parallel in list(self._waiting.items())
-            # Another one may be at work on this session: a generator that is read meanwhile.
+            # Another one may be using this session: a generator that is read meanwhile.
             if getattr(parallel, "_aborting", True)
         ]
         if self._executor is None or not futures:
@@ -247,15 +247,15 @@ class StarburstBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
         try:
             self._executor.cancel(futures)  # type: ignore[arg-type]
         except (StarburstError, RuntimeError) as error:
-            # What made it give up is on its way to the user, and says more.
+            # The error that made it abort is on its way to the user, and says more.
             log.warning("%d batches could not be cancelled: %s", len(futures), error)
 
 
 def _end_with(backend: StarburstBackend, executor: StarburstExecutor) -> None:
     """Shut the executor down when the backend is gone.
 
-    joblib does not tell when a block is left, but then it lets go of its backend. That may happen in any
-    thread and, by the garbage collector, under any lock: nothing can be done there but tell a thread.
+    joblib does not tell us when a block is left, but it drops its backend then. That may happen in
+    any thread and, by garbage collection, under any lock: all we can safely do is wake a thread.
     """
     gone: SimpleQueue[None] = SimpleQueue()
 
@@ -263,13 +263,13 @@ def _end_with(backend: StarburstBackend, executor: StarburstExecutor) -> None:
         gone.get()
         executor.shutdown()
 
-    # At exit executors end themselves, if need be; nobody shall wait for this thread.
+    # At exit executors end themselves if need be; nobody must wait for this thread.
     threading.Thread(target=end, name="starburst-joblib", daemon=True).start()
     weakref.finalize(backend, gone.put, None).atexit = False
 
 
 def _run_timed(_call: int, batch: Callable[[], list[Any]]) -> Timed:
-    """What a task does; the number of the call makes its function another one."""
+    """What a task runs; the call number makes each call's function distinct."""
     began = time.perf_counter()
     results = batch()
     return time.perf_counter() - began, results
@@ -282,9 +282,9 @@ def _limiting(
 ) -> Callable[[], None]:
     """An initializer that limits threads, then runs the user's."""
 
-    # A function within a function travels by value. One that is imported would bring joblib along,
-    # joblib NumPy, and NumPy's BLAS reads its limits but once.
     def initialize() -> None:
+        # Nested, so it travels by value. An imported function would import joblib, which
+        # imports NumPy, whose BLAS reads its limits only once.
         import os
 
         os.environ.update(environment)

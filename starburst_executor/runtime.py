@@ -1,9 +1,9 @@
-"""Time, waiting, randomness and concurrency, handed in rather than reached for.
+"""Time, waiting, randomness and concurrency, as an injected dependency.
 
 Every part of the protocol takes a `Runtime`. `SystemRuntime` is the machine's own;
-the test-suite's simulator has another, in which time is virtual, waiting is a switch
-to the next actor and every choice comes from one seed. This module is the only place
-of the package that reads the wall clock.
+the test suite's simulator has another, in which time is virtual, waiting switches
+to the next actor and every choice comes from one seed. Nothing else in the package
+reads the wall clock.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no l, o, 0, 1: ids are read
 
 
 class Signal(Protocol):
-    """What a loop waits on; the part of `threading.Event` that is used."""
+    """What a loop waits on: the subset of `threading.Event` in use."""
 
     def set(self) -> None:
-        """Wake whoever waits, now and until `clear`."""
+        """Wake all waiters, now and until `clear`."""
 
     def clear(self) -> None:
-        """Let later waits block again."""
+        """Make later waits block again."""
 
     def is_set(self) -> bool:
         """Whether `set` was called since the last `clear`."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until set, or for `timeout` seconds; returns `is_set()`."""
+        """Block until set, or for `timeout` seconds; return `is_set()`."""
 
 
 class Runtime(Protocol):
-    """What the protocol may ask of the machine it runs on."""
+    """What the protocol may use of the machine it runs on."""
 
     random: random.Random
 
@@ -47,7 +47,7 @@ class Runtime(Protocol):
         """UTC seconds since the epoch by this machine's clock; for people, never for leases."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock of this process that never goes back."""
+        """Seconds on a clock of this process that never goes backwards."""
 
     def thread_time(self) -> float:
         """Seconds of CPU that the calling thread has used."""
@@ -56,7 +56,7 @@ class Runtime(Protocol):
         """A new, unset signal."""
 
     def gather(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Make the calls side by side; results in order, or the first error once all ended."""
+        """Make the calls concurrently; results in order, or the first error once all have ended."""
 
     def new_id(self, length: int) -> str:
         """`length` random letters and digits, about 5 bits each."""
@@ -94,16 +94,16 @@ class SystemRuntime:
         return threading.Event()
 
     def gather(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Make the calls on a small thread pool of this runtime; within such a call, one by one.
+        """Make the calls on this runtime's small thread pool; within such a call, one by one.
 
-        A pool whose threads waited for calls that no thread is left for would hang.
+        A pool whose threads all wait for calls that need a thread would deadlock.
         """
         if len(calls) <= 1 or self._alone or getattr(self._here, "inside", False):
             return [call() for call in calls]
         pool = self._threads()
         futures: list[Future[T]] = []
         try:
-            # If no thread can be started in mid-way, those calls end before this does.
+            # If a thread cannot be started midway, the calls already submitted are awaited.
             futures.extend(pool.submit(call) for call in calls)
         finally:
             wait(futures)
@@ -117,7 +117,7 @@ class SystemRuntime:
         return "".join(self.random.choices(_ID_ALPHABET, k=length))
 
     def start_no_threads(self) -> None:
-        """Make all calls of `gather` one by one from now on: the interpreter is about to end."""
+        """From now on `gather` makes its calls one by one: the interpreter is shutting down."""
         self._alone = True
 
     def close(self) -> None:

@@ -13,9 +13,9 @@ class Column(NamedTuple):
 
     Attributes:
         heading: Its first line.
-        right: Whether its cells are numbers, which stand at the right.
-        least: It may be cut to so many characters where there is no room; None: it may not.
-        spare: Where there is no room it is left out, before those of a lower number; 0: it is not.
+        right: Whether its cells are right-aligned, as numbers are.
+        least: It may be cut to this many characters to save room; None: never cut.
+        spare: To save room, columns with a higher number are dropped first; 0: never dropped.
     """
 
     heading: str
@@ -27,14 +27,14 @@ class Column(NamedTuple):
 def fitted(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None
 ) -> list[list[str]]:
-    """The cells of each line, the headings first, padded so that a line is its cells joined.
+    """The cells of each line, headings first, padded so that a line is its cells joined.
 
-    Not rich's tables: those take 2 ms a row, so minutes for a session of 100,000 tasks.
+    Rich's tables take 2 ms per row, which is minutes for a session of 100,000 tasks.
 
     Args:
         columns: The columns.
         rows: Their cells.
-        width: Characters of a line; None: as many as it takes.
+        width: Characters per line; None: unlimited.
     """
     table = [[column.heading for column in columns], *map(list, rows)]
     natural = [max(len(row[i]) for row in table) for i in range(len(columns))]
@@ -50,7 +50,7 @@ def _room(columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int])
 
 
 def _gap(columns: Sequence[Column], kept: Sequence[int], i: int) -> str:
-    """What stands before a column: numbers have room at their left already, mostly."""
+    """The space before a column; numbers mostly have room at their left already."""
     if i == kept[0]:
         return ""
     return " " if columns[i].right else "  "
@@ -73,7 +73,7 @@ def _kept(columns: Sequence[Column], natural: Sequence[int], width: int) -> list
 def _shrunk(
     columns: Sequence[Column], natural: Sequence[int], kept: Sequence[int], width: int
 ) -> list[int]:
-    """The widths, with the widest of those that may be cut made smaller until all fit."""
+    """The widths, with the widest cuttable columns shrunk until all fit."""
     widths = list(natural)
     for _ in range(_room(columns, widths, kept) - width):
         able = [i for i in kept if widths[i] > (columns[i].least or widths[i])]
@@ -105,7 +105,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 0 to 1 as people say it; 100% only when it is all."""
+    """A share from 0 to 1 as a percentage; 100% only when it is all."""
     return "100%" if share >= 1 else f"{min(99, round(100 * share))}%"
 
 

@@ -1,4 +1,4 @@
-"""Extending, scaling, ending and deleting sessions."""
+"""Extending, scaling, terminating and deleting sessions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def extend(session: Session, seconds: float) -> Manifest:
-    """Move the absolute time limit `seconds` on, from now if it has passed.
+    """Extend the absolute time limit by `seconds`, from now if it has passed.
 
-    The limit on idle time grows by as much. Neither can be shortened.
+    The session timeout grows by the same amount. Neither can be shortened.
 
     Raises:
         TypeError, ValueError: `seconds` is not a positive number.
@@ -53,10 +53,10 @@ def extend(session: Session, seconds: float) -> Manifest:
 
 
 def scale(session: Session, workers: int | None) -> Manifest:
-    """Have at most so many workers at once from now on; None: as many as before the first `scale`.
+    """Cap the number of workers from now on; None restores the cap from before the first `scale`.
 
     Raises:
-        ValueError: they would cost more an hour than the session's `max_hourly_cost`.
+        ValueError: they would cost more per hour than the session's `max_hourly_cost`.
         SessionNotFound: there is no such session.
     """
 
@@ -76,9 +76,9 @@ def terminate(session: Session, launcher: Launcher, grace: float = 2.0) -> None:
     """Mark the session terminated and stop its workers; its results stay readable.
 
     Args:
-        session: Which.
+        session: The session.
         launcher: What started its workers.
-        grace: Seconds that workers have to hand back.
+        grace: Seconds that workers have to hand back their tasks.
     """
     session.amend(_terminated)
     launcher.stop(session.url, grace=grace)
@@ -108,10 +108,10 @@ def _terminated(manifest: Manifest) -> Manifest:
 
 
 def delete(session: Session, launcher: Launcher) -> None:
-    """Delete every object of a session, once each of its workers has ended or is lost.
+    """Delete all objects of a session, once each of its workers has ended or is lost.
 
-    `tasks` objects go first: a batch without its record looks all pending and would be run again.
-    `session.json` goes last. Then the prefix is listed again, for what was written meanwhile.
+    `tasks` objects go first: a batch without its record looks all pending and would run again.
+    `session.json` goes last. Then the prefix is listed again, for objects written meanwhile.
     """
     try:
         manifest = session.load()
@@ -130,14 +130,14 @@ def delete(session: Session, launcher: Launcher) -> None:
 
 
 def _await_workers(session: Session, manifest: Manifest, launcher: Launcher) -> None:
-    """Return when no heartbeat is fresh but of workers that their launcher knows to have ended."""
+    """Wait until every fresh heartbeat is of a worker that the launcher knows to have ended."""
     while True:
-        beats = session.beats()
+        heartbeats = session.beats()
         ended = launcher.ended(session.url)
         fresh = [
             worker
-            for worker, entry in beats.entries.items()
-            if worker not in ended and beats.now - entry.modified <= manifest.intervals.lease
+            for worker, entry in heartbeats.entries.items()
+            if worker not in ended and heartbeats.now - entry.modified <= manifest.intervals.lease
         ]
         if not fresh:
             return

@@ -1,25 +1,29 @@
-"""How many workers there should be, and starting those that lack.
+"""Decides how many workers a session needs, and starts the missing ones.
 
-Two kinds of process do it, each with a `Staff` of its own:
+Two kinds of process do this, each with its own `Autoscaler`:
 
-    an attached client     each second while anything is unfinished: as many as unfinished tasks take
-    the first live worker  each session check, and after its repair found a lost worker: as many more as
-    by id                  tasks that *wait* take; what merely runs on needs no machine beside it
+    an attached client     every second while anything is unfinished: as many workers as the
+                           unfinished tasks need
+    the live worker with   at each session check, and after its recovery found a lost worker: as
+    the first id           many more as *waiting* tasks need; running tasks need no second machine
 
-never more than `max_workers` and, while the session is open, never fewer than `min_workers`. Both count
-as live what has a fresh heartbeat, and what the launcher knows to live if its first heartbeat may be to
-come. A process that has said goodbye, or has fallen silent, is no reason to start no other. Only whoever has the
-turn (`turns`) starts any. Nothing else is written, so whoever dies here leaves the turn, which ends by
-itself, and workers, which are as good as any.
+There are never more than `max_workers` and, while the session is open, never fewer than
+`min_workers`. A worker counts as live if its heartbeat is fresh, or if the launcher knows its
+process to be alive and its first heartbeat may be yet to come. A worker that has left or fallen
+silent does not count, so it never keeps a replacement from being started. Only the holder of the
+lease (`launch_lease`) starts workers. Nothing else is written, so a process that dies here leaves a
+lease, which expires by itself, and workers, which are as good as any.
 
-A client stores first and looks who lives after, and a leaving worker deletes its heartbeat first and
-lists after: so one of the two sees the other.
+A client stores tasks before it checks who is alive; a leaving worker deletes its heartbeat before
+it lists the queue. So one of the two sees the other.
 
-Too many are started
-    by two at once: none, unless one is held up in its turn (see `turns`): then what lacked, once more;
-    while a launcher cannot tell who lives: what of the last launch has no heartbeat after half a lease;
-    by a worker: as many as other workers have free slots, which are about to claim what it saw wait.
-Those beyond `max_workers` find that out at their next session check and leave; others when idle.
+Too many workers are started
+    by two processes at once: none, unless one is held up while it holds the lease (see
+        `launch_lease`): then what was missing, a second time;
+    while a launcher cannot tell who is alive: those of the last launch that have no heartbeat after
+        half a lease;
+    by a worker: as many as other workers have free slots, about to claim the tasks it saw waiting.
+Those beyond `max_workers` notice at their next session check and leave; others leave when idle.
 """
 
 from __future__ import annotations
@@ -48,29 +52,29 @@ __all__ = ["Autoscaler"]
 
 log = logging.getLogger(__name__)
 
-# So many workers in a row that end before their first heartbeat mean that none ever will work.
+# After this many workers in a row that ended before their first heartbeat, none will ever work.
 _STILLBORN_MAX = 3
-# A machine that has to be found, an image that is loaded and packages that are installed take minutes.
+# Finding a machine, pulling an image and installing packages take minutes.
 _START_SECONDS = 600.0
-# A turn: what calls take at most, and the pace of Fargate, which launchers keep to.
-_TURN_SECONDS = 20.0
+# Length of a lease: the longest that calls take, plus the pace of Fargate, which launchers keep to.
+_LEASE_SECONDS = 20.0
 _LAUNCHES_PER_SECOND = 20.0
-# More records than this are not read to count what waits; the next look counts again.
+# Most records read to count waiting tasks; the next round counts again.
 _RECORDS_READ = 200
 
 
 class Autoscaler:
-    """Starts workers for one session as one process sees it, on a thread of its own or the caller's.
+    """Starts workers for one session on behalf of one process, on its own or the caller's thread.
 
     Args:
         session: The session.
-        launcher: What starts them.
+        launcher: Starts the workers.
         manifest: How many, and of what size.
         broken: Called with an error when no worker can start.
-        news: Called when workers were found to have ended; may be called on any thread.
+        news: Called when workers were found to have ended, on any thread.
 
     Attributes:
-        ended: The workers known to have ended, as of the last look.
+        ended: The workers known to have ended, as of the last check.
     """
 
     def __init__(
@@ -88,11 +92,11 @@ class Autoscaler:
         self._lock = threading.RLock()  # `broken` may close this again
         self._wake = session.runtime.signal()
         self._asked: Callable[[], None] | None = None
-        self._turn = LaunchLease(session)
-        self._queue: QueueReader | None = None  # of this thread alone
+        self._lease = LaunchLease(session)
+        self._queue: QueueReader | None = None  # used by one thread only
         # Started here, and not yet known to have ended: when, on the monotonic clock.
         self._started: dict[str, float] = {}
-        # Known to the launcher, and without a heartbeat at every look so far: since when; with one at any: -inf.
+        # Known to the launcher but never heard: since when. Once heard: -inf.
         self._unheard: dict[str, float] = {}
         self._next_count = -math.inf
         self._stillborn = 0
@@ -103,7 +107,7 @@ class Autoscaler:
     # --- asking -----------------------------------------------------------------------
 
     def need(self, unfinished: int) -> None:
-        """Start, before this returns, as many workers as so many unfinished tasks lack."""
+        """Start the workers missing for `unfinished` tasks before this returns."""
         with self._lock:
             self._next_count = -math.inf
             self._keep(unfinished)
@@ -117,7 +121,7 @@ class Autoscaler:
             self._fill(wanted, lambda live, starting: wanted - live)
 
     def grow(self, free: int) -> None:
-        """Start, before this returns, as many more workers as waiting tasks lack.
+        """Start the workers missing for waiting tasks before this returns.
 
         Args:
             free: Tasks that the caller is about to claim itself.
@@ -128,11 +132,11 @@ class Autoscaler:
                 self._fill(most, partial(self._lacking, free))
 
     def ask_need(self, unfinished: int) -> None:
-        """Have the thread in `run` do `need`, without counting heartbeats often where all processes are there."""
+        """Let the thread in `run` do `need`; it seldom counts heartbeats if all processes exist."""
         self._ask(partial(self._keep, unfinished))
 
     def ask_grow(self, free: int) -> None:
-        """Have the thread in `run` do `grow`."""
+        """Let the thread in `run` do `grow`."""
         self._ask(partial(self.grow, free))
 
     def _ask(self, call: Callable[[], None]) -> None:
@@ -140,7 +144,7 @@ class Autoscaler:
         self._wake.set()
 
     def run(self) -> None:
-        """Do what is asked until `close`: a launch of hundreds takes long, and holds nobody up here."""
+        """Serve requests until `close`: launching hundreds takes long, and holds nobody up here."""
         while not self.closed:
             self._wake.wait()
             self._wake.clear()
@@ -149,7 +153,7 @@ class Autoscaler:
                 return
 
     def _done(self, call: Callable[[], None]) -> bool:
-        """Make the call; False if there is no use in another."""
+        """Make the call; return False if another would be pointless."""
         try:
             call()
         except NewerSchema as error:
@@ -158,14 +162,14 @@ class Autoscaler:
         except StoreError as error:
             log.warning("session %s: %s", self._session.id, error)
         except Exception as error:
-            # Whatever it is (the session was ended, say): without workers every future would wait for ever.
-            log.exception("session %s: no more workers are started", self._session.id)
+            # Whatever it is (say, the session was terminated): without workers futures would hang.
+            log.exception("session %s: no more workers will be started", self._session.id)
             self._broken(error)
             return False
         return True
 
     def close(self) -> None:
-        """Start no more; a launch under way ends soon, and `run` with it."""
+        """Start no more workers; a launch in progress ends soon, and `run` with it."""
         self.closed = True
         self._launcher.halt()
         self._wake.set()
@@ -173,11 +177,11 @@ class Autoscaler:
     # --- counting ---------------------------------------------------------------------
 
     def _fill(self, most: int, lacking: Callable[[int, int], int]) -> None:
-        """Start what lacks.
+        """Start the missing workers.
 
         Args:
-            most: If so many processes are known to live, heartbeats are counted only now and then.
-            lacking: How many lack if so many live, of which so many are starting.
+            most: If this many processes are known to be alive, count heartbeats only occasionally.
+            lacking: How many workers are missing, given how many are live and, of these, starting.
         """
         if self.closed:
             return
@@ -190,18 +194,18 @@ class Autoscaler:
         if known is not None and len(known) >= most and now < self._next_count:
             return
         self._next_count = now + self.manifest.intervals.lease / 2
-        beats = self._session.beats()
-        if beats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
+        heartbeats = self._session.beats()
+        if heartbeats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
             return
-        heard = self._heard(beats, known or set()) - ended
+        heard = self._heard(heartbeats, known or set()) - ended
         young = (self._young(ended) if known is None else self._unheard_of(known, heard)) - heard
         if young:
-            # Listed after the heartbeats: a leaving worker writes here before it deletes its own.
+            # Listed after the heartbeats: a leaving worker writes there before it deletes its own.
             young -= self._session.buried()
         live = heard | young
         count = lacking(len(live), len(live - heard))
         if count > 0:
-            self._launch_in_turn(live | (known or set()), len(live), count)
+            self._launch_with_lease(live | (known or set()), len(live), count)
 
     def _tell(self, ended: set[str]) -> None:
         fresh = ended - self.ended
@@ -209,19 +213,19 @@ class Autoscaler:
             self.ended |= fresh
             self._news()
 
-    def _heard(self, beats: HeartbeatListing, known: set[str]) -> set[str]:
-        """Those with a fresh heartbeat; it may be a lease old where the process is known to live."""
+    def _heard(self, heartbeats: HeartbeatListing, known: set[str]) -> set[str]:
+        """Workers with a fresh heartbeat, which may be a whole lease old if known to be alive."""
         half = self.manifest.intervals.lease / 2
-        ages = {worker: beats.now - e.modified for worker, e in beats.entries.items()}
+        ages = {worker: heartbeats.now - e.modified for worker, e in heartbeats.entries.items()}
         return {w for w, age in ages.items() if age <= half * (2 if w in known else 1)}
 
     def _young(self, ended: set[str]) -> set[str]:
-        """What was started here so lately that its first heartbeat may be to come."""
+        """Workers started here so recently that their first heartbeat may be yet to come."""
         since = self._session.runtime.monotonic() - self.manifest.intervals.lease / 2
         return {w for w, at in self._started.items() if at >= since} - ended
 
     def _unheard_of(self, known: set[str], heard: set[str]) -> set[str]:
-        """Those that the launcher knows to live, were never heard, and may be about to be."""
+        """Workers that the launcher knows to be alive, and whose first heartbeat may still come."""
         now = self._session.runtime.monotonic()
         self._unheard = {
             worker: -math.inf if worker in heard else self._unheard.get(worker, now)
@@ -231,7 +235,7 @@ class Autoscaler:
         return {worker for worker, at in self._unheard.items() if at >= since}
 
     def _lacking(self, free: int, live: int, starting: int) -> int:
-        """How many more workers the waiting tasks lack, beside those that are starting."""
+        """How many more workers the waiting tasks need, besides those that are starting."""
         manifest = self.manifest
         room = affordable_workers(manifest) - live
         if room <= 0:
@@ -242,45 +246,45 @@ class Autoscaler:
         return min(room, lacking)
 
     def _waiting(self, enough: int) -> int:
-        """How many tasks are pending: all, or `enough`."""
+        """How many tasks are pending, counted up to `enough`."""
         if self._queue is None:
             self._queue = self._session.queue()
         self._queue.learn(self.manifest.lanes)
-        sights, _ = self._queue.look_for_open(enough)
+        listings, _ = self._queue.look_for_open(enough)
         count = reads = 0
-        for sight in sorted(sights, key=lambda sight: not sight.untouched):
+        for listing in sorted(listings, key=lambda listing: not listing.untouched):
             if count >= enough or reads >= _RECORDS_READ:
                 break
-            if sight.untouched:
-                count += sight.batch.size
+            if listing.untouched:
+                count += listing.batch.size
             else:
-                count += self._pending(sight)
+                count += self._pending(listing)
                 reads += 1
         return min(count, enough)
 
-    def _pending(self, sight: BatchListing) -> int:
-        fresh = VersionedRecord(Record.fresh(sight.batch.size), None)
-        return self._session.read(sight.batch, fresh).record.count(State.PENDING)
+    def _pending(self, listing: BatchListing) -> int:
+        fresh = VersionedRecord(Record.fresh(listing.batch.size), None)
+        return self._session.read(listing.batch, fresh).record.count(State.PENDING)
 
     # --- starting ---------------------------------------------------------------------
 
-    def _launch_in_turn(self, seen: set[str], live: int, count: int) -> None:
-        """Start so many; `seen` are processes known before, of which so many count as live."""
-        # One that was ended meanwhile needs none: they would only find that out themselves.
+    def _launch_with_lease(self, seen: set[str], live: int, count: int) -> None:
+        """Start `count` workers; `seen` are the processes known before, `live` of them live."""
+        # A session terminated meanwhile needs none: they would only find that out themselves.
         self.manifest = self._session.check_open()
         count = min(count, affordable_workers(self.manifest) - live)
         if count <= 0:
             return
-        if not self._turn.take(_TURN_SECONDS + count / _LAUNCHES_PER_SECOND):
+        if not self._lease.take(_LEASE_SECONDS + count / _LAUNCHES_PER_SECOND):
             return
         known = self._launcher.live(self._session.url)
         others = (known or set()) - seen  # started by somebody else since
         if count <= len(others) or self._launch(count - len(others)):
-            self._turn.give_back(self._launcher.lag)
-        # Else there is no room at the moment, and the same process tries again soon.
+            self._lease.give_back(self._launcher.lag)
+        # Otherwise there is no room at the moment, and this process tries again soon.
 
     def _launch(self, count: int) -> bool:
-        """Start so many; whether any were."""
+        """Start `count` workers; return whether any were started."""
         try:
             started = self._launcher.launch(self._session.url, count)
         except OSError as error:
@@ -301,42 +305,42 @@ class Autoscaler:
         return True
 
     def _check_started(self, ended: set[str]) -> None:
-        """Notice workers that ended before their first heartbeat: a hang must not say nothing."""
+        """Notice workers that ended before their first heartbeat: no hang may go unexplained."""
         for worker in sorted(self._started.keys() & ended):
-            beat = self._last_beat(worker)
-            if beat is not None and not _never_worked(beat):
+            heartbeat = self._last_heartbeat(worker)
+            if heartbeat is not None and not _never_worked(heartbeat):
                 del self._started[worker]
                 self._stillborn = 0
                 continue
             self._session.check_open()  # else they had a good reason
             del self._started[worker]
-            if beat is not None:
-                self._count_stillborn(worker, f"left, for {beat.reason}")
+            if heartbeat is not None:
+                self._count_stillborn(worker, f"left: {heartbeat.reason}")
                 continue
             if self._launcher.taken_away(self._session.url, worker):
-                log.info("worker %s was taken away before it began", worker)
+                log.info("worker %s was taken away before it started work", worker)
                 continue
             tail = self._launcher.log_tail(self._session.url, worker)
             self._count_stillborn(worker, f"printed:\n{tail}")
 
-    def _last_beat(self, worker: str) -> Heartbeat | None:
+    def _last_heartbeat(self, worker: str) -> Heartbeat | None:
         session = self._session
         return session.heartbeat(worker) or session.heartbeat(worker, "ended")
 
     def _count_stillborn(self, worker: str, last: str) -> None:
         self._stillborn += 1
-        log.warning("worker %s ended before it began to work; it %s", worker, last)
+        log.warning("worker %s ended before it started work; it %s", worker, last)
         if self._stillborn == _STILLBORN_MAX:
             self._broken(
                 ExecutorBroken(
-                    f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
-                    f"they began to work; the last, {worker}, {last}\n"
-                    "Most likely they cannot reach the store, cannot import starburst_executor, or have "
-                    "no memory, disk or processes left."
+                    f"{_STILLBORN_MAX} workers in a row of session {self._session.id} ended before "
+                    f"they started work; the last, {worker}, {last}\n"
+                    "Most likely they cannot reach the store or import starburst_executor, or "
+                    "have run out of memory, disk space or processes."
                 )
             )
 
 
-def _never_worked(beat: Heartbeat) -> bool:
-    """Whether a worker left because no task could be run there, and none had been."""
-    return beat.state == BROKEN and not beat.completed + beat.failed
+def _never_worked(heartbeat: Heartbeat) -> bool:
+    """Whether a worker left because it could run no task, and had run none."""
+    return heartbeat.state == BROKEN and not heartbeat.completed + heartbeat.failed

@@ -1,18 +1,18 @@
-"""Whose turn it is to start workers: of all who could, one at a time.
+"""A lease on starting workers: of all processes that could, one at a time does.
 
-Clients and the first worker each see that workers lack, and each would start all that lack. So whoever
-wants to writes first who it is and how long it will take, and looks again who lives after that:
+Clients and the first worker all notice that workers are missing, and each would start all of them.
+So a process first writes who it is and how long it will take, and only then checks who is alive:
 
-    one launcher                      launching                         another
-      take: nothing there, or its time is over
-      create / replace  ------------>  by, seconds  <-----------------  take: not over yet, leave it
-      look who lives, start the rest
-      give back  ------------------->  seconds it takes until others    take: over; look who lives,
-                                       can see what was started         start nothing, or little
+    one process                       launching                         another
+      take: none there, or expired
+      create / replace  ------------>  by, seconds  <-----------------  take: not expired, leave it
+      check who is alive, start the rest
+      give back  ------------------->  seconds until others             take: expired; check who is
+                                       can see what was started         alive, start few or none
 
-Time is the store's own. A launcher that dies in its turn has started some, and its turn ends by itself.
-One that is held up in its turn for longer than it said (a laptop asleep) may start what another has
-started meanwhile: at most what lacked when it looked, once. Those too many leave.
+Time is the store's. If the holder dies, it has started some workers, and the lease expires by
+itself. If it is held up for longer than it announced (a laptop asleep), it may start what another
+has started meanwhile: at most what was missing when it checked, once. Surplus workers leave.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Launching(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """What is stored: who has the turn, for how many seconds since it was written."""
+    """What is stored: who holds the lease, for how many seconds from when it was written."""
 
     schema: int = codec.SCHEMA
     nonce: str
@@ -47,7 +47,7 @@ class _Launching(
 
 
 class LaunchLease:
-    """The right to start workers of one session, as one process sees it.
+    """One process's view of the right to start workers of a session.
 
     Args:
         session: The session.
@@ -60,7 +60,7 @@ class LaunchLease:
         self._until = -math.inf  # on the monotonic clock
 
     def take(self, seconds: float) -> bool:
-        """Whether this process may start workers, for so many seconds from now."""
+        """Try to get the lease for `seconds` from now; return whether this process holds it."""
         if self._session.runtime.monotonic() + seconds <= self._until:
             return True
         try:
@@ -74,7 +74,7 @@ class LaunchLease:
         return self._write(seconds, got.version)
 
     def give_back(self, seconds: float) -> None:
-        """Let others have it in so many seconds: when they can see what was started."""
+        """Let others take it in `seconds`, when they can see what was started."""
         self._write(seconds, self._version)
         self._until = -math.inf
 
@@ -88,8 +88,8 @@ class LaunchLease:
                 store.create(key, data) if version is None else store.replace(key, data, version)
             )
         except (Conflict, ObjectNotFound):
-            # Another was faster, or the session is being deleted; or it is this one's own try whose
-            # answer was lost: then it is still its turn when it looks again.
+            # Another was faster, or the session is being deleted; or this process's own earlier
+            # try won and its answer was lost: then it finds at the next try that it holds it.
             return False
         self._until = began + seconds
         return True

@@ -1,4 +1,4 @@
-"""`python -m starburst_executor.environment STORE DIGEST FOLDER` packs what a worker has installed."""
+"""`python -m starburst_executor.environment STORE DIGEST FOLDER` packs a worker's environment."""
 
 from __future__ import annotations
 

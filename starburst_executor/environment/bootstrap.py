@@ -1,18 +1,19 @@
-"""Starts a worker in the environment of its session, where there is Python with pip and nothing else.
+"""Starts a worker in its session's environment, given only Python with pip.
 
     python bootstrap.py DIGEST SESSION_URL --id WORKER_ID
 
-      is here    <cache>/environments/<digest>-<python>      run its python at once
-      packed     <store>/environments/<digest>/pack          unpack what another worker has installed
-      else       <store>/environments/<digest>/lock.json     pip brings uv, uv installs what the lock says,
-                                                             and a process in the background packs it
+      is here    <cache>/environments/<digest>-<python>    run its Python at once
+      packed     <store>/environments/<digest>/pack        unpack what another worker installed
+      else       <store>/environments/<digest>/lock.json   pip installs uv, uv installs the lock,
+                                                           and a background process packs it
 
-The folder appears by one rename, whole or not at all, and its place holds what is the same on every machine;
-the interpreter's link and `pyvenv.cfg` are made anew on each. A lock file keeps other workers of this machine
-waiting while one is at it. Whoever is killed leaves a draft behind, which the next one sweeps.
+The folder appears by one rename, whole or not at all. A pack holds what is the same on every
+machine; the interpreter's link and `pyvenv.cfg` are created anew on each. A lock file makes other
+workers on this machine wait while one is preparing the folder. A killed process leaves a draft,
+which the next one sweeps away.
 
-This file is all that a stock container image is given, so it knows the standard library alone, and it is
-read by older Pythons than it runs on, to tell them so.
+A stock container image gets only this file, so it uses only the standard library. Older Pythons
+than it supports must be able to read it, so that it can tell them so.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> int:  # noqa: RET503  execv does not return
 
 
 def _leave(number: int, frame: object) -> None:
-    """End, with whatever was started and may not be known yet: launchers give each worker a group of its own."""
+    """Exit, with all processes started here: launchers give each worker its own process group."""
     signal.signal(number, signal.SIG_IGN)
     if os.getpgrp() == os.getpid():
         os.killpg(0, number)
@@ -103,7 +104,7 @@ def here() -> str:
 
 
 def cache_home() -> Path:
-    """Where environments are kept on this machine: `STARBURST_CACHE`, else the user's own place for such."""
+    """Where environments are kept on this machine: `STARBURST_CACHE`, or the user cache."""
     named = os.environ.get("STARBURST_CACHE")
     if named:
         return Path(named).expanduser().absolute()
@@ -188,7 +189,8 @@ def _make_venv(folder: Path) -> None:
         import venv
     except ImportError as error:
         raise Failure(
-            f"this Python ({_base_python()}) lacks the module venv ({error}); on Debian it is the package python3-venv"
+            f"this Python ({_base_python()}) lacks the module venv ({error}); on Debian it is in "
+            "the package python3-venv"
         ) from error
     venv.EnvBuilder(symlinks=True, with_pip=False).create(str(folder))
     with (folder / "pyvenv.cfg").open("a") as file:
@@ -204,17 +206,18 @@ def read_lock(source: Source) -> dict[str, Any]:
     with source.open("lock.json") as file:
         if file is None:
             raise Failure(
-                "the session's environment is gone: there is no {}. It may have been pruned. Make the session "
-                "anew; its results can still be collected".format(source.name("lock.json"))
+                "the session's environment is gone: there is no {}. It may have been pruned. "
+                "Create a new session; this one's results can still be collected".format(
+                    source.name("lock.json")
+                )
             )
         lock: dict[str, Any] = json.loads(file.read().decode())
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if lock["python"] != minor:
         raise Failure(
-            "the session was made with Python {} and this is Python {} ({}): packages and pickles of one cannot be "
-            "used in the other. Take an image, or a machine, with Python {}".format(
-                lock["python"], minor, sys.executable, lock["python"]
-            )
+            "the session was created with Python {} and this is Python {} ({}): packages and "
+            "pickles of one cannot be used in the other. Use an image, or a machine, with "
+            "Python {}".format(lock["python"], minor, sys.executable, lock["python"])
         )
     if lock["platform"] != here():
         raise Failure(
@@ -359,8 +362,8 @@ def _run(command: Sequence[str], failed: str, lock: dict[str, Any]) -> None:
     ]
     raise Failure(
         f"{failed} (exit code {done.returncode}; indexes: {', '.join(asked)}):\n{text}\n"
-        "Leave a package out with exclude=, name another version with packages= or requirements=, or bring an "
-        "image that has them with image="
+        "Leave a package out with exclude=, name another version with packages= or requirements=, "
+        "or provide an image that has them with image="
     )
 
 
@@ -379,7 +382,7 @@ def _wheels(lock: dict[str, Any], source: Source, folder: Path) -> Iterator[str]
 
 
 def _pack_aside(folder: Path, digest: str, url: str) -> None:
-    """Have the environment packed by the package that it holds, without waiting for it."""
+    """Let the package in the environment pack it, without waiting."""
     command = [
         str(folder / "bin" / "python"),
         "-P",
@@ -540,8 +543,8 @@ class S3:
             if error.code == 404 and "NoSuchBucket" not in said:
                 return None
             raise Failure(
-                f"S3 refuses {self.url}/{key}: {error.code} {said}. The role needs s3:GetObject, and "
-                "s3:ListBucket, without which what is missing looks forbidden"
+                f"S3 refuses {self.url}/{key}: {error.code} {said}. The role needs s3:GetObject, "
+                "and s3:ListBucket, without which what is missing looks forbidden"
             ) from error
         except OSError as error:
             raise Failure(f"S3 does not answer for {self.url}/{key}: {error}") from error
@@ -664,9 +667,9 @@ def _of_file() -> dict[str, str]:
     parser.read(str(file))
     if not parser.has_option(profile, "aws_secret_access_key"):
         raise Failure(
-            f"there are no AWS credentials in the environment, from a container's role, or for profile {profile!r} in {file}. "
-            "For other kinds (SSO, assumed roles) run `aws configure export-credentials --format env` and set "
-            "what it prints"
+            "there are no AWS credentials in the environment, from a container's role, or for "
+            f"profile {profile!r} in {file}. For other kinds (SSO, assumed roles) run "
+            "`aws configure export-credentials --format env` and set what it prints"
         )
     values = parser[profile]
     return {

@@ -32,11 +32,11 @@ _SELF = "starburst-executor"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What shall be different on the workers.
+    """What should be different on the workers.
 
     Attributes:
-        requirements: Instead of what is installed here; None for that.
-        packages: Besides, or in place of what has the same name.
+        requirements: Installed instead of what is installed here; None for the latter.
+        packages: Installed in addition, or instead of a package of the same name.
         exclude: Names of packages to leave out.
     """
 
@@ -74,18 +74,18 @@ class Prepared:
 def prepare(
     wishes: Wishes, *, platform: str, packages: Sequence[Package] | None = None
 ) -> Prepared:
-    """Capture what is installed here, as it shall be on the workers.
+    """Capture what is installed here, as workers should have it.
 
-    Builds wheels of checkouts and local files, unless that was done before, and asks the indexes whether
-    all of it can be had, unless they said so of the very same before.
+    Builds wheels of checkouts and local files unless that was done before, and asks the indexes
+    whether everything is available unless they confirmed exactly that before.
 
     Args:
-        wishes: What shall be different.
-        platform: The workers', as `bootstrap.here` says it.
-        packages: What is installed; default what is.
+        wishes: What should be different.
+        platform: The workers' platform, in the form of `bootstrap.here`.
+        packages: What is installed; by default, what is installed here.
 
     Raises:
-        PackageError: something cannot be built or had; named, with what to do.
+        PackageError: something cannot be built or is unavailable; says what, and what to do.
     """
     found = installed() if packages is None else packages
     asked = {normalized(line) for line in (*(wishes.requirements or ()), *wishes.packages)}
@@ -111,8 +111,8 @@ def prepare(
 
 def _missing_self() -> Package:
     raise PackageError(
-        f"{_SELF} is imported here and not installed, so that its workers' dependencies are not known. Install it: "
-        "`pip install -e` of its checkout will do"
+        f"{_SELF} is imported here but not installed, so its workers' dependencies are unknown. "
+        "Install it: `pip install -e` of its checkout is enough"
     )
 
 
@@ -183,7 +183,7 @@ def _check_once(prepared: Prepared, target: _Target, verdicts: Path) -> None:
     )
     if said:
         log.warning(
-            "workers have to build a package from source, which needs whatever it is built with there:\n%s",
+            "workers have to build a package from source, and need its build tools for that:\n%s",
             said,
         )
     verdicts.mkdir(parents=True, exist_ok=True)

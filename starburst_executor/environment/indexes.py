@@ -172,8 +172,8 @@ def stripped(url: str) -> str:
     host = parts.netloc.rpartition("@")[2]
     clean = urlunsplit(parts._replace(netloc=host))
     log.warning(
-        "packages come from %s by a login, which is not given to the workers. If it asks them for one, "
-        "have them started with UV_INDEX_URL or a netrc file that has it, or bring an image with image=",
+        "packages come from %s with a login, which workers do not get. If it asks them for one, "
+        "start them with UV_INDEX_URL or a netrc file that has it, or provide an image with image=",
         clean,
     )
     return clean

@@ -51,8 +51,8 @@ def normalized(text: str) -> str:
     match = _NAME.match(text)
     if match is None:
         raise ValueError(
-            f"{text!r} is no requirement; write a package's name, perhaps with a version, such as 'numpy==2.1.0' or "
-            "'my-package @ https://host/my_package-1-py3-none-any.whl'"
+            f"{text!r} is not a requirement; write a package's name, perhaps with a version, such "
+            "as 'numpy==2.1.0' or 'my-package @ https://host/my_package-1-py3-none-any.whl'"
         )
     return re.sub(r"[-_.]+", "-", match[1]).lower()
 

@@ -1,12 +1,12 @@
 """Environments in the store, shared by its sessions.
 
-    environments/<digest>/wheels/<file>   first, created once: the name's lock says what is in it
-    environments/<digest>/lock.json       written by every session that begins, so that its age is that of its use
-    environments/<digest>/packing         who is at work on the pack; may be taken over when it is old
-    environments/<digest>/pack            created once, by the first worker that has installed all of it
+    environments/<digest>/wheels/<file>   first, created once: the lock says what is in it
+    environments/<digest>/lock.json       written by each new session, so its age tells its last use
+    environments/<digest>/packing         a worker is packing; may be taken over when it is old
+    environments/<digest>/pack            created once, by the first worker that installed it all
 
-A session's manifest names its environment after all but the pack is there. Whoever dies leaves nothing
-that is wrong: what is there is whole, and what lacks is written by the next one.
+A session's manifest names its environment once everything but the pack exists. A process that dies
+leaves nothing wrong: what exists is whole, and the next one writes what is missing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ship(store: Store, prepared: Prepared) -> None:
 
 
 def pack(store: Store, digest: str, folder: Path) -> bool:
-    """Put what is installed in `folder` into the store, unless it is there or another is at it.
+    """Put what is installed in `folder` into the store, unless it is there or being packed.
 
     Returns:
         Whether this call did.
@@ -69,8 +69,8 @@ def pack(store: Store, digest: str, folder: Path) -> bool:
 def write_pack(folder: Path, target: Path) -> None:
     """Write the pack of an environment into a file.
 
-    Not compressed: numpy, scipy and pandas with their bytecode take some 300 MB then instead of 120, and a
-    fraction of the time to unpack.
+    Not compressed: numpy, scipy and pandas with their bytecode then take some 300 MB instead of
+    120, and a fraction of the time to unpack.
     """
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for path in bootstrap.members(folder):
@@ -97,12 +97,13 @@ def _is_mine(store: Store, key: str) -> bool:
 def prune(
     store: Store, used: Collection[str], older_than: float, *, dry_run: bool = False
 ) -> Iterator[str]:
-    """Delete the environments that no session names and that none has used for long; yields their digests.
+    """Delete environments that no session names and none has used for long; yield their digests.
 
     Args:
-        store: Where.
+        store: The store.
         used: Digests that sessions name.
-        older_than: Seconds since a session last began with it, or anything of it was written; at least an hour.
+        older_than: Seconds since a session last started with it, or any of it was written; at least
+            an hour.
         dry_run: Delete nothing.
     """
     for digest in _digests(store):

@@ -1,4 +1,4 @@
-"""Versions that are not as they are installed here: for another platform, or because others were asked for."""
+"""Versions that differ from those installed here: for another platform, or on request."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["check", "resolve"]
 
 # Those of the slim images of Debian and of Amazon Linux 2023 are newer.
 _GLIBC = "manylinux_2_28"
-_MEND = (
-    "Leave the package out with exclude=[...], name another version with packages=[...], name all of them with "
-    "requirements=, or bring an image that has everything with image="
+_ADVICE = (
+    "Leave the package out with exclude=[...], name another version with packages=[...], name all "
+    "of them with requirements=, or provide an image that has everything with image="
 )
 
 
@@ -59,20 +59,21 @@ def resolve(
         done = run_uv([*command, *([] if build else ["--only-binary", ":all:"])])
     if done.returncode:
         raise PackageError(
-            f"the packages for Python {python} on {platform} cannot be found:\n{done.stdout.strip()}\n{_MEND}"
+            f"the packages for Python {python} on {platform} cannot be found:\n"
+            f"{done.stdout.strip()}\n{_ADVICE}"
         )
     lines = (line.strip() for line in done.stdout.splitlines())
     return [line for line in lines if line and not line.startswith(("#", "-", "warning"))]
 
 
 def check(lines: Sequence[str], *, python: str, platform: str, indexes: Indexes) -> str:
-    """Make sure that each exact version can be had; nothing is installed, and next to nothing fetched.
+    """Check that each exact version is available; installs nothing, and fetches next to nothing.
 
     Returns:
-        What uv says of packages that have no wheel and that each worker has to build; "" if all have one.
+        What uv says about packages without a wheel, which each worker has to build; "" if none.
 
     Raises:
-        PackageError: names what cannot be had.
+        PackageError: names what is unavailable.
     """
     with tempfile.TemporaryDirectory(prefix="starburst-check-") as scratch:
         command = [
@@ -97,8 +98,8 @@ def check(lines: Sequence[str], *, python: str, platform: str, indexes: Indexes)
         built = run_uv(command)
     if built.returncode:
         raise PackageError(
-            f"a package that is installed here cannot be installed for Python {python} on {platform}:\n"
-            f"{built.stdout.strip()}\n{_MEND}"
+            f"a package that is installed here cannot be installed for Python {python} on "
+            f"{platform}:\n{built.stdout.strip()}\n{_ADVICE}"
         )
     return done.stdout.strip()
 

@@ -19,7 +19,7 @@ def uv() -> str:
     """Path of the program.
 
     Raises:
-        PackageError: it is not here. Workers have none: their environments are installed by another.
+        PackageError: it is not installed, as on workers: another uv installs their environments.
     """
     try:
         from uv import find_uv_bin
@@ -27,8 +27,9 @@ def uv() -> str:
         return str(find_uv_bin())
     except (ImportError, FileNotFoundError) as error:
         raise PackageError(
-            f'environment="sync" needs uv, which is not here: {error}. Install it with `pip install uv`; a task '
-            'that makes an executor of its own can say environment="none"'
+            f'environment="sync" needs uv, which is not here: {error}. Install it with '
+            "`pip install uv`; a task that creates its own executor can pass "
+            'environment="none"'
         ) from error
 
 

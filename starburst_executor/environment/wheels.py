@@ -1,7 +1,7 @@
 """Wheels of packages that lie on this machine: built once for each state of their source.
 
-A wheel is written anew after it was built, with its members in order and without dates, so that the same
-files give the same wheel, and so the same digest, on any machine and with any build tool.
+A built wheel is rewritten with its members in order and without dates, so that the same files give
+the same wheel, and so the same digest, on any machine and with any build tool.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def build(package: Package, cache: Path, indexes: Indexes) -> Path:
     assert source is not None
     if not source.exists():
         raise PackageError(
-            f"{package.name} {package.version} was installed from {source}, which is not there any more, so it "
-            f"cannot be brought to the workers. {_mend(package)}"
+            f"{package.name} {package.version} was installed from {source}, which no longer "
+            f"exists, so workers cannot get it. {_advice(package)}"
         )
     kept = cache / _state(source)
     found = sorted(kept.glob("*.whl"))
@@ -55,18 +55,18 @@ def build(package: Package, cache: Path, indexes: Indexes) -> Path:
         return _keep(target, kept)
 
 
-def _mend(package: Package) -> str:
+def _advice(package: Package) -> str:
     return (
-        f"Install it again, leave it out with exclude=[{package.name!r}], or say with requirements= or packages= "
-        "where else it is to be had"
+        f"Install it again, leave it out with exclude=[{package.name!r}], or name another source "
+        "with requirements= or packages="
     )
 
 
 def _built(package: Package, scratch: Path, indexes: Indexes) -> Path:
     assert package.source is not None
     command = [
-        "build", "--wheel", "--no-progress", "--out-dir", str(scratch / "built"), "--python", sys.executable,
-        *indexes.options(), str(package.source),
+        "build", "--wheel", "--no-progress", "--out-dir", str(scratch / "built"),
+        "--python", sys.executable, *indexes.options(), str(package.source),
     ]  # fmt: skip
     # Dates of an epoch that zip files can hold, for tools that heed this.
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800"}
@@ -78,8 +78,8 @@ def _built(package: Package, scratch: Path, indexes: Indexes) -> Path:
     wheels = sorted((scratch / "built").glob("*.whl"))
     if done.returncode or not wheels:
         raise PackageError(
-            f"{package.name} {package.version} lies in {package.source}, and no wheel of it could be built:\n"
-            f"{done.stdout.strip()}\n{_mend(package)}"
+            f"{package.name} {package.version} is in {package.source}, and no wheel of it could be "
+            f"built:\n{done.stdout.strip()}\n{_advice(package)}"
         )
     return wheels[0]
 
@@ -96,7 +96,7 @@ def _keep(wheel: Path, kept: Path) -> Path:
 
 
 def _state(source: Path) -> str:
-    """Names what a source is like, and what it is built with; from file times, without reading it."""
+    """A digest of a source's state and its build tools; from file times, without reading it."""
     digest = hashlib.sha256(f"{source.resolve()} {sys.version} {uv()}".encode())
     for path in _files(source) if source.is_dir() else [source]:
         about = path.lstat()

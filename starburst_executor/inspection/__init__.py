@@ -1,1 +1,1 @@
-"""Reading a session for people. Changes nothing and never unpickles."""
+"""Reads sessions for people; changes nothing and never unpickles."""

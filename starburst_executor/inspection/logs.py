@@ -11,7 +11,7 @@ __all__ = ["all_logs", "find_task", "task_log"]
 
 
 def task_log(session: Session, name: str) -> str:
-    """What one task has printed so far: stdout, then stderr.
+    """What a task has printed so far: stdout, then stderr.
 
     Raises:
         ValueError: `name` is not a task id.
@@ -25,18 +25,19 @@ def task_log(session: Session, name: str) -> str:
 def all_logs(session: Session) -> str:
     """What all tasks have printed so far, each under a line with its id."""
     parts: list[str] = []
-    for sight in session.queue().look():
-        record = _record_of(session, sight.batch)
+    for listing in session.queue().look():
+        batch = listing.batch
+        record = _record_of(session, batch)
         for position, task in enumerate(record.tasks):
-            text = _log_of(session, sight.batch, position, task)
+            text = _log_of(session, batch, position, task)
             if text:
-                name = task_id(sight.batch.lane, sight.batch.number + position)
+                name = task_id(batch.lane, batch.number + position)
                 parts.append(f"--- task {name} ({task.state})\n{text}")
     return "".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
 
 
 def find_task(session: Session, name: str) -> tuple[Batch, int]:
-    """The batch of a task and its position there; a listing of a few keys.
+    """A task's batch and its position there; lists only a few keys.
 
     Raises:
         ValueError: `name` is not a task id.

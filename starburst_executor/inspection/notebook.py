@@ -41,23 +41,26 @@ _COLOURS = {
     "pending": "rgba(128,136,148,.35)",
 }
 
-_CELL = "text-align:left;padding:2px 12px 2px 0;border-bottom:1px solid rgba(128,128,128,.25);vertical-align:top"
+_CELL = (
+    "text-align:left;padding:2px 12px 2px 0;"
+    "border-bottom:1px solid rgba(128,128,128,.25);vertical-align:top"
+)
 
 _SOFT = "opacity:.7"
 
-# Notebooks take what stands between two dollar signs for a formula, unless they are told not to.
+# Notebooks take text between two dollar signs for a formula unless told otherwise.
 _PLAIN = 'class="mathjax_ignore tex2jax_ignore"'
 
 
 def status_html(status: SessionStatus) -> str:
-    """A bar with what became of the tasks, and the counts below it."""
-    drawn = _status(status, f"{status.workers} of {counted(status.workers_wanted, 'worker')}")
+    """A bar of tasks by state, and the counts below it."""
+    html = _status(status, f"{status.workers} of {counted(status.workers_wanted, 'worker')}")
     if status.stuck is not None:
-        drawn += f'<div style="color:{_COLOURS["failed"]}">{escape(str(status.stuck))}</div>'
-    return drawn if status.cost is None else f"{drawn}{_bill(status.cost)}"
+        html += f'<div style="color:{_COLOURS["failed"]}">{escape(str(status.stuck))}</div>'
+    return html if status.cost is None else f"{html}{_cost(status.cost)}"
 
 
-def _bill(cost: CostSummary) -> str:
+def _cost(cost: CostSummary) -> str:
     lines = "; ".join(f"{label.lower()}: {text}" for label, text in cost.lines())
     colour = f"color:{_COLOURS['failed']}" if cost.alert else _SOFT
     return f'<div {_PLAIN} style="{colour}">{escape(lines)}</div>'
@@ -67,14 +70,19 @@ def _status(status: SessionStatus, rest: str) -> str:
     name = f"{escape(status.name)} &middot; " if status.name else ""
     head = (
         f"<b>{name}<code>{escape(status.session_id)}</code></b> "
-        f'<span style="{_SOFT}">{escape(status.state)}, {percent(status.progress)} of {status.total:,}</span>'
+        f'<span style="{_SOFT}">{escape(status.state)}, {percent(status.progress)} '
+        f"of {status.total:,}</span>"
     )
-    return f'<div {_PLAIN} style="max-width:52em;line-height:1.6">{head}{_bar(status)}{_legend(status, rest)}</div>'
+    return (
+        f'<div {_PLAIN} style="max-width:52em;line-height:1.6">'
+        f"{head}{_bar(status)}{_legend(status, rest)}</div>"
+    )
 
 
 def _bar(status: SessionStatus) -> str:
     parts = "".join(
-        f'<span style="width:{100 * count / status.total:.3f}%;background:{_COLOURS[state]}"></span>'
+        f'<span style="width:{100 * count / status.total:.3f}%;'
+        f'background:{_COLOURS[state]}"></span>'
         for state in _COLOURS
         if (count := getattr(status, state))
     )
@@ -86,8 +94,8 @@ def _bar(status: SessionStatus) -> str:
 
 def _legend(status: SessionStatus, rest: str) -> str:
     parts = [
-        f'<span style="display:inline-block;width:.75em;height:.75em;border-radius:2px;background:{colour};'
-        f'margin-right:.35em"></span>{getattr(status, state):,} {state}'
+        '<span style="display:inline-block;width:.75em;height:.75em;border-radius:2px;'
+        f'background:{colour};margin-right:.35em"></span>{getattr(status, state):,} {state}'
         for state, colour in _COLOURS.items()
         if getattr(status, state) or state in ("completed", "failed", "pending")
     ]
@@ -96,19 +104,22 @@ def _legend(status: SessionStatus, rest: str) -> str:
 
 
 def executor_html(executor: StarburstExecutor) -> str:
-    """The status of its session, and how to come back to it; never raises."""
-    again = f"StarburstExecutor.attach({executor.session_id!r}, store={executor.store!r})"
+    """The status of its session, and the call that attaches to it; never raises."""
+    attach = f"StarburstExecutor.attach({executor.session_id!r}, store={executor.store!r})"
     try:
         shown = status_html(executor.status())
     except (StarburstError, RuntimeError, OSError) as error:
         name = f"<b>StarburstExecutor <code>{escape(executor.session_id)}</code></b>"
         return f'<div {_PLAIN}>{name}<br><span style="{_SOFT}">{escape(str(error))}</span></div>'
-    return f'<div {_PLAIN}>{shown}<code style="{_SOFT}">{escape(again)}</code></div>'
+    return f'<div {_PLAIN}>{shown}<code style="{_SOFT}">{escape(attach)}</code></div>'
 
 
 def sessions_html(sessions: Iterable[SessionSummary]) -> str:
     """A table of sessions."""
-    headings = ("session_id", "name", "created_at", "last_activity", "progress", "total", "pending", "claimed", "running", "completed", "failed", "cancelled", "workers", "state")  # fmt: skip
+    headings = (
+        "session_id", "name", "created_at", "last_activity", "progress", "total", "pending",
+        "claimed", "running", "completed", "failed", "cancelled", "workers", "state",
+    )  # fmt: skip
     rows = [
         (
             f"<code>{escape(one.session_id)}</code>",
@@ -141,8 +152,8 @@ def _state(one: SessionSummary) -> str:
     if one.alert is None:
         return escape(one.state)
     colour = _COLOURS["failed"]
-    said = f'<span style="color:{colour}" title="{escape(one.alert)}">over its cost_alert</span>'
-    return f"{escape(one.state)}, {said}"
+    alert = f'<span style="color:{colour}" title="{escape(one.alert)}">over its cost_alert</span>'
+    return f"{escape(one.state)}, {alert}"
 
 
 def _red(count: int) -> str:
@@ -160,12 +171,13 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def outcome_html(outcome: TaskOutcome) -> str:
-    """How a task ended: its value, or its error with the remote traceback folded away."""
+    """How a task ended: its value, or its error with the remote traceback collapsed."""
     colour = _COLOURS.get(outcome.state, _COLOURS["pending"])
     tried = f"attempt {outcome.attempt}, " if outcome.attempt > 1 else ""
     where = f"{tried}{duration(outcome.seconds)} on {outcome.worker}" if outcome.worker else ""
     head = (
-        f'<span style="color:{colour}">&#9679;</span> <b>task <code>{escape(outcome.task_id)}</code></b> '
+        f'<span style="color:{colour}">&#9679;</span> '
+        f"<b>task <code>{escape(outcome.task_id)}</code></b> "
         f'{escape(outcome.state)} <span style="{_SOFT}">{escape(where)}</span>'
     )
     return f"<div {_PLAIN}>{head}{_result(outcome)}</div>"
@@ -195,7 +207,7 @@ def _short_repr(value: object) -> str:
 
 
 def open_notebook_display(stream: TextIO) -> NotebookDisplay | None:
-    """A display in the output of the running cell; None outside a notebook, or for another stream."""
+    """A display in the running cell's output; None outside a notebook, or for another stream."""
     if stream not in (sys.stdout, sys.stderr) or "IPython" not in sys.modules:
         return None
     shell = import_module("IPython").get_ipython()
@@ -210,11 +222,11 @@ _START = f'<span style="{_SOFT}">nothing submitted yet</span>'
 
 
 class NotebookDisplay:
-    """Progress in the output of a cell, drawn anew in place; needs no widgets.
+    """Progress in the output of a cell, redrawn in place; needs no widgets.
 
     Args:
         handle: IPython's handle of the output.
-        wrap: Makes something displayable of HTML.
+        wrap: Turns HTML into something displayable.
     """
 
     def __init__(self, handle: Any, wrap: Any) -> None:
@@ -223,7 +235,7 @@ class NotebookDisplay:
         self._shown = ""
 
     def show(self, progress: Progress) -> None:
-        """Draw it, if it looks any different."""
+        """Draw it, unless it looks the same."""
         words = [
             text
             for name, text in progress.counts()
@@ -235,4 +247,4 @@ class NotebookDisplay:
             self._handle.update(self._wrap(html))
 
     def close(self) -> None:
-        """Leave the last of it where it is."""
+        """Leave the last drawing in place."""

@@ -1,4 +1,4 @@
-"""How far a session is, and what sessions a store has."""
+"""How far a session is, and which sessions a store has."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = [
     "SessionStatus",
     "SessionSummary",
     "ids_like",
+    "list_summaries",
+    "read_status",
     "resolve",
     "session_ids",
-    "read_status",
-    "list_summaries",
 ]
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,14 @@ SessionStateName = Literal["open", "closed", "terminated"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStatus:
-    """How far a session is; counts of tasks, and of workers with a fresh heartbeat.
+    """How far a session is: counts of tasks, and of workers with a fresh heartbeat.
 
-    Each task is counted once. `running` are those that a worker is known to have begun, `claimed` those that it
-    has taken and not begun as far as is known: the start of a task of a second or two is written with its end.
-    Everything else that counts tasks (lists, the live line, the report) means the same by these words.
-    `last_activity` is when anything was last written, a heartbeat too, and never goes back.
-    The parts may be some seconds apart, so that the counts of a session at work need not add up to
-    a single moment.
+    Each task is counted once. `running` tasks are known to have been started by a worker. `claimed`
+    tasks were taken and, as far as is known, not started: the start of a task of a second or two is
+    written along with its end. Whatever counts tasks (lists, the live line, the report) means the
+    same by these words. `last_activity` is when anything was last written, heartbeats included, and
+    never goes backwards. The counts may be taken seconds apart, so for a session at work they need
+    not describe a single moment.
     """
 
     session_id: str
@@ -73,17 +73,17 @@ class SessionStatus:
     created_at: datetime
     last_activity: datetime
     deadline: datetime
-    cost: CostSummary | None = None  # None: nothing costs anything, or it was not reckoned
+    cost: CostSummary | None = None  # None: nothing costs anything, or it was not calculated
     stuck: Stuck | None = None  # why nothing moves; None: something does, or all is finished
 
     @property
     def finished(self) -> int:
-        """Tasks that nothing can change any more."""
+        """Tasks in a final state: completed, failed or cancelled."""
         return self.completed + self.failed + self.cancelled
 
     @property
     def progress(self) -> float:
-        """Share of the tasks that are finished, 0 to 1; 1 where there are none."""
+        """Share of the tasks that are finished, 0 to 1; 1 if there are none."""
         return self.finished / self.total if self.total else 1.0
 
     def _repr_html_(self) -> str:
@@ -120,7 +120,7 @@ class SessionStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSummary:
-    """One line of a list of sessions; the counts are those of `SessionStatus`."""
+    """One line of a list of sessions; the counts mean the same as in `SessionStatus`."""
 
     session_id: str
     name: str | None
@@ -136,11 +136,11 @@ class SessionSummary:
     workers: int
     state: SessionStateName
     idle: float  # seconds since `last_activity`, by the store's clock
-    alert: str | None = None  # that it has cost more than its `cost_alert`
+    alert: str | None = None  # the warning, if it has cost more than its `cost_alert`
 
     @property
     def progress(self) -> float:
-        """Share of the tasks that are finished, 0 to 1; 1 where there are none."""
+        """Share of the tasks that are finished, 0 to 1; 1 if there are none."""
         finished = self.completed + self.failed + self.cancelled
         return finished / self.total if self.total else 1.0
 
@@ -160,10 +160,10 @@ _LIST = (
 
 
 class SessionList(list[SessionSummary]):
-    """Summaries of sessions, which print as a table; a notebook shows them as one too."""
+    """Summaries of sessions, shown as a table when printed or in a notebook."""
 
     def lines(self, width: int | None = None) -> list[list[str]]:
-        """The cells of the table, padded, its headings first; see `tables.fitted`."""
+        """The padded cells of the table, headings first; see `tables.fitted`."""
         rows = (
             (
                 one.session_id,
@@ -194,19 +194,17 @@ def read_status(
     session: Session,
     queue: QueueReader | None = None,
     known: dict[Batch, VersionedRecord] | None = None,
-    reckon: Callable[[Manifest, HeartbeatListing], CostSummary | None] = lambda manifest, beats: (
-        None
-    ),
+    reckon: Callable[[Manifest, HeartbeatListing], CostSummary | None] = lambda *_: None,
 ) -> SessionStatus:
     """The status of a session.
 
     Args:
-        session: Which.
-        queue: What is known of its queue already; saves listing what is finished.
-        known: Records of unfinished batches as they were read before, kept up to date here; saves
-            reading those that have not changed.
-        reckon: Tells what it has cost, such as `Ledger(session).look`; by default it is not reckoned, for
-            that reads heartbeats.
+        session: The session.
+        queue: What is already known of its queue; saves listing what is finished.
+        known: Records of unfinished batches as read before, updated here; saves reading those that
+            have not changed.
+        reckon: Calculates what it has cost, such as `CostTracker(session).look`; by default it is
+            left out, because that reads heartbeats.
 
     Raises:
         SessionNotFound: there is no such session.
@@ -215,22 +213,22 @@ def read_status(
     if queue is None:
         queue = session.queue()
         queue.learn(manifest.lanes)
-    sights = queue.look()
-    unfinished = [sight for sight in sights if sight.done is None]
+    listings = queue.look()
+    unfinished = [listing for listing in listings if listing.done is None]
     counts = _count(session, unfinished, queue.totals, {} if known is None else known)
-    beats = session.beats()
+    heartbeats = session.beats()
     gone = known_to_have_ended(session, manifest)
     live = [
         worker
-        for worker, e in beats.entries.items()
-        if beats.now - e.modified <= manifest.intervals.lease and worker not in gone
+        for worker, e in heartbeats.entries.items()
+        if heartbeats.now - e.modified <= manifest.intervals.lease and worker not in gone
     ]
-    # What the manifest says is finished is not listed; but then it was written after that.
+    # Batches that the manifest counts as finished are not listed; but it was written after them.
     written = session.store.list(session.key("session.json"), limit=1).entries
-    # And workers that left took their heartbeats with them, but for the last.
+    # Workers that left deleted their heartbeats, except for the last one, under `ended/`.
     ended, _ = session.list_all(session.key("ended/"))
-    moments = [e.modified for e in (*written, *ended, *beats.entries.values())]
-    moments += [sight.modified for sight in sights]
+    moments = [e.modified for e in (*written, *ended, *heartbeats.entries.values())]
+    moments += [listing.modified for listing in listings]
     last_activity = max([manifest.created, *moments])
     return SessionStatus(
         session_id=session.id,
@@ -243,8 +241,8 @@ def read_status(
         created_at=_utc(manifest.created),
         last_activity=_utc(last_activity),
         deadline=_utc(manifest.deadline),
-        cost=reckon(manifest, beats),
-        stuck=explain(session, manifest, counts, beats, live, gone, last_activity),
+        cost=reckon(manifest, heartbeats),
+        stuck=explain(session, manifest, counts, heartbeats, live, gone, last_activity),
     )
 
 
@@ -259,23 +257,23 @@ def _count(
     counts[State.FAILED] = done.failed
     counts[State.CANCELLED] = done.cancelled
     reads = session.runtime.gather(
-        [partial(_record, session, sight, known.get(sight.batch)) for sight in unfinished]
+        [partial(_record, session, listing, known.get(listing.batch)) for listing in unfinished]
     )
     known.clear()
-    for sight, read in zip(unfinished, reads, strict=True):
-        known[sight.batch] = read
+    for listing, read in zip(unfinished, reads, strict=True):
+        known[listing.batch] = read
         for state in State:
             counts[state] += read.record.count(state)
     return counts
 
 
 def _record(
-    session: Session, sight: BatchListing, before: VersionedRecord | None
+    session: Session, listing: BatchListing, before: VersionedRecord | None
 ) -> VersionedRecord:
-    before = before or VersionedRecord(Record.fresh(sight.batch.size), None)
-    if sight.record is None or sight.record.version == before.version:
+    before = before or VersionedRecord(Record.fresh(listing.batch.size), None)
+    if listing.record is None or listing.record.version == before.version:
         return before
-    return session.read(sight.batch, before)
+    return session.read(listing.batch, before)
 
 
 def _utc(seconds: float) -> datetime:
@@ -283,7 +281,7 @@ def _utc(seconds: float) -> datetime:
 
 
 def session_ids(store: Store, beginning: str = "") -> Iterator[str]:
-    """Ids of the sessions in a store that begin so, in order; those half deleted too."""
+    """Ids in a store that start with `beginning`, in order; half-deleted sessions too."""
     prefix = "sessions/"
     after = ""
     while True:
@@ -292,12 +290,12 @@ def session_ids(store: Store, beginning: str = "") -> Iterator[str]:
             yield folder[len(prefix) :].rstrip("/")
         if not page.truncated:
             return
-        # Begin behind everything that lies below the last folder.
+        # Continue after everything below the last folder.
         after = page.prefixes[-1] + "\U0010ffff"
 
 
 def resolve(store: Store, text: str) -> str:
-    """The one session id that `text` is, begins, or begins the last part of.
+    """The one session id that is `text`, or starts with it, or whose last part does.
 
     Raises:
         SessionNotFound: there is none.
@@ -310,10 +308,11 @@ def resolve(store: Store, text: str) -> str:
         return found[0]
     if found:
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise ValueError(f"{text!r} is the beginning of {len(found)} session ids: {some}")
+        raise ValueError(f"{len(found)} session ids start with {text!r}: {some}")
     raise SessionNotFound(
-        f"no session id in {store.url} is or begins with {text!r}. It may have been cleaned up, or be in "
-        "another store or region: `starburst-executor list --store URL` shows what a store has."
+        f"no session id in {store.url} is or starts with {text!r}. It may have been cleaned up, or "
+        "be in another store or region: `starburst-executor list --store URL` shows what a store "
+        "has."
     )
 
 
@@ -321,7 +320,7 @@ _WHOLE_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9]{6}")
 
 
 def ids_like(store: Store, text: str) -> list[str]:
-    """The session ids that begin so; if there are none, those whose last part does."""
+    """The session ids that start with `text`; if none do, those whose last part does."""
     return list(session_ids(store, text)) or [
         one for one in session_ids(store) if one.rpartition("-")[2].startswith(text)
     ]
@@ -329,7 +328,7 @@ def ids_like(store: Store, text: str) -> list[str]:
 
 def list_summaries(store: Store) -> SessionList:
     """A summary of each session in a store, oldest first."""
-    # Two pools: a status that waited for a thread of the pool it runs on would wait for ever.
+    # Two pools: a status waiting for a thread of the pool it runs on could deadlock.
     with closing(SystemRuntime()) as outer, closing(SystemRuntime()) as inner:
         ids = session_ids(store)
         calls = [partial(_summary, Session(store, one, inner)) for one in ids]
@@ -338,17 +337,17 @@ def list_summaries(store: Store) -> SessionList:
 
 
 def _summary(session: Session) -> SessionSummary | None:
-    def reckon(manifest: Manifest, beats: HeartbeatListing) -> CostSummary | None:
+    def reckon(manifest: Manifest, heartbeats: HeartbeatListing) -> CostSummary | None:
         if manifest.cost_alert is None:
             return None
-        return CostTracker(session).look(manifest, beats)
+        return CostTracker(session).look(manifest, heartbeats)
 
     try:
         queue = session.queue()
         queue.learn(session.load().lanes)
         now = read_status(session, queue, reckon=reckon)
     except SessionNotFound:
-        return None  # being deleted, or debris of one that was
+        return None  # being deleted, or the remains of a deleted one
     except DamagedObject as error:
         log.warning("session %s: %s", session.id, error)
         return None

@@ -1,4 +1,4 @@
-"""Why nothing moves in a session, and what to do: for `status`, and for whoever waits."""
+"""Why nothing moves in a session, and what to do: for `status`, and for waiting clients."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = ["Stuck", "explain", "known_to_have_ended", "past_limit"]
 
-# Workers on this machine are at work within a second or two, on Fargate within a minute or two.
+# Workers on this machine start work within a second or two, on Fargate within a minute or two.
 _START_SECONDS = {"local": 10.0, "ecs": 240.0}
-_PRINTED = 300  # characters of what a worker printed last
+_PRINTED = 300  # characters shown of a worker's last output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stuck:
-    """Why unfinished tasks do not get on.
+    """Why unfinished tasks make no progress.
 
     Attributes:
-        reason: In a few words, for a line of progress.
-        advice: What more is known, and what to do.
+        reason: In a few words, for a progress line.
+        advice: What else is known, and what to do.
     """
 
     reason: str
@@ -35,17 +35,17 @@ class Stuck:
 
 
 def past_limit(manifest: Manifest) -> Stuck:
-    """What there is to say past the absolute time limit."""
+    """Why nothing moves past the absolute time limit."""
     since = datetime.fromtimestamp(manifest.deadline, UTC)
     return Stuck(
         reason=f"past its limit since {since:%Y-%m-%d %H:%M} UTC: extend",
-        advice="Workers have left and none are started. Nothing is lost: extend(seconds), or "
-        f"`starburst-executor extend {manifest.session_id} SECONDS`, goes on",
+        advice="Workers have left and none are started. Nothing is lost: to continue, call "
+        f"extend(seconds) or run `starburst-executor extend {manifest.session_id} SECONDS`",
     )
 
 
 def known_to_have_ended(session: Session, manifest: Manifest) -> set[str]:
-    """Workers of this machine that have ended, however they did: a killed one has a fresh heartbeat still."""
+    """Workers on this machine that have ended; a killed one may still have a fresh heartbeat."""
     if manifest.spec.launcher != "local":
         return set()
     return LocalLauncher().ended(session.url)
@@ -55,7 +55,7 @@ def explain(
     session: Session,
     manifest: Manifest,
     counts: Mapping[State, int],
-    beats: HeartbeatListing,
+    heartbeats: HeartbeatListing,
     live: Collection[str],
     gone: Collection[str],
     last_activity: float,
@@ -63,12 +63,12 @@ def explain(
     """Why nothing moves; None if something does, as far as is known, or all is finished.
 
     Args:
-        session: Which.
+        session: The session.
         manifest: Its manifest.
         counts: Tasks by state.
-        beats: A listing of the heartbeats.
-        live: The workers that live.
-        gone: Those known to have ended.
+        heartbeats: A listing of the heartbeats.
+        live: The live workers.
+        gone: Workers known to have ended.
         last_activity: When something last changed, by the store's clock.
     """
     unfinished = sum(count for state, count in counts.items() if not state.final)
@@ -77,47 +77,50 @@ def explain(
     if manifest.state is SessionState.TERMINATED:
         return Stuck(
             reason="terminated",
-            advice=f"Its unfinished tasks ({unfinished}) will not run: submit them to a new session",
+            advice=f"Its unfinished tasks ({unfinished}) will not run: submit them to a new "
+            "session",
         )
-    if beats.now >= manifest.deadline:
+    if heartbeats.now >= manifest.deadline:
         return past_limit(manifest)
     if live:
         return None
     held = counts[State.CLAIMED] + counts[State.RUNNING]
-    if stillborn := _stillborn(session, beats, gone):
+    if stillborn := _stillborn(session, heartbeats, gone):
         return _dying(session, manifest, stillborn)
-    if held and beats.entries.keys() & set(gone):
+    if held and heartbeats.entries.keys() & set(gone):
         return _unattended(manifest, f"its workers have died (tasks they had: {held})")
-    if beats.now - last_activity <= _START_SECONDS[manifest.spec.launcher]:
+    if heartbeats.now - last_activity <= _START_SECONDS[manifest.spec.launcher]:
         return None
-    return _unattended(manifest, "no workers are at it")
+    return _unattended(manifest, "it has no workers")
 
 
-def _stillborn(session: Session, beats: HeartbeatListing, gone: Collection[str]) -> list[str]:
+def _stillborn(session: Session, heartbeats: HeartbeatListing, gone: Collection[str]) -> list[str]:
     """Workers that ended before their first heartbeat."""
-    silent = set(gone) - beats.entries.keys()
+    silent = set(gone) - heartbeats.entries.keys()
     return sorted(w for w in silent if session.heartbeat(w, "ended") is None)
 
 
 def _dying(session: Session, manifest: Manifest, stillborn: list[str]) -> Stuck:
     printed = LocalLauncher().log_tail(session.url, stillborn[-1]).strip()
-    said = f"; the last printed: {printed[-_PRINTED:]}" if printed else ""
+    last = f"; the last printed: {printed[-_PRINTED:]}" if printed else ""
     return Stuck(
-        reason="its workers die at their start",
-        advice=f"Ended before their first heartbeat: {len(stillborn)}{said}. Most likely they cannot reach the store "
-        f"or import starburst_executor; `starburst-executor logs {manifest.session_id} --workers` has all of it",
+        reason="its workers die on startup",
+        advice=f"Ended before their first heartbeat: {len(stillborn)}{last}. Most likely they "
+        "cannot reach the store or import starburst_executor; `starburst-executor logs "
+        f"{manifest.session_id} --workers` shows all their output",
     )
 
 
 def _unattended(manifest: Manifest, reason: str) -> Stuck:
     name = manifest.session_id
     advice = (
-        f"StarburstExecutor.attach({name!r}) starts workers and waits for results, `starburst-executor collect --wait "
-        f"{name}` too"
+        f"To start workers and wait for results, call StarburstExecutor.attach({name!r}) or run "
+        f"`starburst-executor collect --wait {name}`"
     )
     if manifest.spec.launcher == "ecs":
         advice += (
-            ". If a client is attached, capacity or quota lacks (its log says so, `starburst-executor quota` shows "
-            f"it), or they end at their start (`starburst-executor logs {name} --workers` has what they printed)"
+            ". If a client is attached, capacity or quota is lacking (its log says so, and "
+            "`starburst-executor quota` shows it), or workers die on startup "
+            f"(`starburst-executor logs {name} --workers` shows what they printed)"
         )
     return Stuck(reason=reason, advice=advice)

@@ -1,7 +1,7 @@
-"""What became of each task, for people: its attempts, times, error and output.
+"""The history of each task, for people: its attempts, times, error and output.
 
-Read from records and from outcomes as they are stored. Nothing is unpickled, so that any version of
-Python may look at the tasks of any other.
+Read from records and outcomes as stored. Nothing is unpickled, so any version of Python can look at
+the tasks of any other.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ __all__ = [
     "group_errors",
     "history",
     "idle_seconds",
-    "read_output",
     "read_again",
+    "read_output",
     "view",
     "views",
 ]
 
 log = logging.getLogger(__name__)
 
-_SIDE_BY_SIDE = 64  # records in memory at once; one may hold 64 KiB of outcomes
+_CONCURRENT = 64  # records in memory at once; one may hold 64 KiB of outcomes
 _SAMPLES = 5  # task ids shown for a group of failures
 
 
-TaskStateName = Literal["pending", "claimed", "running", "completed", "failed", "cancelled"]  # fmt: skip
+TaskStateName = Literal["pending", "claimed", "running", "completed", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +58,12 @@ class Found:
 
     Attributes:
         batch: Its batch.
-        position: Its place there.
-        index: Its place in submission order.
+        position: Its position in the batch.
+        index: Its position in submission order.
         stored: When it was stored, in UTC seconds by the store's clock.
         now: When the queue was listed, by the same clock.
         task: Its state.
-        name: What it is called; empty unless that was asked for.
+        name: Its name; empty unless requested.
     """
 
     batch: Batch
@@ -88,10 +88,10 @@ class TaskError:
         kind: "raised", "crashed", "timeout", "lost", "initializer", "unserializable" or "damaged".
         type: Qualified name of the exception's class.
         message: Its text.
-        traceback: The remote traceback; "" where there is none.
-        exit_code: Of the process that ran the task, if it died.
+        traceback: The remote traceback; "" if there is none.
+        exit_code: Exit code of the process that ran the task, if it died.
         signal: Number of the signal that killed it.
-        stderr: The last it wrote to stderr, if it died.
+        stderr: The tail of its stderr, if it died.
     """
 
     kind: str
@@ -116,16 +116,16 @@ class TaskView:
     """One line of a list of tasks.
 
     Attributes:
-        index: Place in submission order.
+        index: Position in submission order.
         task_id: Id within the session.
-        state: Where it is.
-        worker: Who has it or had it last; "" while nobody did.
+        state: Its current state.
+        worker: The worker that has it or had it last; "" if none has.
         attempt: How often it was claimed.
-        queued: Seconds from being stored until its last attempt began, or until now.
-        ran: Seconds that its last attempt has run, or ran.
+        queued: Seconds between being stored and its last attempt, or until now.
+        ran: Seconds that its last attempt has run.
         error: Why it failed; None unless it did.
-        call: Its function and, in short, its arguments; "" where that is not stored.
-        label: What its submitter called it; "" for nothing.
+        call: Its function and abbreviated arguments; "" if not stored.
+        label: The label given by its submitter; "" for none.
     """
 
     index: int
@@ -141,21 +141,21 @@ class TaskView:
 
     @property
     def name(self) -> str:
-        """What it is called: its label, else the call."""
+        """Its label, or else the call."""
         return self.label or self.call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One worker's try at a task; times by that worker's clock.
+    """One worker's attempt at a task; times by that worker's clock.
 
     Attributes:
-        number: From 1.
-        worker: Whose.
-        claimed: When the worker took it.
-        started: When a process began it; None if none did.
-        ended: When it was over; None while it is not.
-        how: How it ended ("completed", "failed", "cancelled", "lost", "handed back"), or where it is.
+        number: Counted from 1.
+        worker: The worker's id.
+        claimed: When the worker claimed it.
+        started: When a process started it; None if none did.
+        ended: When it ended; None if it has not.
+        how: How it ended ("completed", "failed", "cancelled", "lost", "handed back"), or its state.
     """
 
     number: int
@@ -176,14 +176,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskHistory:
-    """All that is known of one task.
+    """Everything known about one task.
 
     Attributes:
-        task: As in a list.
+        task: The task, as in a list.
         stored_at: When it was stored.
         function: Digest of the callable.
         argument_bytes: Size of its pickled arguments, without large buffers.
-        attempts: The first to the last; of very many, the last eight.
+        attempts: First to last; if there are very many, the last eight.
         output: What it has printed.
     """
 
@@ -197,13 +197,13 @@ class TaskHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskGroup:
-    """Tasks that failed at the same place.
+    """Tasks that failed in the same place.
 
     Attributes:
-        count: How many.
+        count: How many there are.
         task_ids: Some of them.
-        error: That of the first.
-        names: Ids of the same ones, each with what the task is called.
+        error: The error of the first.
+        names: The same ids, each with the task's name.
     """
 
     count: int
@@ -222,22 +222,22 @@ def find(
     *,
     named: bool = False,
 ) -> Iterator[Found]:
-    """The tasks of a session in submission order, without those that are in no state of `states`.
+    """The tasks of a session in submission order, by default in any state, else one of `states`.
 
-    A batch whose markers say that it holds none of them is not read, nor one of `without`. With `named` the
-    names of tasks are read too, which takes another request for each batch that holds any.
+    Batches in `without`, and batches whose markers rule out such tasks, are not read. With `named`,
+    task names are read too, which takes one more request per batch with a match.
     """
-    seats, now = _seats(session)
+    batches, now = _placed_batches(session)
     wanted = (
-        seat
-        for seat in seats
-        if seat.sight.batch not in without and (states is None or _may_have(seat.sight, states))
+        placed
+        for placed in batches
+        if placed.batch not in without and (states is None or _may_have(placed.listing, states))
     )
-    while some := list(islice(wanted, _SIDE_BY_SIDE)):
-        records = session.runtime.gather([partial(_read, session, s) for s in some])
+    while some := list(islice(wanted, _CONCURRENT)):
+        records = session.runtime.gather([partial(_read, session, p) for p in some])
         chosen = [
-            [f for f in _tasks(seat, record, now) if states is None or f.task.state in states]
-            for seat, record in zip(some, records, strict=True)
+            [f for f in _tasks(placed, record, now) if states is None or f.task.state in states]
+            for placed, record in zip(some, records, strict=True)
         ]
         if named:
             filled = [found for found in chosen if found]
@@ -247,7 +247,7 @@ def find(
 
 
 def _named(session: Session, tasks: list[Found]) -> list[Found]:
-    """Tasks of one batch with their names, as far as these can be read."""
+    """Tasks of one batch with their names, if these can be read."""
     batch = tasks[0].batch
     try:
         names = session.names(batch)
@@ -265,17 +265,17 @@ def find_one(session: Session, name: str) -> Found:
         LookupError: the session has no such task.
     """
     lane, number = parse_task_id(name)
-    seats, now = _seats(session)
-    for seat in seats:
-        batch = seat.sight.batch
+    batches, now = _placed_batches(session)
+    for placed in batches:
+        batch = placed.batch
         if batch.lane == lane and batch.number <= number < batch.end:
-            tasks = list(_tasks(seat, _read(session, seat), now))
+            tasks = list(_tasks(placed, _read(session, placed), now))
             return _named(session, [tasks[number - batch.number]])[0]
     raise LookupError(f"session {session.id} has no task {name}")
 
 
 def read_again(session: Session, found: Found) -> Found:
-    """The task as it is now; its times are those of the first look."""
+    """The task as it is now, with the times of the first read."""
     fresh = VersionedRecord(Record.fresh(found.batch.size), None)
     task = session.read(found.batch, fresh).record.tasks[found.position]
     return Found(
@@ -290,57 +290,61 @@ def read_again(session: Session, found: Found) -> Found:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Seat:
-    """A batch and where it stands in the session."""
+class _PlacedBatch:
+    """A batch and its place in the session."""
 
-    sight: BatchListing
+    listing: BatchListing
     first: int = 0  # index of its first task
     stored: float = 0
 
+    @property
+    def batch(self) -> Batch:
+        return self.listing.batch
 
-def _seats(session: Session) -> tuple[list[_Seat], float]:
-    """Every batch, finished ones too, in submission order; and the store's time."""
+
+def _placed_batches(session: Session) -> tuple[list[_PlacedBatch], float]:
+    """All batches, finished ones too, in submission order; and the store's time."""
     prefix = session.key("queue/")
     entries, now = session.list_all(prefix)
-    seats: dict[Batch, _Seat] = {}
+    found: dict[Batch, _PlacedBatch] = {}
     for entry in entries:
         folder, _, name = entry.key[len(prefix) :].partition("/")
         batch = Batch.parse(folder)
         if batch is None:
             continue
-        seat = seats.setdefault(batch, _Seat(sight=BatchListing(batch)))
-        seat.sight.add(name, entry)
+        placed = found.setdefault(batch, _PlacedBatch(listing=BatchListing(batch)))
+        placed.listing.add(name, entry)
         if name == "tasks":
-            seat.stored = entry.modified
-    whole = [seat for seat in seats.values() if seat.sight.complete]
+            placed.stored = entry.modified
+    complete = [placed for placed in found.values() if placed.listing.complete]
     first = 0
-    for seat in whole:
-        seat.first = first
-        first += seat.sight.batch.size
-    return whole, now
+    for placed in complete:
+        placed.first = first
+        first += placed.batch.size
+    return complete, now
 
 
-def _may_have(sight: BatchListing, states: Collection[State]) -> bool:
-    if sight.done is None:
+def _may_have(listing: BatchListing, states: Collection[State]) -> bool:
+    if listing.done is None:
         return True
     final = (State.COMPLETED, State.FAILED, State.CANCELLED)
-    return any(n and s in states for s, n in zip(final, sight.done, strict=True))
+    return any(n and s in states for s, n in zip(final, listing.done, strict=True))
 
 
-def _read(session: Session, seat: _Seat) -> Record:
-    fresh = Record.fresh(seat.sight.batch.size)
-    if seat.sight.record is None:
+def _read(session: Session, placed: _PlacedBatch) -> Record:
+    fresh = Record.fresh(placed.batch.size)
+    if placed.listing.record is None:
         return fresh
-    return session.read(seat.sight.batch, VersionedRecord(fresh, None)).record
+    return session.read(placed.batch, VersionedRecord(fresh, None)).record
 
 
-def _tasks(seat: _Seat, record: Record, now: float) -> Iterator[Found]:
+def _tasks(placed: _PlacedBatch, record: Record, now: float) -> Iterator[Found]:
     for position, task in enumerate(record.tasks):
         yield Found(
-            batch=seat.sight.batch,
+            batch=placed.batch,
             position=position,
-            index=seat.first + position,
-            stored=seat.stored,
+            index=placed.first + position,
+            stored=placed.stored,
             now=now,
             task=task,
         )
@@ -350,25 +354,25 @@ def _tasks(seat: _Seat, record: Record, now: float) -> Iterator[Found]:
 
 
 def views(session: Session, states: Collection[State] | None = None) -> Iterator[TaskView]:
-    """A line for each task, in submission order; see `find`."""
+    """One line per task, in submission order; see `find`."""
     found = find(session, states, named=True)
-    while some := list(islice(found, 4 * _SIDE_BY_SIDE)):
+    while some := list(islice(found, 4 * _CONCURRENT)):
         yield from session.runtime.gather([partial(view, session, f) for f in some])
 
 
 def view(session: Session, found: Found) -> TaskView:
     """The line for one task; reads its outcome if it failed and the record does not hold it."""
     task = found.task
-    over = task.ended or found.now
-    begun = task.started or over
+    ended = task.ended or found.now
+    started = task.started or ended
     return TaskView(
         index=found.index,
         task_id=found.task_id,
         state=task.state.value,
         worker=task.worker,
         attempt=task.attempt,
-        queued=max(0.0, begun - found.stored),
-        ran=max(0.0, over - task.started) if task.started else 0.0,
+        queued=max(0.0, started - found.stored),
+        ran=max(0.0, ended - task.started) if task.started else 0.0,
         error=_error(session, found),
         call=found.name.call,
         label=found.name.label,
@@ -397,7 +401,7 @@ def _error(session: Session, found: Found) -> TaskError | None:
 
 
 def attempts(task: Task) -> list[Attempt]:
-    """Every try at a task that is on record, the present one last."""
+    """Every recorded attempt at a task, the current one last."""
     tries = [
         Attempt(
             number=past.attempt,
@@ -409,7 +413,7 @@ def attempts(task: Task) -> list[Attempt]:
         )
         for past in task.past
     ]
-    # What was lost for the last time is among the past already.
+    # The final lost attempt is among the past ones already.
     if task.worker and not (tries and tries[-1].number == task.attempt):
         tries.append(
             Attempt(
@@ -425,7 +429,7 @@ def attempts(task: Task) -> list[Attempt]:
 
 
 def read_output(session: Session, found: Found) -> Output:
-    """What a task has printed; of a running one, by its worker's last heartbeat."""
+    """What a task has printed; for a running one, as of its worker's last heartbeat."""
     task = found.task
     if task.state.held:
         out, err = session.live_log(found.batch, found.position, task.attempt)
@@ -443,7 +447,7 @@ def _text(session: Session, batch: Batch, piece: Piece | None) -> str:
 
 
 def history(session: Session, found: Found) -> TaskHistory:
-    """All that is known of one task."""
+    """Everything known about one task."""
     header = session.tasks(found.batch).header
     call = header.calls[found.position]
     return TaskHistory(
@@ -457,7 +461,7 @@ def history(session: Session, found: Found) -> TaskHistory:
 
 
 def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:
-    """Failed tasks that ended alike and at the same line, together; the largest group first."""
+    """Failed tasks grouped by kind of failure and line; the largest group first."""
     groups: dict[tuple[object, ...], list[TaskView]] = {}
     for task in tasks:
         if task.error is not None:
@@ -476,13 +480,13 @@ def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:
 
 
 def _place(error: TaskError) -> tuple[object, ...]:
-    """Where and how it failed, without the message, which may name the arguments."""
+    """Where and how it failed, ignoring the message, which may contain arguments."""
     frames = tuple(line for line in error.traceback.splitlines() if line.startswith('  File "'))
     return error.kind, error.type, error.exit_code, error.signal, frames
 
 
 def idle_seconds(session: Session) -> float:
-    """Seconds since anything of a session was written, debris of a deleted one too; by the store's clock."""
+    """Seconds since anything of a session was written, by the store's clock; remains count too."""
     entries, now = session.list_all(session.prefix)
     return now - max((entry.modified for entry in entries), default=now)
 

@@ -1,15 +1,15 @@
 r"""How far a session is, on a terminal or in a file that somebody reads as it grows.
 
-    Gauge   looks at the session                    one LIST a look, and what changed
-    Meter   tasks per second and time left          from the last minute's looks
+    Gauge   reads the status of the session         one LIST each time, and what changed
+    Meter   tasks per second and time left          from the last minute's readings
     Display shows it:
-      LiveDisplay    the two lowest lines of a terminal
-      PlainDisplay   a line every ten seconds, where there is no terminal
+      LiveDisplay    the bottom two lines of a terminal
+      PlainDisplay   a line every ten seconds, if there is no terminal
     Ticker  a thread that does all this for an executor
 
-The live display does not draw over what the program prints, nor replace `sys.stdout`: it takes the two
-lowest lines out of the part of the terminal that scrolls. So whatever prints (`print`, tqdm, logging to
-a stream opened long ago, C code, a child process) scrolls above it and cannot meet it.
+The live display neither draws over what the program prints nor replaces `sys.stdout`: it takes the
+bottom two lines out of the terminal's scrolling region. So whatever prints (`print`, tqdm, logging
+to a stream opened long ago, C code, a child process) scrolls above it and cannot collide with it.
 """
 
 from __future__ import annotations
@@ -51,21 +51,23 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_WINDOW = 60.0  # seconds over which tasks per second are taken
-_PLAIN_EVERY = 10.0  # seconds: a log of hours stays readable
+_WINDOW = 60.0  # seconds over which tasks per second are measured
+_PLAIN_EVERY = 10.0  # seconds: an hours-long log stays readable
 _ROWS = 2  # of the live display
-_LEAST_ROWS = 6  # a lower terminal has no lines to spare
-_LOOK_LEAST = 1.0  # seconds between looks of a Ticker; people do not read faster
+_LEAST_ROWS = 6  # a smaller terminal has no lines to spare
+_PAUSE_MIN = 1.0  # seconds between a Ticker's readings; people do not read faster
 
-# What a line does without first where it has no room.
-_LEAST_WANTED = ("rate", "cost", "claimed", "pending", "cancelled", "workers", "running", "left")  # fmt: skip
+# What a line drops first when it runs out of room.
+_LEAST_WANTED = (
+    "rate", "cost", "claimed", "pending", "cancelled", "workers", "running", "left",
+)  # fmt: skip
 
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
 _INDEX, _UP = "\x1bD", "\x1b[{}A"  # down a line in the same column, scrolling; up
 _REGION, _NO_REGION = "\x1b[1;{}r", "\x1b[r"
 _AT, _CLEAR_LINE = "\x1b[{};1H", "\x1b[2K"
 
-# Two displays would take the same lines of the one terminal that a process has.
+# Two displays would claim the same lines of the process's one terminal.
 _terminal = threading.Lock()
 
 
@@ -75,8 +77,8 @@ class Progress:
 
     Attributes:
         status: The counts.
-        rate: Tasks finished per second of late; None while that cannot be told.
-        left: Seconds until all are finished at that rate; None while that cannot be told.
+        rate: Tasks finished per second recently; None while unknown.
+        left: Seconds until all are finished at that rate; None while unknown.
     """
 
     status: SessionStatus
@@ -84,11 +86,11 @@ class Progress:
     left: float | None
 
     def counts(self, width: int | None = None, between: str = ", ") -> list[tuple[str, str]]:
-        """What there is to say, part by part: a name that does not change, and the words.
+        """The parts of the line: each a fixed name, and the text.
 
         Args:
-            width: Leave out what is least wanted until the words fit into so many characters.
-            between: What will stand between the parts.
+            width: Drop the least wanted parts until the text fits into this many characters.
+            between: The separator that will be put between parts.
         """
         parts = self._parts()
         for unwanted in _LEAST_WANTED:
@@ -123,7 +125,7 @@ class Progress:
         return [*parts, ("workers", wanted)]
 
     def line(self, width: int | None = None) -> str:
-        """All of it on one line, of at most so many characters if that can be."""
+        """Everything on one line, of at most `width` characters if possible."""
         head = f"{self.status.session_id}: {percent(self.status.progress)}, "
         room = None if width is None else width - len(head)
         return head + ", ".join(text for _, text in self.counts(room))
@@ -133,11 +135,11 @@ class Progress:
 
 
 class Gauge:
-    """Looks at a session again and again, reading only what has changed.
+    """Reads the status of a session repeatedly, each time only what has changed.
 
     Args:
-        session: Which.
-        client: Whether this process is a client of it, so that its requests are part of the cost.
+        session: The session.
+        client: Whether this process is one of its clients, so that its requests count as cost.
 
     Raises:
         SessionNotFound: there is no such session.
@@ -145,37 +147,38 @@ class Gauge:
 
     def __init__(self, session: Session, *, client: bool = False) -> None:
         self.session = session
-        self._ledger = CostTracker(session, client=client)
+        self._costs = CostTracker(session, client=client)
         self._queue = session.queue()
         self._queue.learn(session.load().lanes)
         self._known: dict[Batch, VersionedRecord] = {}
-        self._active: datetime | None = None
+        self._last_activity: datetime | None = None
 
     def look(self) -> SessionStatus:
         """The status now."""
-        status = read_status(self.session, self._queue, self._known, self._ledger.look)
-        # What has finished is looked at no more, though it was written last.
-        self._active = max(self._active or status.last_activity, status.last_activity)
-        return replace(status, last_activity=self._active)
+        status = read_status(self.session, self._queue, self._known, self._costs.look)
+        # Finished batches are no longer listed, even if they were written last.
+        latest = max(self._last_activity or status.last_activity, status.last_activity)
+        self._last_activity = latest
+        return replace(status, last_activity=latest)
 
     @property
     def now(self) -> float:
-        """The store's clock at the last look."""
+        """The store's clock at the last reading."""
         return self._queue.now
 
 
 class Meter:
-    """Tells from looks how fast tasks finish."""
+    """Measures how fast tasks finish."""
 
     def __init__(self) -> None:
-        self._looks: deque[tuple[float, int]] = deque()
+        self._readings: deque[tuple[float, int]] = deque()
 
     def take_in(self, status: SessionStatus, now: float) -> Progress:
-        """Take in a status seen at `now` (any clock in seconds that does not jump)."""
-        self._looks.append((now, status.finished))
-        while len(self._looks) > 2 and self._looks[1][0] <= now - _WINDOW:
-            self._looks.popleft()
-        began, finished = self._looks[0]
+        """Add a status read at `now` (any clock in seconds that does not jump)."""
+        self._readings.append((now, status.finished))
+        while len(self._readings) > 2 and self._readings[1][0] <= now - _WINDOW:
+            self._readings.popleft()
+        began, finished = self._readings[0]
         rate = (status.finished - finished) / (now - began) if now > began else None
         unfinished = status.total - status.finished
         left = unfinished / rate if rate and unfinished else None
@@ -192,11 +195,11 @@ class Display(Protocol):
         """Show this from now on."""
 
     def close(self) -> None:
-        """Show no more, and leave the last of it as a line to look back at."""
+        """Stop, and leave the last state as a line to look back at."""
 
 
 def open_display(stream: TextIO, runtime: Runtime) -> Display:
-    """The live display if the stream is a terminal that can have one, or a notebook's; else lines of text."""
+    """A notebook's display or, on a terminal capable of it, the live one; else lines of text."""
     if notebook := open_notebook_display(stream):
         return notebook
     if _can_be_live(stream) and _terminal.acquire(blocking=False):
@@ -205,7 +208,7 @@ def open_display(stream: TextIO, runtime: Runtime) -> Display:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Characters of a line of a terminal; None of a file."""
+    """Width of a terminal in characters; None for a file."""
     if not stream.isatty():
         return None
     return os.get_terminal_size(stream.fileno()).columns or None
@@ -218,18 +221,18 @@ def _can_be_live(stream: TextIO) -> bool:
 
 
 class PlainDisplay:
-    """A line at once, one every ten seconds in which something changed, and one at the end.
+    """A line immediately, one every ten seconds if something changed, and one at the end.
 
     Args:
-        stream: Where to.
-        runtime: Whose clock.
+        stream: Where to write.
+        runtime: The clock.
     """
 
     def __init__(self, stream: TextIO, runtime: Runtime) -> None:
         self._stream = stream
         self._runtime = runtime
         self._next = runtime.monotonic()
-        self._said = ""
+        self._written = ""
         self._last: Progress | None = None
 
     def show(self, progress: Progress) -> None:
@@ -240,22 +243,22 @@ class PlainDisplay:
             self._write(progress)
 
     def close(self) -> None:
-        """Write the last line, unless it stands there already."""
+        """Write the last line, unless it is there already."""
         if self._last is not None:
             self._write(self._last)
 
     def _write(self, progress: Progress) -> None:
         line = progress.line(_width(self._stream))
-        if line != self._said:
-            self._said = line
+        if line != self._written:
+            self._written = line
             self._stream.write(f"{line}\n")
             self._stream.flush()
 
 
 class LiveDisplay:
-    """Two lines at the foot of a terminal, below the part that scrolls.
+    """Two lines at the bottom of a terminal, below the scrolling region.
 
-    Holds the process's one terminal until it is closed; made by `open_display`.
+    Holds the process's one terminal until it is closed; created by `open_display`.
 
     Args:
         stream: The terminal.
@@ -271,7 +274,7 @@ class LiveDisplay:
         self._last: Progress | None = None
         self._lock = threading.Lock()
         self._closed = False
-        # Whatever ends the interpreter, the terminal must get its last lines back.
+        # However the interpreter ends, the terminal must get its last lines back.
         atexit.register(self.close)
 
     def show(self, progress: Progress) -> None:
@@ -299,10 +302,10 @@ class LiveDisplay:
         make_room = ""
         if size != self._size:
             whole = _SAVE + _NO_REGION + _RESTORE if self._size.lines else ""
-            # The cursor must not stand in the lines that are taken: down, scrolling, and up again.
+            # The cursor must not be in the lines that are taken: down, scrolling, and up again.
             make_room = whole + _INDEX * _ROWS + _UP.format(_ROWS)
             self._size = size
-        # The region anew each time: a program that ran meanwhile may have reset it.
+        # Set the region every time: a program that ran meanwhile may have reset it.
         region = _REGION.format(size.lines - _ROWS)
         text = self._lines(self._render(progress))
         self._write(make_room + _SAVE + region + text + _RESTORE)
@@ -339,7 +342,7 @@ _STYLES = {
 
 
 def _drawing(progress: Progress, width: int) -> RenderableType:
-    """A bar under the session's name, and the counts in colour; each one line."""
+    """A bar beside the session's name, and the counts in colour; one line each."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -379,10 +382,10 @@ def _in_foreground(fd: int) -> bool:
 
 
 class Ticker:
-    """Shows how far a session is until it is closed, on a thread of its own.
+    """Shows the progress of a session on its own thread until it is closed.
 
     Args:
-        session: Which.
+        session: The session.
         stream: Where to show it.
     """
 
@@ -396,7 +399,7 @@ class Ticker:
         self._thread.start()
 
     def close(self) -> None:
-        """Show how it ended, and leave the terminal as it was; may be called again."""
+        """Show how it ended, and restore the terminal; may be called again."""
         self._end.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -406,22 +409,22 @@ class Ticker:
         try:
             while not self._end.wait(pause):
                 began = self._runtime.monotonic()
-                self._look()
-                # A look at a large queue takes long: it may have a tenth of the time, no more.
-                pause = max(_LOOK_LEAST, 9 * (self._runtime.monotonic() - began))
-            self._look()
+                self._update()
+                # Reading a large queue takes long: it may take a tenth of the time, no more.
+                pause = max(_PAUSE_MIN, 9 * (self._runtime.monotonic() - began))
+            self._update()
         except SessionError as error:
-            log.info("progress is shown no longer: %s", error)
+            log.info("progress is no longer shown: %s", error)
         except Exception:
-            log.exception("progress is shown no longer")
+            log.exception("progress is no longer shown")
         finally:
             self._display.close()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         try:
             status = self._gauge.look()
         except StoreError as error:
-            log.warning("how far the session is cannot be told just now: %s", error)
+            log.warning("the session's progress cannot be read at the moment: %s", error)
             return
         if status.total:
             self._display.show(self._meter.take_in(status, self._runtime.monotonic()))

@@ -1,1 +1,1 @@
-"""Starting workers and knowing which are alive: the seam, and workers on this machine."""
+"""Start workers and know which are alive: the launcher's interface, and workers on this machine."""

@@ -1,4 +1,4 @@
-"""The launcher's promise, and opening the one that a session asks for."""
+"""The interface of launchers, and opening the one that a session uses."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ __all__ = ["Launcher", "open_launcher"]
 
 
 class Launcher(Protocol):
-    """Starts workers, and says which of those that were started for a session still live."""
+    """Starts workers, and tells which of a session's workers are alive."""
 
     name: str
     lag: float
-    """Seconds until `live` shows, to anybody, what somebody else has started."""
+    """Seconds until a started worker shows up in everybody's `live`."""
 
     def launch(self, session_url: str, count: int) -> list[str]:
-        """Start `count` workers, each as `python -m starburst_executor worker SESSION_URL --id WORKER_ID`.
+        """Start `count` workers.
+
+        Each runs `python -m starburst_executor worker SESSION_URL --id WORKER_ID`.
 
         Returns:
-            Their worker ids, fewer than `count` if there is no room for more at the moment. That they
-            have begun to look for work is not promised.
+            Their worker ids, fewer than `count` if there is no room for more at the moment. They
+            need not be looking for work yet.
 
         Raises:
-            LaunchFailed, OSError: none can be started; to try again is of no use.
+            LaunchFailed, OSError: none can be started; retrying is pointless.
         """
 
     def live(self, session_url: str) -> set[str] | None:
-        """Ids of the workers known to be alive, those that are starting included; None: cannot tell."""
+        """Ids of the workers known to be alive, including those starting; None if unknown."""
 
     def ended(self, session_url: str) -> set[str]:
-        """Ids of the workers known to have ended, so that nobody need wait for their lease."""
+        """Ids of the workers known to have ended, so nobody has to wait for their leases."""
 
     def stop(
         self,
@@ -45,25 +47,25 @@ class Launcher(Protocol):
         *,
         grace: float,
     ) -> None:
-        """End workers, those named or all: SIGTERM, and SIGKILL for what is left after `grace` seconds.
+        """Stop the given workers, or all: SIGTERM, then SIGKILL after `grace` seconds.
 
         Returns when they are gone. Ids that are unknown or have ended are no error.
         """
 
     def forget(self, session_url: str) -> None:
-        """Remove what is noted of workers that have ended; for a session that has ended itself."""
+        """Remove the traces of workers that have ended; for a session that is over."""
 
     def platform(self) -> str:
-        """What binaries must be built for to run in its workers, such as "linux-x86_64"."""
+        """The platform of its workers, for which binaries must be built: say, "linux-x86_64"."""
 
     def log_tail(self, session_url: str, worker_id: str) -> str:
-        """The last lines that the worker's own process printed, which say why it died; "" if there are none."""
+        """The last lines that the worker's own process printed, which tell why it died; or ""."""
 
     def taken_away(self, session_url: str, worker_id: str) -> bool:
-        """Whether a worker that has ended is known to have been ended by others: a reclaim, or a stop."""
+        """Whether an ended worker is known to have been ended by others: a reclaim, or a stop."""
 
     def halt(self) -> None:
-        """Start none from now on; a `launch` under way returns soon, with those that it has started."""
+        """Start no more workers; a `launch` in progress returns soon, with those it has started."""
 
 
 def open_launcher(
@@ -74,9 +76,9 @@ def open_launcher(
     """The launcher that `spec` asks for.
 
     Args:
-        spec: What a worker shall be.
-        deployment: Where workers on ECS are, as a manifest has it; default as configured.
-        origin: Where the session was made, as a manifest has it.
+        spec: What each worker is.
+        deployment: Where workers on ECS run, from the manifest; defaults to the configuration.
+        origin: Where the session was created, from the manifest.
     """
     if spec.launcher == "local":
         return LocalLauncher(command=_bootstrap_command(spec), origin=origin)
@@ -86,9 +88,9 @@ def open_launcher(
 
 
 def _bootstrap_command(spec: WorkerSpec) -> list[str] | None:
-    """What brings a worker into its session's environment; None if it runs in the caller's."""
+    """The command that starts a worker in its session's environment; None for the caller's own."""
     if spec.lock is None:
         return None
-    # Not the caller's own interpreter: a virtual environment's would bring its packages along.
+    # Not the caller's own interpreter: a virtual environment would bring its packages along.
     base = str(getattr(sys, "_base_executable", sys.executable))
     return [base, "-I", bootstrap.__file__, spec.lock]

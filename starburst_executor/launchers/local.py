@@ -28,57 +28,58 @@ log = logging.getLogger(__name__)
 
 _LOCK_FD = "STARBURST_LOCK_FD"
 
-_LOOK_SECONDS = 0.01  # between looks at whether a worker that was told to end has ended
+_POLL_SECONDS = 0.01  # between checks whether a signalled worker has ended
 
-_KILL_SECONDS = (
-    10.0  # a killed process is gone at once, unless the kernel waits for a device or a network disk
-)
+# A killed process is gone at once, unless the kernel waits for a device or a network disk.
+_KILL_SECONDS = 10.0
 
 _TAIL_BYTES = 4096  # a traceback and some lines before it
 
 
 def hold_lock() -> bool:
-    """Keep this worker's lock for the worker alone; call it before anything is started from the worker.
+    """Keep this worker's lock from its children; call it before the worker starts any process.
 
     A process that inherits the lock would make a dead worker look alive. `subprocess` closes
-    foreign descriptors by itself, other ways to start a program do not. A bare `fork` copies all
+    other descriptors by itself; other ways to start a program do not. A bare `fork` copies all
     of them, so a worker must not fork processes that outlive it.
 
     Does nothing in a worker that no `LocalLauncher` started.
 
     Returns:
-        Whether one did.
+        Whether a `LocalLauncher` started this worker.
     """
     number = os.environ.pop(_LOCK_FD, None)
     if number is None:
         return False
     fd = int(number)
     os.set_inheritable(fd, False)
-    _write_pid(fd, os.getpid())  # again, for a client killed in mid-launch could not
+    _write_pid(fd, os.getpid())  # again: a client killed in mid-launch could not
     return True
 
 
 class LocalLauncher:
-    """Workers on this machine, which go on when the client that started them ends or is killed.
+    """Workers on this machine, which carry on when the client that started them ends or is killed.
 
-    They run in the client's directory and environment, without a terminal. A worker is started with
-    Python's `-P`, so that no file of that directory stands in for a module of the standard library;
-    tasks are not affected, for they run in processes of their own. Where the package is not installed
-    (a checkout, a vendored copy) its folder goes to the front of the worker's `PYTHONPATH`, so that a
-    worker runs the very code that its client runs.
+    They run in the client's directory and environment, without a terminal. A worker is started
+    with Python's `-P`, so that no file in that directory shadows a module of the standard library;
+    tasks are unaffected, because they run in their own processes. If the package is not installed
+    (a checkout, a vendored copy), its folder goes first on the worker's `PYTHONPATH`, so that a
+    worker runs exactly the code that its client runs.
 
-    Any process of the same user on this machine sees and stops the same workers. Ended workers that
-    this process started are collected at its next call of `launch`, `live`, `ended` or `stop`.
+    Every process of the same user on this machine sees and stops the same workers. Ended workers
+    that this process started are reaped at its next `launch`, `live`, `ended` or `stop`.
 
     Args:
-        folder: Where to note workers; default `data_home()/"workers"`.
-        command: What to run instead of this package's worker; it gets `SESSION_URL --id WORKER_ID` added.
+        folder: Where to keep locks and logs of workers; defaults to `data_home() / "workers"`.
+        command: What to run instead of this package's worker, with `SESSION_URL --id WORKER_ID`
+            appended.
         runtime: Clock, waits and ids.
-        origin: Where the session was made: workers start in its directory, else in that of this process.
+        origin: Where the session was created: workers start in its directory, or without it, in
+            this process's.
     """
 
     name = "local"
-    lag = 0.0  # a lock is there before its worker is
+    lag = 0.0  # the lock exists before its worker does
 
     def __init__(
         self,
@@ -96,15 +97,15 @@ class LocalLauncher:
         self._halted = False
 
     def launch(self, session_url: str, count: int) -> list[str]:
-        """Start `count` workers; returns their ids.
+        """Start `count` workers; return their ids.
 
         Raises:
-            LaunchFailed: the directory that they start in is gone.
+            LaunchFailed: the directory to start them in is gone.
             OSError: a worker could not be started; a note names those that were.
         """
         _children.collect()
         if self._directory is not None and not Path(self._directory).is_dir():
-            raise LaunchFailed(_gone(session_url, self._directory))
+            raise LaunchFailed(_directory_missing(session_url, self._directory))
         started: list[str] = []
         for _ in range(count):
             if self._halted:
@@ -112,9 +113,10 @@ class LocalLauncher:
             worker_id = "w-" + self._runtime.new_id(10)
             try:
                 self._start(session_url, worker_id)
-            except OSError as e:
-                e.add_note(
-                    f"started {len(started)} of {count} workers of {session_url}: {', '.join(started) or '-'}"
+            except OSError as error:
+                error.add_note(
+                    f"started {len(started)} of {count} workers of {session_url}: "
+                    f"{', '.join(started) or '-'}"
                 )
                 raise
             started.append(worker_id)
@@ -137,20 +139,20 @@ class LocalLauncher:
         *,
         grace: float,
     ) -> None:
-        """End workers of any client on this machine: SIGTERM, then SIGKILL after `grace` seconds.
+        """Stop workers of any client on this machine: SIGTERM, then SIGKILL after `grace` seconds.
 
         Raises:
-            StarburstError: one could be neither ended nor killed.
+            StarburstError: one survived SIGKILL.
         """
         wanted = self.live(session_url) if worker_ids is None else worker_ids
         locks = [self._session_folder(session_url) / worker_id for worker_id in wanted]
-        stubborn = self._end(locks, signal.SIGTERM, grace)
-        immortal = self._end(stubborn, signal.SIGKILL, _KILL_SECONDS)
-        if immortal:
-            raise StarburstError(_immortal(immortal))
+        surviving = self._end(locks, signal.SIGTERM, grace)
+        unkillable = self._end(surviving, signal.SIGKILL, _KILL_SECONDS)
+        if unkillable:
+            raise StarburstError(_unkillable(unkillable))
 
     def forget(self, session_url: str) -> None:
-        """Remove locks and logs of workers that have ended; live workers stay known, so that `stop` finds them."""
+        """Remove locks and logs of ended workers; live ones stay, so that `stop` finds them."""
         folder = self._session_folder(session_url)
         ended = self.ended(session_url)
         for worker_id in ended:
@@ -163,7 +165,7 @@ class LocalLauncher:
                 raise
 
     def platform(self) -> str:
-        """That of this machine."""
+        """This machine's platform."""
         return bootstrap.here()
 
     def log_tail(self, session_url: str, worker_id: str) -> str:
@@ -178,11 +180,11 @@ class LocalLauncher:
         return text if size <= _TAIL_BYTES else text.partition("\n")[2] or text
 
     def taken_away(self, session_url: str, worker_id: str) -> bool:
-        """Never known: a lock does not tell how its holder ended."""
+        """Always False: a lock does not tell how its holder ended."""
         return False
 
     def halt(self) -> None:
-        """Start none from now on."""
+        """Start no more workers."""
         self._halted = True
 
     def _start(self, session_url: str, worker_id: str) -> None:
@@ -207,23 +209,23 @@ class LocalLauncher:
         )
 
     def _held_lock(self, lock: Path) -> int:
-        # Under another name until it is held, or whoever looked between would take it for an ended worker's.
-        nascent = self._folder / f"{lock.name}.new"
-        fd = _above_standard(os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        # Renamed once it is held: an unheld lock would look like an ended worker's.
+        unheld = self._folder / f"{lock.name}.new"
+        fd = _above_standard(os.open(unheld, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            nascent.rename(lock)
+            unheld.rename(lock)
         except OSError:
             os.close(fd)
             raise
         return fd
 
     def _spawn(self, session_url: str, lock: Path, fd: int) -> int:
-        with _log_of(lock).open("ab") as printed:
+        with _log_of(lock).open("ab") as output:
             process = subprocess.Popen(
                 [*self.command, session_url, "--id", lock.name],
                 stdin=subprocess.DEVNULL,
-                stdout=printed,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_worker_environment(fd),
                 cwd=self._directory,
@@ -243,30 +245,30 @@ class LocalLauncher:
             return []
 
     def _end(self, locks: Iterable[Path], number: signal.Signals, seconds: float) -> list[Path]:
-        """Send a signal and wait up to `seconds`; returns the locks of those that still live."""
+        """Send a signal and wait up to `seconds`; return the locks of workers still alive."""
         pause = self._runtime.signal()
         deadline = self._runtime.monotonic() + seconds
-        told: set[Path] = set()
+        signalled: set[Path] = set()
         left = [lock for lock in locks if _is_alive(lock)]
         while left:
-            told.update(lock for lock in left if lock not in told and _send(lock, number))
+            signalled.update(lock for lock in left if lock not in signalled and _send(lock, number))
             if self._runtime.monotonic() >= deadline:
                 break
-            pause.wait(_LOOK_SECONDS)
+            pause.wait(_POLL_SECONDS)
             left = [lock for lock in left if _is_alive(lock)]
         return left
 
 
 class _Children:
-    """The workers that this process started, by whichever launcher, and has to collect when they end."""
+    """The workers that this process started, through any launcher, and must reap when they end."""
 
     def __init__(self) -> None:
         self._pids: dict[Path, int] = {}
-        # A pid that another thread collected may be anybody's by now.
+        # A pid that another thread reaped may belong to any process by now.
         self._lock = threading.Lock()
 
     def adopt(self, process: subprocess.Popen[bytes], lock: Path) -> int:
-        # The worker is to outlive the object, which otherwise warns of just that.
+        # The worker must outlive the `Popen` object, which would otherwise warn about it.
         process.returncode = 0
         with self._lock:
             self._pids[lock] = process.pid
@@ -288,7 +290,7 @@ def _still_runs(child: int) -> bool:
         return os.waitpid(child, os.WNOHANG)[0] == 0
     except (
         ChildProcessError
-    ):  # somebody else collected it, or this process is a fork of the one that started it
+    ):  # already reaped, or this process is a fork of the one that started it
         return False
 
 
@@ -303,7 +305,7 @@ def _is_held(lock: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # Shared, so that two who look do not take each other for a worker.
+        # Shared, so that two processes checking at once do not take each other for a worker.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -313,9 +315,9 @@ def _is_held(lock: Path) -> bool:
 
 
 def _above_standard(fd: int) -> int:
-    """The same file as 3 or higher: in the worker, 0 to 2 are what it reads from and prints to.
+    """The same file as descriptor 3 or higher: 0 to 2 are the worker's standard streams.
 
-    A client that was started without some of these gets their numbers for the files that it opens.
+    A client started without some of its standard streams gets their numbers for files it opens.
     """
     if fd > 2:
         return fd
@@ -338,7 +340,7 @@ def _pid_of(lock: Path) -> int | None:
 
 
 def _send(lock: Path, number: signal.Signals) -> bool:
-    """Signal the worker if its pid is known yet; its lock was just seen held, so that the pid is still its own."""
+    """Signal the worker if its pid is known yet; its lock is held, so the pid is still its own."""
     pid = _pid_of(lock)
     if pid is None:
         return False
@@ -347,21 +349,23 @@ def _send(lock: Path, number: signal.Signals) -> bool:
     return True
 
 
-def _immortal(locks: Sequence[Path]) -> str:
+def _unkillable(locks: Sequence[Path]) -> str:
     names = ", ".join(f"{lock.name} (pid {_pid_of(lock) or 'not known'})" for lock in locks)
     return (
-        f"{len(locks)} workers are still there {_KILL_SECONDS:.0f} s after SIGKILL: {names}. Either the kernel waits "
-        "for a disk or device on their behalf, or they run on another machine that shares this folder, or a process "
-        f"that they forked keeps their lock. Look for who has the files in {locks[0].parent} open, and end it there."
+        f"{len(locks)} workers are still alive {_KILL_SECONDS:.0f} s after SIGKILL: {names}. "
+        "Either the kernel is waiting for a disk or device on their behalf, or they run on another "
+        "machine that shares this folder, or a process that they forked holds their lock. Find "
+        f"the process that has the files in {locks[0].parent} open, and end it there."
     )
 
 
-def _gone(session_url: str, directory: str) -> str:
+def _directory_missing(session_url: str, directory: str) -> str:
     return (
-        f"workers of {session_url} start in {directory}, the working directory of the program that made the "
-        "session, and there is no such directory on this machine: it was removed, or the session was made on "
-        f"another machine. Tasks may need what is in it. Bring it back (mkdir -p {directory}) and attach again, "
-        "or attach where it is; nothing is lost meanwhile."
+        f"workers of {session_url} start in {directory}, the working directory of the program that "
+        "created the session, and there is no such directory on this machine: it was removed, or "
+        "the session was created on another machine. Tasks may need its files. Restore it "
+        f"(mkdir -p {directory}) and attach again, or attach on the machine that has it; nothing "
+        "is lost meanwhile."
     )
 
 
@@ -373,7 +377,7 @@ def _worker_environment(fd: int) -> dict[str, str]:
     environment = {**os.environ, _LOCK_FD: str(fd)}
     source = Path(__file__).resolve().parents[2]
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
-    # Never for an installed package: PYTHONPATH comes before the standard library, all of site-packages would.
+    # Never for an installed package: all of site-packages would then precede the standard library.
     if source not in installed:
         others = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(source), others)))

@@ -18,10 +18,10 @@ _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 
 
 def decodable(kind: type[T]) -> type[T]:
-    """Have `decode` know a class; decorates what is stored, where it is defined.
+    """Register a stored class with `decode`; a decorator.
 
-    A decoder is built here, while its module is imported, and never later: msgspec reads a
-    class when it builds the first one, and two threads that do so at once crash the process.
+    The decoder is built here, while the module is imported, and never later: msgspec inspects a
+    class when it builds its first decoder, and two threads doing so at once crash the process.
     """
     _decoders[kind] = msgspec.json.Decoder(kind)
     return kind
@@ -34,7 +34,7 @@ class Stored(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """Base of what is stored as JSON. Unknown fields are refused: an older program would drop them."""
+    """Base of what is stored as JSON; refuses unknown fields, which an older program would drop."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -48,12 +48,12 @@ _schemas = msgspec.json.Decoder(_Schema)
 
 
 def encode(value: msgspec.Struct) -> bytes:
-    """The JSON that is stored."""
+    """Encode a value as the JSON that is stored."""
     return _encoder.encode(value)
 
 
 def decode(data: bytes, kind: type[T], key: str) -> T:
-    """What `encode` made of it.
+    """Decode what `encode` wrote.
 
     Raises:
         NewerSchema: a newer version of this package wrote it.
@@ -68,8 +68,8 @@ def decode(data: bytes, kind: type[T], key: str) -> T:
             raise DamagedObject(f"{key} cannot be read: {error} ({len(data)} bytes)") from error
     if schema > SCHEMA:
         raise NewerSchema(
-            f"{key} has schema {schema}; this version of starburst_executor knows {SCHEMA}. "
-            "A newer version wrote it: upgrade with pip install -U starburst-executor."
+            f"{key} has schema {schema}; this version of starburst_executor supports {SCHEMA}. "
+            "A newer version wrote it: upgrade with `pip install -U starburst-executor`."
         )
     assert isinstance(value, kind)
     return value

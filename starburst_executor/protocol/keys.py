@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     @property
     def record_key(self) -> str:
-        """State of every task; changed by compare-and-swap alone."""
+        """State of every task; changed only by compare-and-swap."""
         return f"queue/{self}/record"
 
     def marker_key(self, marker: str) -> str:
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
         return f"queue/{self}/{marker}"
 
     def pack_key(self, nonce: str) -> str:
-        """What one write finished and was too large for the record."""
+        """Outcomes of one write that were too large for the record."""
         return f"results/{self}/{nonce}"
 
     def live_log_key(self, position: int, attempt: int) -> str:
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The batch of that name, or None where it is not one."""
+        """The batch with that name, or None if it is not a batch's name."""
         match = _BATCH_NAME.fullmatch(name)
         return cls(*map(int, match.groups())) if match else None
 
@@ -73,10 +73,10 @@ def parse_task_id(text: str) -> tuple[int, int]:
 
 
 def lane_prefix(lane: int) -> str:
-    """What all keys of a lane begin with."""
+    """The prefix of all keys of a lane."""
     return f"queue/{lane:04d}-"
 
 
 def before(lane: int, number: int) -> str:
-    """A key just before those of the batch that begins at `number`."""
+    """A key just before those of the batch that starts at `number`."""
     return f"queue/{lane:04d}-{number:08d}"

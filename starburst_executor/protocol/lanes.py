@@ -1,6 +1,6 @@
 """Lanes: the numbered tasks of one submitting client, taken and given back in the manifest.
 
-With a lane its client gives back what it asked of the store, for the session's bill.
+Along with a lane, its client gives back its count of store requests, for the session's cost.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["give_back", "take"]
 
 
 def take(session: Session) -> tuple[Manifest, int]:
-    """Take a lane that nobody has, or a new one; it goes on at the number where it was given back.
+    """Take a free lane, which continues at the number where it was given back, or a new one.
 
-    The session is open again afterwards if it was shut down.
+    A session that was shut down is open again afterwards.
 
     Raises:
-        SessionTerminated: nothing can be submitted to it any more.
+        SessionTerminated: the session takes no more tasks.
     """
     client = session.runtime.new_id(8)
 
     def edit(manifest: Manifest) -> Manifest:
         if manifest.state is SessionState.TERMINATED:
             raise SessionTerminated(
-                f"session {session.id} was terminated; its results stay readable, and more can only be "
-                "submitted to a new session"
+                f"session {session.id} was terminated; its results stay readable, but new tasks "
+                "need a new session"
             )
         lanes = list(manifest.lanes)
         if any(lane.client == client for lane in lanes):
@@ -61,8 +61,8 @@ def give_back(
         session: The session.
         lane: Which lane; None: none was taken, or none may be given back.
         number: The number after its last task.
-        state: What the session is from now on, unless it was terminated; default as it is.
-        finished: What is known of a lane's finished prefix, to be written on this occasion.
+        state: The session's state from now on, unless it was terminated; unchanged by default.
+        finished: What is known of a lane's finished prefix, written along with the rest.
     """
     holders: list[str] = []
     writes, reads = session.store.tally.writes, session.store.tally.reads
@@ -70,7 +70,7 @@ def give_back(
     def edit(manifest: Manifest) -> Manifest:
         lanes = [_progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)]
         if lane is not None:
-            # When this is done again, an earlier try may have given it back, and another have it now.
+            # On a retry, an earlier try may have given it back, and another client may have it.
             holders.append(lanes[lane].client)
             if holders[0] == holders[-1]:
                 lanes[lane] = _left(lanes[lane], number, writes, reads)
@@ -83,7 +83,7 @@ def give_back(
 
 
 def _left(lane: Lane, number: int, writes: int, reads: int) -> Lane:
-    """The lane given back, with its client's requests; once, however often it is done."""
+    """The lane, given back with its client's requests; idempotent."""
     if not lane.taken:
         return replace(lane, number=number)
     return replace(

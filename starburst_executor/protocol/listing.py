@@ -1,4 +1,4 @@
-"""What listings of a session's queue tell, and from where the next one must begin.
+"""What listings of a session's queue tell, and where the next one must start.
 
 One LIST shows which batches exist, which have work, which changed (by the version of their
 record) and how finished ones ended, because every such fact is in a key:
@@ -7,11 +7,11 @@ record) and how finished ones ended, because every such fact is in a key:
     queue/0000-00000000.64/drained.0        nothing to claim in round 0
     queue/0000-00000000.64/record           its version tells whether anything changed
     queue/0000-00000000.64/requeued.1       look here again
-    queue/0000-00000000.64/tasks            sorts last: without it the batch is not there
+    queue/0000-00000000.64/tasks            sorts last: without it the batch does not exist
 
 A batch is *open* unless its highest `drained` is at or above its highest `requeued`. The
 *finished prefix* of a lane ends at the first number that is missing or not done: PUTs land in
-any order, and a batch that appeared behind a cursor would never be seen again.
+any order, and a batch that appeared behind a cursor would never be seen.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from starburst_executor.protocol.keys import Batch, before, lane_prefix
 from starburst_executor.protocol.manifest import Lane
 from starburst_executor.storage.base import ListedObject, ListingPage, Store
 
-__all__ = ["QueueReader", "BatchListing", "Totals"]
+__all__ = ["BatchListing", "QueueReader", "Totals"]
 
 PAGE = 1000
 
-_KEYS_PER_BATCH = 8  # seldom more: tasks, record, done, and two for each round
+_KEYS_PER_BATCH = 8  # rarely more: tasks, record, done, and two per round
 _FEW_RUNS = 8
 
 
@@ -54,11 +54,11 @@ class BatchListing:
 
     @property
     def untouched(self) -> bool:
-        """Whether nobody has begun with it, so that a claim most likely meets no other."""
+        """Whether no worker has started on it, so that a claim most likely meets no other."""
         return self.record is None and self.done is None
 
     def add(self, name: str, entry: ListedObject) -> None:
-        """Take in one object of the batch."""
+        """Add one object of the batch."""
         self.modified = max(self.modified, entry.modified)
         if name == "record":
             self.record = entry
@@ -111,18 +111,18 @@ class _Progress:
 
     @property
     def prefix(self) -> int:
-        """Every number below is done."""
+        """The number below which all are done."""
         return self._ends[0] if self._starts and self._starts[0] == 0 else 0
 
     def end_of_run(self, number: int) -> int:
-        """The end of the run of done numbers that `number` is in; itself if it is in none."""
+        """The end of the run of done numbers that contains `number`; else `number` itself."""
         i = bisect.bisect_right(self._starts, number) - 1
         return max(number, self._ends[i]) if i >= 0 else number
 
     def keys_until_done(self, number: int) -> int:
-        """About how many keys lie between `number` and the next run of done numbers, a page at most.
+        """About how many keys lie between `number` and the next run of done ones; at most a page.
 
-        A whole page where there are many such runs: to list between them all would take longer.
+        A whole page if there are many such runs: listing the gaps one by one would take longer.
         """
         i = bisect.bisect_right(self._starts, number)
         if i == len(self._starts) or i + _FEW_RUNS < len(self._starts):
@@ -131,7 +131,7 @@ class _Progress:
         return min(PAGE, _KEYS_PER_BATCH * batches)
 
     def ahead(self, count: int) -> int:
-        """The number before which `count` numbers are not known to be done; none beyond what was seen."""
+        """The number with `count` numbers not known to be done before it; capped at those seen."""
         number = self.prefix
         for start, end in zip(self._starts, self._ends, strict=True):
             if start > number:
@@ -142,7 +142,7 @@ class _Progress:
         return min(number + count, max(self.seen, self.prefix))
 
     def add(self, start: int, end: int, totals: Totals) -> None:
-        """Numbers `start` to `end` are done; what is known already is not counted again."""
+        """Mark numbers `start` to `end` as done; those known already are not counted again."""
         self.seen = max(self.seen, end)
         if start >= end or self.end_of_run(start) >= end:
             return
@@ -155,11 +155,11 @@ class _Progress:
 
 
 class QueueReader:
-    """The queue of one session as one reader knows it: what is finished need not be listed again.
+    """One reader's view of a session's queue, which avoids listing finished batches again.
 
     Args:
         store: Where the session is.
-        prefix: The session's own prefix, with its slash.
+        prefix: The session's prefix, with its slash.
     """
 
     def __init__(self, store: Store, prefix: str) -> None:
@@ -169,7 +169,7 @@ class QueueReader:
         self.now = 0.0  # the store's clock at the last page
 
     def learn(self, lanes: Iterable[Lane]) -> None:
-        """Take over what the manifest says about finished prefixes."""
+        """Adopt what the manifest says about finished prefixes."""
         for number, lane in enumerate(lanes):
             progress = self._lane(number)
             if lane.finished > progress.prefix == 0 and not progress.totals.all:
@@ -177,7 +177,7 @@ class QueueReader:
                 progress.add(0, lane.finished, totals)
 
     def finished(self, lane: int) -> tuple[int, Totals] | None:
-        """Finished prefix and its counts, where nothing done lies beyond it; else None."""
+        """Finished prefix and its counts if nothing beyond it is done; else None."""
         progress = self._lanes.get(lane)
         if progress is None or progress.prefix != progress.totals.all:
             return None
@@ -194,8 +194,8 @@ class QueueReader:
         return progress is not None and progress.end_of_run(batch.number) >= batch.end
 
     def look(self) -> list[BatchListing]:
-        """All batches that were not known to be done before this look, in order."""
-        return [sight for page in self._scan_all(PAGE) for sight in page]
+        """All batches not known to be done before this call, in order."""
+        return [listing for page in self._scan_all(PAGE) for listing in page]
 
     def look_for_open(
         self,
@@ -205,26 +205,26 @@ class QueueReader:
         untouched: int = 0,
         pages: int | None = None,
     ) -> tuple[list[BatchListing], bool]:
-        """At least `enough` open batches if there are, else all of them; and whether anything is unfinished.
+        """At least `enough` open batches, or all there are; and whether anything is unfinished.
 
         Args:
-            enough: Stop at the end of the page on which so many were found.
-            ahead: Begin so many unfinished batches behind the finished prefix, as far as is known, and
-                come to those before last.
-            untouched: Among them, so many that nobody has begun with.
-            pages: Stop after so many pages in any case; what they did not show may be unfinished.
+            enough: Stop at the end of the page on which this many were found.
+            ahead: Start about this many unfinished batches past the finished prefix, as far as is
+                known, and come to the skipped ones last.
+            untouched: How many of them must be untouched.
+            pages: Stop after this many pages in any case; what they did not show may be unfinished.
         """
-        # Whoever knows nothing yet learns with a whole page how much there is to choose from.
+        # A reader that knows nothing yet uses a whole page to see how much there is to choose from.
         known = any(progress.seen for progress in self._lanes.values())
         first = max(100, min(PAGE, 8 * enough)) if known else PAGE
         found: dict[Batch, BatchListing] = {}
         unfinished = False
         for page in self._round(first, ahead):
-            unfinished = unfinished or any(sight.done is None for sight in page)
-            found |= {sight.batch: sight for sight in page if sight.open}
+            unfinished = unfinished or any(listing.done is None for listing in page)
+            found |= {listing.batch: listing for listing in page if listing.open}
             if pages is not None:
                 pages -= 1
-            untouched -= sum(sight.untouched for sight in page)
+            untouched -= sum(listing.untouched for listing in page)
             if (len(found) >= enough and untouched <= 0) or pages == 0:
                 return list(found.values()), True
         return list(found.values()), unfinished
@@ -238,24 +238,24 @@ class QueueReader:
     def _scan_all(self, first: int, ahead: int = 0) -> Iterator[list[BatchListing]]:
         lanes = sorted(self._lanes)
         for lane in lanes:
-            # The last lane's listing runs on into lanes that were not known yet.
+            # The last lane's listing continues into lanes not known yet.
             prefix = "queue/" if lane == lanes[-1] else lane_prefix(lane)
             yield from self._scan(lane, prefix, first, ahead)
 
     def _scan(self, lane: int, prefix: str, first: int, ahead: int) -> Iterator[list[BatchListing]]:
-        """The batches of each page in turn; the first page has at most `first` keys."""
+        """The batches of each page; the first page has at most `first` keys."""
         progress = self._lanes[lane]
         start = progress.ahead(ahead * progress.size)
         after = before(lane, start)
         limit = min(first, progress.keys_until_done(start))
-        cut: BatchListing | None = None  # a batch whose keys go on on the next page
+        cut: BatchListing | None = None  # a batch whose keys continue on the next page
         while True:
             page = self._store.list(self._prefix + prefix, after=self._prefix + after, limit=limit)
             self.now = page.now
-            sights = self._sights(page, cut)
-            complete = [sight for sight in sights if sight.complete]
-            for sight in complete:
-                self._note(sight)
+            listings = self._parse(page, cut)
+            complete = [listing for listing in listings if listing.complete]
+            for listing in complete:
+                self._note(listing)
             yield complete
             if not page.truncated or not page.entries:
                 return
@@ -263,37 +263,37 @@ class QueueReader:
             limit = PAGE
             last = _batch_of(after.split("/")[1])
             if last is not None:
-                cut = sights[-1] if sights and sights[-1].batch == last else None
+                cut = listings[-1] if listings and listings[-1].batch == last else None
                 after, cut, limit = self._skip_finished(last, cut, after)
 
-    def _sights(self, page: ListingPage, cut: BatchListing | None) -> list[BatchListing]:
-        """The page's batches but those known to be done; `cut` is the last one of the page before."""
-        sights = [cut] if cut else []
-        sight = cut
+    def _parse(self, page: ListingPage, cut: BatchListing | None) -> list[BatchListing]:
+        """The page's batches except those known to be done; `cut` began on the page before."""
+        listings = [cut] if cut else []
+        listing = cut
         name = str(cut.batch) if cut else ""
         skip = len(self._prefix) + len("queue/")
         for entry in page.entries:
             folder, _, rest = entry.key[skip:].partition("/")
             if folder != name:
-                name, sight = folder, None
+                name, listing = folder, None
                 batch = _batch_of(folder)
                 if batch is not None and not self.done(batch):
-                    sight = BatchListing(batch)
-                    sights.append(sight)
-            if sight is not None:
-                sight.add(rest, entry)
-        return sights
+                    listing = BatchListing(batch)
+                    listings.append(listing)
+            if listing is not None:
+                listing.add(rest, entry)
+        return listings
 
-    def _note(self, sight: BatchListing) -> None:
-        batch = sight.batch
+    def _note(self, listing: BatchListing) -> None:
+        batch = listing.batch
         progress = self._lane(batch.lane)
         progress.seen = max(progress.seen, batch.end)
         progress.size = batch.size
-        if sight.done is not None:
-            progress.add(batch.number, batch.end, Totals(*sight.done))
+        if listing.done is not None:
+            progress.add(batch.number, batch.end, Totals(*listing.done))
 
     def _lane(self, number: int) -> _Progress:
-        """What is known of a lane; those below it exist too, though nothing of them was seen yet."""
+        """What is known of a lane; lower ones exist too, even if nothing of them was seen yet."""
         for lane in range(len(self._lanes), number + 1):
             self._lanes[lane] = _Progress()
         return self._lanes[number]
@@ -301,7 +301,7 @@ class QueueReader:
     def _skip_finished(
         self, last: Batch, cut: BatchListing | None, after: str
     ) -> tuple[str, BatchListing | None, int]:
-        """Where the next page begins: not inside a run of batches known to be done; and its limit."""
+        """Where the next page starts: past any run of batches known to be done; and its limit."""
         if cut is not None and cut.complete:
             cut = None
             number = last.end
@@ -317,5 +317,5 @@ class QueueReader:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _batch_of(name: str) -> Batch | None:
-    """The batch of that name; the same names are seen look after look."""
+    """The batch with that name, cached: every listing shows the same names again."""
     return Batch.parse(name)

@@ -1,4 +1,4 @@
-"""`session.json` and the heartbeats: the session as a whole, and who works for it."""
+"""`session.json` and the heartbeats: the session as a whole, and its workers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ __all__ = [
 ]
 
 
-# State in the last heartbeat of a worker that left because no task could be run there.
+# State in the last heartbeat of a worker that left because it could not run any task.
 BROKEN = "broken"
 
 
 class SessionState(StrEnum):
-    """`open` takes work; `closed` was shut down and kept; `terminated` is being deleted, or was stopped."""
+    """The life of a session.
+
+    `open` takes work; `closed` was shut down and kept; `terminated` was stopped or is deleted.
+    """
 
     OPEN = "open"
     CLOSED = "closed"
@@ -35,7 +38,7 @@ class SessionState(StrEnum):
 
 
 class Limits(Stored, frozen=True, kw_only=True):
-    """How long things may take, in seconds, and how often they are tried."""
+    """How long things may take, in seconds, and how often to try them."""
 
     task_timeout: float | None = None
     max_attempts: int = 3
@@ -46,9 +49,9 @@ class Limits(Stored, frozen=True, kw_only=True):
 
 
 class Intervals(Stored, frozen=True, kw_only=True):
-    """How often clients and workers look, in seconds. The defaults suit S3; tests take shorter ones.
+    """How often clients and workers poll, in seconds. The defaults suit S3; tests use shorter ones.
 
-    A lost worker is found after at least half a `lease` and at most one and a half.
+    A lost worker is noticed after at least half a `lease`, and at most one and a half.
     """
 
     lease: float = 120
@@ -64,29 +67,29 @@ class Intervals(Stored, frozen=True, kw_only=True):
 class Lane(Stored, frozen=True, kw_only=True):
     """The batches of one submitting client, and how far they are finished.
 
-    `finished` and the three counts are a lower bound, written when the manifest is written anyway.
+    `finished` and the three counts are lower bounds, written when the manifest is written anyway.
     """
 
     client: str
     taken: bool = True
-    number: int = 0  # reached, when given back
+    number: int = 0  # the number reached when it was given back
     finished: int = 0  # every task below this number is final
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
-    # Requests to the store of the clients that have had it, added up as each gave it back.
+    # Store requests of the clients that have had it, added up as each gave it back.
     writes: int = 0
     reads: int = 0
 
 
 @decodable
 class Manifest(Stored, frozen=True, kw_only=True):
-    """`session.json`: the session as a whole; written by clients alone."""
+    """`session.json`: the session as a whole; written only by clients."""
 
     schema: int = SCHEMA
     nonce: str = ""
     session_id: str
-    depth: int = 0  # how many sessions it is inside of
+    depth: int = 0  # how many sessions it is nested in
     name: str | None = None
     owner: str = ""
     python: str
@@ -95,8 +98,8 @@ class Manifest(Stored, frozen=True, kw_only=True):
     deadline: float  # by the store's clock
     state: SessionState = SessionState.OPEN
     workers: int  # most at once
-    min_workers: int = 0  # so many stay though idle, and are started though nothing waits
-    unscaled: int = 0  # what `workers` was before `scale` set another; 0: it has not
+    min_workers: int = 0  # started immediately, and kept even when idle
+    unscaled: int = 0  # `workers` before `scale` changed it; 0: it never did
     spec: WorkerSpec
     deployment: dict[str, Any] | None = None  # `config.Deployment` of workers on ECS
     limits: Limits
@@ -104,15 +107,15 @@ class Manifest(Stored, frozen=True, kw_only=True):
     lanes: tuple[Lane, ...] = ()
     initializer: str | None = None  # digest under functions/
     modules: dict[str, str] = {}  # of the initializer: name -> digest under modules/
-    rate: SessionPrices | None = None  # what it costs; None: nothing, or nobody knows
+    rate: SessionPrices | None = None  # None: it costs nothing, or the prices are unknown
     max_hourly_cost: float | None = None  # dollars
-    cost_alert: float | None = None  # dollars, of all the session
-    origin: Origin | None = None  # None: made by a version that did not say
+    cost_alert: float | None = None  # dollars, for the whole session
+    origin: Origin | None = None  # None: created by a version that did not record it
 
 
 @decodable
 class Heartbeat(Stored, frozen=True, kw_only=True):
-    """`workers/<id>`: for people; nothing but its being written is ever decided upon."""
+    """`workers/<id>`: for people; the protocol relies only on when it was written."""
 
     schema: int = SCHEMA
     worker: str
@@ -133,12 +136,12 @@ class Heartbeat(Stored, frozen=True, kw_only=True):
     # Requests to the store so far: PUT, COPY, POST and LIST; GET and HEAD.
     writes: int = 0
     reads: int = 0
-    market: str = ""  # "spot" or "on-demand", where whoever started it said so
+    market: str = ""  # "spot" or "on-demand", if its launcher set it
 
 
 @decodable
 class LiveLog(Stored, frozen=True, kw_only=True):
-    """What a running task had printed when its worker last beat; the tail of it."""
+    """The tail of what a running task had printed at its worker's last heartbeat."""
 
     stdout: str = ""
     stderr: str = ""

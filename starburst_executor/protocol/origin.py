@@ -1,11 +1,11 @@
-"""Where a session was made, so that its tasks find what they would find there.
+"""Where a session was created, so that its tasks find what they would find there.
 
     client              session.json       launcher, worker          child
-      Origin.of_here  ->  origin    ->       starts there, leaves ->   `take_on`: its sys.argv,
+      Origin.of_here  ->  origin    ->       starts there, passes ->   `take_on`: its sys.argv,
                                              it to its children        the end of its sys.path
 
-Whoever attaches may be anywhere: workers on this machine start in the directory of the
-session, not in that of who happens to start them.
+A client may attach from anywhere: workers on this machine start in the session's directory,
+not in that of the process that starts them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Origin(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """The process that made a session.
+    """The process that created a session.
 
     Attributes:
-        directory: Its working directory; "" if it had none any more.
+        directory: Its working directory; "" if that no longer existed.
         argv: Its `sys.argv`.
-        path: The directories of its `sys.path` in which no package is installed.
+        path: The directories on its `sys.path` in which no package is installed.
     """
 
     directory: str = ""
@@ -44,7 +44,7 @@ class Origin(
 
     @classmethod
     def of_here(cls, is_local: Callable[[Path], bool]) -> Self:
-        """That of this process.
+        """The origin of sessions created by this process.
 
         Args:
             is_local: Whether nothing in a directory is known to a package installer.
@@ -65,8 +65,8 @@ class Origin(
         """Let the children that this process starts take it on.
 
         Args:
-            folder: Where to keep it for them; too much for their environment, perhaps.
-            same_machine: Whether the directories are those of the client.
+            folder: Where to keep it for them; it may be too large for an environment variable.
+            same_machine: Whether the client's directories exist here.
         """
         left = self if same_machine else Origin(argv=self.argv)
         file = folder / "origin.json"
@@ -78,22 +78,22 @@ _decoder = msgspec.json.Decoder(Origin)
 
 
 def take_on() -> None:
-    """In a child: have the arguments of the session's script, and find what it would import."""
+    """In a child: adopt the arguments of the session's script, and find what it would import."""
     file = os.environ.pop(_VARIABLE, None)
     if file is None:
         return
     origin = _decoder.decode(Path(file).read_bytes())
     sys.argv[:] = origin.argv or [""]
-    # At the end: what is shipped or installed comes first.
+    # At the end: shipped and installed modules come first.
     sys.path += [entry for entry in origin.path if entry not in sys.path]
 
 
 def _is_dir(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112  that of Path raises where it may not look
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises if access is denied
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be stored: one that is no Unicode cannot."""
+    """Whether a path can be stored: one that is not valid Unicode cannot."""
     return _text(path) == path
 
 

@@ -1,4 +1,4 @@
-"""What became of a task: its value, or what is left of one that ended without."""
+"""How a task ended: its value, or why it has none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FailureKind: TypeAlias = Literal[
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a task has no value; all that is needed to raise it where it is waited for."""
+    """Why a task has no value, with everything needed to raise it on the client."""
 
     kind: FailureKind
     type: str = ""  # qualified name of the exception's class
@@ -39,7 +39,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a task ended with: the cargo of its value, or a failure."""
+    """How a task ended: the cargo of its value, or a failure."""
 
     value: bytes | None = None
     failure: Failure | None = None
@@ -53,12 +53,12 @@ _outcomes = msgspec.msgpack.Decoder(Outcome)
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
-    """An outcome as bytes."""
+    """Encode an outcome as bytes."""
     return ENCODER.encode(outcome)
 
 
 def decode_outcome(data: Data) -> Outcome:
-    """The outcome that `encode_outcome` encoded; nothing is unpickled.
+    """Decode what `encode_outcome` encoded; unpickles nothing.
 
     Raises:
         DamagedObject: the bytes are something else.

@@ -23,7 +23,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 
 
 class Keep(Protocol):
-    """Stores one blob; called once per content and cargo."""
+    """Stores one blob; called once per distinct content in a cargo."""
 
     def __call__(self, digest: str, data: memoryview, /) -> None:
         """Store `data` under `digest`; the view is valid only until this returns."""
@@ -44,7 +44,7 @@ _frames: msgspec.msgpack.Decoder[_Frame] = msgspec.msgpack.Decoder(_Frame)
 
 
 def digest_of(data: Data) -> str:
-    """The SHA-256 of `data` in hexadecimal, which is the name of a blob."""
+    """The SHA-256 of `data` in hexadecimal: the name of a blob."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -63,10 +63,10 @@ def frame(stream: Data, buffers: Sequence[memoryview], keep: Keep) -> bytes:
 
 
 def references(cargo: Data) -> list[tuple[str, int]]:
-    """Digest and size of each blob that a cargo needs; nothing is unpickled.
+    """Digest and size of each blob that a cargo needs; unpickles nothing.
 
     Raises:
-        DamagedObject: the bytes are no cargo.
+        DamagedObject: the bytes are not a cargo.
     """
     stream, names = parse(cargo)
     heads = [] if isinstance(stream, bytes) else [stream]

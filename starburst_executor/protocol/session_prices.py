@@ -1,7 +1,7 @@
-"""What a session's workers and requests cost, as it was when the session was made; stored with it.
+"""What a session's workers and requests cost, as of its creation; stored with it.
 
-A session is billed by one set of prices from its beginning to its end, whoever looks at it, with or without
-the right to ask AWS for prices.
+One set of prices applies to a session from start to end, whoever looks at it, and whether or not
+they may ask AWS for prices.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class SessionPrices(
     """Prices in US dollars.
 
     Attributes:
-        worker_hour: One worker for an hour, in the market that was asked for; 0 on this machine.
-        fallback_hour: One that was started on demand where Spot was asked for; 0 where it was not.
+        worker_hour: One worker for an hour, in the requested market; 0 on this machine.
+        fallback_hour: The same for one started on demand although Spot was requested; else 0.
         write: One PUT, COPY, POST or LIST; 0 for a directory.
         read: One GET or HEAD.
         market: "spot" or "on-demand"; "" for workers that cost nothing.
-        region: Of the prices.
+        region: The region that the prices are for.
         source: Where they are from, for people.
-        taken: When they were taken down.
+        taken: The date they were recorded.
     """
 
     worker_hour: float = 0.0
@@ -43,7 +43,7 @@ class SessionPrices(
     taken: date
 
     def hour(self, market: str) -> float:
-        """Dollars an hour for a worker that says it is of that market; "" if it does not say."""
+        """Dollars per hour for a worker in that market; "" if the worker does not report one."""
         fell_back = self.market == "spot" and market == "on-demand"
         return self.fallback_hour if fell_back else self.worker_hour
 

@@ -1,12 +1,12 @@
-"""What tasks are called, for people: the function, its arguments in short, or a label.
+"""Names of tasks, for people: the function and its abbreviated arguments, or a label.
 
-The client makes the name when a task is submitted, and the tasks object of a batch ends with the
-names of its tasks: behind the arguments, where only those look who show them. Workers do not, and
-programs that know of no names read such an object as they always did.
+The client creates the name when a task is submitted. The tasks object of a batch ends with the
+names of its tasks, after the arguments, where only what displays them looks. Workers do not, and
+older versions, which know no names, read such an object as they always did.
 
-No code of the user's runs to make a name. A `__repr__` may raise, print gigabytes or ask a database, so
-only what Python itself and some well-known libraries made is shown by value, and of arrays and tables no
-more than type and shape.
+Creating a name runs no user code. A `__repr__` may raise, print gigabytes or query a database, so
+only values of Python's own types and some well-known libraries are shown, and of arrays and tables
+only type and shape.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = [
 ]
 
 _LONGEST = 80  # characters of a name, and of each of its parts
-_ITEMS = 4  # of a collection that are shown
+_ITEMS = 4  # shown of a collection
 _DEPTH = 2  # of collections in collections
-_TEXT = 40  # characters of a text that are shown
-_BITS = 256  # of an integer that is shown in digits
+_TEXT = 40  # characters shown of a string
+_BITS = 256  # largest integer shown in digits
 
 
 class Name(NamedTuple):
-    """What a task is called.
+    """The name of a task.
 
     Attributes:
-        function: Qualified name of the callable; "" where it is not known.
-        arguments: What it is called with, in short.
-        label: What the caller chose to call it; "" for nothing.
+        function: Qualified name of the callable; "" if unknown.
+        arguments: What it is called with, abbreviated.
+        label: The label that the caller chose; "" for none.
     """
 
     function: str = ""
@@ -59,7 +59,7 @@ class Name(NamedTuple):
 
     @property
     def call(self) -> str:
-        """The call much as it would be written; "" where it is not known."""
+        """The call much as one would write it; "" if unknown."""
         return _cut(f"{self.function}({self.arguments})") if self.function else ""
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ def name_of(function: str, args: Sequence[Any], kwargs: Mapping[str, Any], label
         function: What `function_name` returned.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        label: What to call it instead.
+        label: A label to show instead.
     """
     parts: list[str] = []
     room = _LONGEST
@@ -88,7 +88,7 @@ def name_of(function: str, args: Sequence[Any], kwargs: Mapping[str, Any], label
             room -= len(part) + 2
             if room < 0:
                 break
-    except RuntimeError:  # another thread changes what an argument holds
+    except RuntimeError:  # another thread is changing an argument
         parts.append("...")
     return Name(function, _cut(one_line(", ".join(parts))), label)
 
@@ -101,14 +101,14 @@ def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def function_name(function: Any) -> str:
-    """Qualified name of a callable; of an object that can be called, the name of its class."""
-    # By the type: a proxy runs code of the user's to tell its class.
+    """Qualified name of a callable; for a callable object, the name of its class."""
+    # By the type: asking a proxy for its class runs user code.
     kind = type(function)
     if issubclass(kind, partial):
         return _cut(f"partial({function_name(function.func)})")
     if issubclass(kind, _NAMED):
         return _cut(one_line(_inner(function.__qualname__)))
-    # As the standard library's decorators leave it on what they make of a function.
+    # Where the standard library's decorators leave it on the objects they return.
     name = getattr_static(function, "__qualname__", None)
     if not isinstance(name, str):
         name = kind.__qualname__
@@ -121,12 +121,12 @@ def _inner(name: str) -> str:
 
 
 def label_of(text: str) -> str:
-    """A label as it is kept: one line, not too long."""
+    """A label as it is stored: one line, not too long."""
     return _cut(one_line(text.strip()))
 
 
 def one_line(text: str) -> str:
-    """The text with a space for what would break the line, and "?" for what could command a terminal."""
+    """The text with line breaks as spaces, and "?" for what could control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
@@ -191,7 +191,7 @@ def _size(value: bytearray | memoryview) -> str:
     return f"<{type(value).__name__} of {len(value)} bytes>"
 
 
-# Looked up first, by the very class.
+# Looked up first, by exact class.
 _EXACT: dict[type, Callable[[Any], str]] = {
     **dict.fromkeys((bool, type(None), type(...), float, complex, range, UUID), repr),
     **dict.fromkeys((date, datetime, time, timedelta), repr),
@@ -204,7 +204,7 @@ _EXACT: dict[type, Callable[[Any], str]] = {
     Fraction: lambda value: _cut(repr(value), _TEXT),
 }
 
-# Then by what it is derived from, with the base's own methods: those of the class are the user's.
+# Then by base class, with the base's own methods: those of the derived class are user code.
 _BASES: dict[Any, Callable[[Any], str]] = {
     int: _integer,
     float: float.__repr__,
@@ -224,7 +224,7 @@ _BRACKETS: dict[type, str] = {
 
 
 def _collection(value: Any, base: Any, brackets: str, depth: int) -> str:
-    """Its first items; of a named tuple or another class that is not built in, with the name."""
+    """Its first items; with the class name for a named tuple or any other derived class."""
     size = base.__len__(value)
     shown = ["..."] if size and not depth else list(_items(value, base, depth - 1))
     if depth and size > _ITEMS:
@@ -256,17 +256,17 @@ def _of_library(value: Any) -> str:
         if shape == () and kind != "ndarray" and type(value).__module__ == "numpy":
             return _cut(repr(value.item()), _TEXT)
         sizes = "x".join(str(int(size)) for size in shape)
-        dtype = "" if kind == "DataFrame" else _cut(str(getattr(value, "dtype", "")), 20)  # fmt: skip
-    except Exception:  # a library's own code, on who knows what
+        dtype = "" if kind == "DataFrame" else str(getattr(value, "dtype", ""))
+    except Exception:  # a library's own code, on an arbitrary object
         return f"<{kind}>"
-    return f"<{' '.join(part for part in (kind, sizes, dtype) if part)}>"
+    return f"<{' '.join(part for part in (kind, sizes, _cut(dtype, 20)) if part)}>"
 
 
 # --- storing -----------------------------------------------------------------------
 
 
 class _Names(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The end of a tasks object. Unlike records it may grow fields: nobody writes it anew."""
+    """The end of a tasks object. Unlike records it may gain fields: nobody rewrites it."""
 
     functions: tuple[str, ...]
     calls: tuple[tuple[int, str], ...]  # index of the function, arguments
@@ -278,7 +278,7 @@ _decoder = msgspec.json.Decoder(_Names)
 
 
 def encode_names(names: Iterable[Name]) -> bytes:
-    """The end of a tasks object; nothing if none of the names is known."""
+    """Encode the end of a tasks object; empty if no name is known."""
     functions: dict[str, int] = {}
     calls: list[tuple[int, str]] = []
     labels: dict[int, str] = {}
@@ -293,10 +293,10 @@ def encode_names(names: Iterable[Name]) -> bytes:
 
 
 def decode_names(data: bytes, size: int) -> list[Name]:
-    """What `encode_names` made of so many names; of a batch from before there were names, empty ones.
+    """Decode the names of `size` tasks; empty ones for a batch from before names existed.
 
     Raises:
-        ValueError: it is no such thing.
+        ValueError: the data is something else.
     """
     if not data:
         return [NO_NAME] * size

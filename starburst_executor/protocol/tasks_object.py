@@ -12,18 +12,18 @@ from starburst_executor.protocol.records import Record
 from starburst_executor.protocol.task_names import NO_NAME, Name, encode_names
 
 __all__ = [
-    "Call",
-    "Header",
     "MAX_BATCH_BYTES",
     "MAX_BATCH_TASKS",
+    "Call",
+    "Header",
     "Queued",
     "encode_tasks",
     "read_header",
 ]
 
 
-# A batch larger than this would make each compare-and-swap of its record slow; a smaller
-# one would cost a request for fewer tasks.
+# A larger batch would make each compare-and-swap of its record slow; a smaller one would
+# spend a request on fewer tasks.
 MAX_BATCH_TASKS = 256
 
 MAX_BATCH_BYTES = 4 << 20
@@ -32,7 +32,7 @@ _MAGIC = b"SBX1"
 
 
 class Call(NamedTuple):
-    """Where one task's call is: index of its function, offset and size of its arguments; size -1: withdrawn."""
+    """Index of a task's function, offset and size of its arguments; size -1: withdrawn."""
 
     function: int
     start: int
@@ -41,13 +41,13 @@ class Call(NamedTuple):
 
 @decodable
 class Header(Stored, frozen=True, kw_only=True):
-    """Head of a tasks object."""
+    """Header of a tasks object."""
 
     schema: int = SCHEMA
     functions: tuple[str, ...]  # digests under functions/
     modules: dict[str, str] = {}  # archives that the pickles need: name -> digest under modules/
     calls: tuple[Call, ...]
-    light: bool = True  # no arguments of it name a blob
+    light: bool = True  # none of its arguments refer to a blob
 
     @property
     def withdrawn(self) -> frozenset[int]:
@@ -56,7 +56,7 @@ class Header(Stored, frozen=True, kw_only=True):
 
     @property
     def arguments_size(self) -> int:
-        """Bytes of all arguments together; the names of the tasks stand behind them."""
+        """Bytes of all arguments together; the task names follow them."""
         return sum(call.size for call in self.calls if call.size > 0)
 
     def fresh_record(self) -> Record:
@@ -65,7 +65,7 @@ class Header(Stored, frozen=True, kw_only=True):
 
 
 class Queued(NamedTuple):
-    """One task as it is handed to the batch writer."""
+    """One task, as passed to the batch writer."""
 
     function: str
     arguments: bytes | None  # None: withdrawn
@@ -75,7 +75,7 @@ class Queued(NamedTuple):
 def encode_tasks(
     calls: Sequence[Queued], modules: Mapping[str, str], *, light: bool = True
 ) -> bytes:
-    """The tasks object of a batch: magic, length of the header, header, arguments, names."""
+    """Encode a batch's tasks object: magic, length of the header, header, arguments, names."""
     functions: dict[str, int] = {}
     places: list[Call] = []
     body: list[bytes] = []
@@ -100,10 +100,10 @@ def encode_tasks(
 
 
 def read_header(data: bytes, key: str) -> tuple[Header, int] | int:
-    """Header and offset of the arguments; or, where `data` is too short, how many bytes it takes.
+    """Header and offset of the arguments; or, if `data` is too short, how many bytes are needed.
 
     Raises:
-        DamagedObject: it is no tasks object.
+        DamagedObject: it is not a tasks object.
     """
     if len(data) < 8 or data[:4] != _MAGIC:
         raise DamagedObject(f"{key} is not a tasks object ({len(data)} bytes)")

@@ -1,4 +1,4 @@
-"""What a worker shall be: its size and where it runs, checked where it is written down."""
+"""What each worker is: its size and where it runs, checked on creation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 __all__ = ["MARKET_VARIABLE", "WorkerSpec", "memory_mib"]
 
 MARKET_VARIABLE = "STARBURST_MARKET"
-"""Environment variable that tells a worker its market, "spot" or "on-demand"; whoever starts it sets it."""
+"""Environment variable with a worker's market, "spot" or "on-demand", set by its launcher."""
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT])i?B", re.IGNORECASE | re.ASCII)
 _MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
@@ -26,25 +26,26 @@ class WorkerSpec(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """What each worker of a session shall be; checked whenever one is made or decoded.
+    """What each worker of a session is; checked whenever one is created or decoded.
 
     Attributes:
         launcher: Where workers run: "local" (this machine) or "ecs".
         cpu: vCPUs of a worker.
-        memory: Memory of a worker, as in "2GB" or "512MB"; read as AWS reads it, so 1 GB is 1,024 MiB.
+        memory: Memory of a worker, such as "2GB" or "512MB"; as with AWS, 1 GB is 1,024 MiB.
         launch_type: "FARGATE" or "EC2".
-        instance_type: The EC2 instance type, as in "c8a.xlarge"; with `launch_type="EC2"` and only then.
-        use_spot: Whether to take Spot capacity.
-        spot_fallback: Whether to take on-demand capacity where Spot has none; with `use_spot` and only then.
-        region: The AWS region, or None for the one that the AWS settings name.
+        instance_type: The EC2 instance type, such as "c8a.xlarge"; only with `launch_type="EC2"`,
+            and required there.
+        use_spot: Whether to run on Spot capacity.
+        spot_fallback: Whether to run on demand what Spot has no capacity for; only with `use_spot`.
+        region: The AWS region, or None for that of the AWS settings.
         slots: How many tasks a worker runs at once.
-        environment: Where a worker's packages come from: "none" (they are there), "image" (its container
-            image holds them), "sync" (installed from the lock).
-        image: Container image, on ECS; None for the configured one, or else the stock one.
+        environment: Where a worker's packages come from: "none" (they are already there), "image"
+            (its container image has them), "sync" (installed from the lock).
+        image: Container image on ECS; None for the configured one, or the stock one.
         lock: Digest of what "sync" installs, below `environments/` in the store.
 
     Raises:
-        TypeError, ValueError: names the argument, its value and what would be right.
+        TypeError, ValueError: the message names the argument, its value and what would be right.
     """
 
     launcher: Literal["local", "ecs"] = "local"
@@ -75,23 +76,24 @@ class WorkerSpec(
 
 
 def memory_mib(text: str) -> int:
-    """Whole MiB that hold what `text` asks for.
+    """The memory that `text` asks for, rounded up to whole MiB.
 
     Args:
-        text: A number and MB, GB or TB (or MiB, GiB, TiB, which mean the same here, as with AWS).
+        text: A number and MB, GB or TB (or MiB, GiB, TiB, which mean the same, as with AWS).
 
     Raises:
-        TypeError, ValueError: it is something else, or nothing.
+        TypeError, ValueError: it is something else, or zero.
     """
     _check_type("memory", text, str, 'a number with its unit, such as "2GB" or "512MB"')
     match = _MEMORY.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f'memory={text!r} is not an amount of memory; write a number and MB or GB, such as "2GB"'
+            f"memory={text!r} is not an amount of memory; write a number and MB or GB, "
+            'such as "2GB"'
         )
     mib = math.ceil(float(match[1]) * _MIB[match[2].upper()])
     if mib < 1:
-        raise ValueError(f'memory={text!r} is nothing; a worker needs some, such as "2GB"')
+        raise ValueError(f'memory={text!r} is zero; a worker needs some, such as "2GB"')
     return mib
 
 
@@ -110,10 +112,13 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def _check_cpu(cpu: float) -> None:
     if isinstance(cpu, bool) or not isinstance(cpu, int | float):
         raise TypeError(
-            f"cpu={cpu!r} is of type {type(cpu).__name__}; it must be a number of vCPUs, such as 1 or 0.5"
+            f"cpu={cpu!r} is of type {type(cpu).__name__}; it must be a number of vCPUs, "
+            "such as 1 or 0.5"
         )
     if not 0 < cpu < math.inf:
-        raise ValueError(f"cpu={cpu!r} is no number of vCPUs; it must be above 0, such as 1 or 0.5")
+        raise ValueError(
+            f"cpu={cpu!r} is not a number of vCPUs; it must be above 0, such as 1 or 0.5"
+        )
 
 
 def _check_instance_type(launch_type: str, instance_type: str | None) -> None:
@@ -140,7 +145,8 @@ def _check_instance_type(launch_type: str, instance_type: str | None) -> None:
 def _check_spot_fallback(use_spot: bool, spot_fallback: bool) -> None:
     if spot_fallback and not use_spot:
         raise ValueError(
-            "spot_fallback=True has no meaning without use_spot=True; add that, or leave spot_fallback out"
+            "spot_fallback=True has no meaning without use_spot=True; "
+            "add that, or leave spot_fallback out"
         )
 
 
@@ -157,7 +163,8 @@ def _check_region(region: str | None) -> None:
 def _check_slots(slots: int) -> None:
     if isinstance(slots, bool) or not isinstance(slots, int):
         raise TypeError(
-            f"slots={slots!r} is of type {type(slots).__name__}; it must be a whole number, 1 or more"
+            f"slots={slots!r} is of type {type(slots).__name__}; "
+            "it must be a whole number, 1 or more"
         )
     if slots < 1:
         raise ValueError(f"slots={slots!r} is too few; a worker runs at least 1 task at a time")

@@ -1,7 +1,7 @@
-"""cloudpickle's pickler, with what it lacks: slots of classes made anew, and annotations on Python 3.14.
+"""cloudpickle's pickler, plus slots of classes pickled by value, and annotations on Python 3.14.
 
-There annotations are evaluated when somebody asks for them, which may fail: they may name what is
-imported for type checkers alone. Cloudpickle asks for those of functions, and forgets those of classes.
+There, annotations are evaluated on access, which may fail: they may name what is imported only for
+type checkers. Cloudpickle evaluates those of functions, and loses those of classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["AnnotationPickler", "annotations_of"]
 
 
 class AnnotationPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles classes with their slots, and annotations with the values that they have here, or else as text."""
+    """Pickles classes with their slots, and annotations by their values here, or else as text."""
 
     def reducer_override(self, obj: Any) -> Any:
         """How an object is pickled, if not as usual."""
@@ -45,7 +45,7 @@ def _complete(reduced: tuple[Any, ...], cls: type) -> None:
     """Give the class that will be made anew what cloudpickle leaves out."""
     state = reduced[2][0]
     if state.get("__slots__") and not isinstance(cls, EnumType):
-        # Set later they are a mere attribute: its objects have a __dict__, and do not fit into this class.
+        # Set later, it is a mere attribute: instances get a __dict__, and do not fit this class.
         reduced[1][3]["__slots__"] = state.pop("__slots__")
     if sys.version_info >= (3, 14):
         state.pop("__annotations_cache__", None)  # there once somebody has asked

@@ -237,7 +237,7 @@ class _Apart:
 
 
 def _mapped(function: Callable[[Any, int], Any], value: Any, depth: int) -> Any:
-    """A list, tuple or dict with the function applied to its values; itself if that changes none."""
+    """A list, tuple or dict with the function applied to its values; unchanged if none changes."""
     kind = type(value)
     if kind not in (list, tuple, dict) or depth == 0:
         return value
@@ -287,7 +287,7 @@ _SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
 def _slots(kind: type) -> Iterator[tuple[str, type, Any]]:
-    """Name, class and descriptor of each field outside `__dict__`, those of builtin classes included."""
+    """Name, class and descriptor of each field outside `__dict__`, including builtin classes'."""
     seen = {"__dict__", "__weakref__"}
     for base in kind.__mro__:
         for name, slot in () if base in _HANDLED else list(vars(base).items()):

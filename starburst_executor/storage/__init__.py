@@ -1,1 +1,1 @@
-"""Named byte strings with S3's guarantees: the seam, and the directory that keeps its promise."""
+"""Objects with S3's guarantees: the store's interface, and a directory that implements it."""

@@ -1,4 +1,4 @@
-"""The store's promise."""
+"""The interface that every store implements."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import BinaryIO, Protocol, TypeAlias
 __all__ = [
     "Bytes",
     "ListedObject",
-    "StoredObject",
     "ListingPage",
-    "Store",
     "RequestCounter",
+    "Store",
+    "StoredObject",
     "appearing",
     "check_key",
     "check_listing",
@@ -46,14 +46,14 @@ class ListingPage:
     """One page of a listing."""
 
     entries: list[ListedObject]
-    prefixes: list[str]  # with a delimiter: what lies below, each ending in it
+    prefixes: list[str]  # with a delimiter: the folded prefixes, each ending in it
     now: float  # the store's clock when it answered
-    truncated: bool  # more follows after the last key or prefix of this page
+    truncated: bool  # whether more follows the last key or prefix of this page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """One object, or the part of it that was asked for."""
+    """One object, or the requested part of it."""
 
     data: bytes
     size: int  # of the whole object
@@ -63,10 +63,10 @@ class StoredObject:
 
 
 class RequestCounter:
-    """Requests that one store object has made, in the two classes that S3 prices; many threads may count.
+    """Requests made through one store object, in the two classes that S3 prices; thread-safe.
 
-    Deletions are free and not counted. Those of a directory cost nothing, and are counted all the same: one
-    for each call.
+    Deletions are free and not counted. A directory's requests cost nothing but are counted all the
+    same, one per call.
 
     Attributes:
         writes: PUT, COPY, POST and LIST.
@@ -106,30 +106,30 @@ class Store(Protocol):
         """Read an object, or its bytes `start` to `stop` (exclusive; past the end is no error).
 
         Returns:
-            The object, or None if its version still is `unless`.
+            The object, or None if its version is still `unless`.
 
         Raises:
             ObjectNotFound: there is none.
-            StoreUnavailable: no plain answer.
+            StoreUnavailable: no definite answer.
         """
 
     def put(self, key: str, data: Bytes) -> None:
-        """Write an object whatever was there."""
+        """Write an object, replacing any that was there."""
 
     def create(self, key: str, data: Bytes) -> str:
-        """Write an object that must not exist yet; returns its version.
+        """Write an object that must not exist yet; return its version.
 
         Raises:
-            Conflict: it exists (perhaps by an earlier try of this very call).
+            Conflict: it exists (perhaps from an earlier try of this very call).
             StoreUnavailable: it may or may not have been written.
         """
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
-        """Write an object that must still have `version`; returns the new version.
+        """Write an object that must still have `version`; return the new version.
 
         Raises:
-            Conflict: it has another version (perhaps by an earlier try of this very call).
-            ObjectNotFound: it is gone. Some servers say Conflict for this too.
+            Conflict: it has another version (perhaps from an earlier try of this very call).
+            ObjectNotFound: it is gone. Some servers answer with a conflict here too.
             StoreUnavailable: it may or may not have been written.
         """
 
@@ -139,60 +139,61 @@ class Store(Protocol):
         """One page of the objects below `prefix` (a plain string prefix), in key order.
 
         Args:
-            prefix: What the keys begin with.
-            after: Begin with the first key, or folded prefix, greater than this. A whole key:
-                some servers take a key's folder, without its slash, for all that is in it.
-            limit: At most so many entries and prefixes, 1 to 1,000.
-            delimiter: If `/`, keys that hold one after `prefix` are folded into `Page.prefixes`.
+            prefix: What the keys start with.
+            after: Start with the first key, or folded prefix, greater than this. Pass a whole key:
+                some servers take a key's folder, without its slash, for everything in it.
+            limit: Most entries and prefixes to return, 1 to 1,000.
+            delimiter: If `/`, fold keys that have one after `prefix` into `ListingPage.prefixes`.
         """
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; one that is not there is no error."""
+        """Delete objects; a missing one is no error."""
 
     def upload(self, key: str, source: Path | Bytes) -> None:
-        """Write an object of any size, named after its content, unless it is there already.
+        """Write an object of any size, named after its content, unless it exists already.
 
-        Streams: memory does not grow with the size. The object is seen whole or not at all.
+        Streams: memory use does not grow with the size. The object appears whole or not at all.
         """
 
     def download(self, key: str, target: Path) -> None:
-        """Write an object into a file, streaming; the file appears whole or not at all."""
+        """Stream an object into a file, which appears whole or not at all."""
 
     def close(self) -> None:
-        """Let go of connections and files; the store cannot be used afterwards."""
+        """Release connections and files; the store cannot be used afterwards."""
 
 
 def check_key(key: str) -> None:
-    """Refuse a key that some store could not hold, or that would lead out of the store.
+    """Refuse a key that some store cannot hold, or that would lead out of the store.
 
     Raises:
-        ValueError: a name in it is empty or begins with a dot, or it holds a NUL.
+        ValueError: a name in it is empty or starts with a dot, or it contains a NUL.
     """
     if _BAD_KEY.search(key):
         raise ValueError(
-            f"{key!r} is no key: its names, joined by '/', must not be empty nor begin with '.'"
+            f"{key!r} is not a key: its names, joined by '/', must not be empty or start with '.'"
         )
 
 
 def check_listing(prefix: str, limit: int, delimiter: str) -> None:
-    """Refuse a listing that some store could not give.
+    """Refuse a listing that some store cannot give.
 
     Raises:
-        ValueError: `prefix` begins no key, `limit` is not 1 to 1,000, or `delimiter` is not `/` or empty.
+        ValueError: no key starts with `prefix`, `limit` is not 1 to 1,000, or `delimiter` is
+            neither `/` nor empty.
     """
     if _BAD_PREFIX.search(prefix):
         raise ValueError(
-            f"no key begins with {prefix!r}: names in keys are not empty nor begin with '.'"
+            f"no key starts with {prefix!r}: names in keys are not empty and do not start with '.'"
         )
     if not 1 <= limit <= 1000:
         raise ValueError(f"limit={limit}: a page has 1 to 1000 entries")
     if delimiter not in ("", "/"):
-        raise ValueError(f"delimiter={delimiter!r}: only '/' can be one")
+        raise ValueError(f"delimiter={delimiter!r}: only '/' is supported")
 
 
 @contextlib.contextmanager
 def appearing(target: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place at `target` when the block ends well and is removed when not."""
+    """A file to write; it moves to `target` when the block succeeds and is removed otherwise."""
     temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
     try:
         with temporary.open("xb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""A directory that keeps the store's promise."""
+"""The store in a directory."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 20  # bytes copied at a time
 
-_LOCKS = 64  # so that two keys seldom wait for one lock
+_LOCKS = 64  # enough that two keys rarely share a lock
 
-_PLACE_TRIES = 100  # only the delete of a folder's last object gets in the way
+_PLACE_TRIES = 100  # only deleting a folder's last object can interfere
 
 _STALE_TRIES = 10
 
-_ABANDONED_AFTER = 86_400.0  # seconds since the last byte: nobody is at work on it
+_ABANDONED_AFTER = 86_400.0  # seconds since the last byte: nobody is still writing it
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -62,29 +62,29 @@ _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK
 
 
 class _Staged(NamedTuple):
-    """A written file that waits in `.tmp` for its place."""
+    """A file written in `.tmp`, not yet moved into place."""
 
     path: str
     stamp: int  # its modification time, in ns
 
 
 class DirectoryStore:
-    """A store in a directory, which many processes and, over a network file system, many machines may share.
+    """A store in a directory, which many processes and, over a network, machines may share.
 
-    An object is a file at its key. It is written beside (in `.tmp`) and then linked or renamed into
-    place, so it is never seen half-written, and a killed process leaves nothing but a temporary file,
-    which is swept away a day later. What must not interleave (`replace`, `put`, `delete` of one key)
-    takes `flock` on one of 64 files in `.locks`; `create` needs no lock, for `link` has one winner.
+    An object is a file at its key. It is written in `.tmp` and then linked or renamed into place,
+    so nobody sees it half-written, and a killed process leaves only a temporary file, which is
+    swept away a day later. What must not interleave (`replace`, `put`, `delete` of one key) takes
+    `flock` on one of 64 files in `.locks`; `create` needs no lock, because `link` has one winner.
 
-    An object's version is its file's modification time in nanoseconds, which goes up with each write of
-    the key, however coarse the file system's clock is. Times are the file system's own, got by touching
-    a file: on a network file system, the server's.
+    An object's version is its file's modification time in nanoseconds, which increases with each
+    write of the key, however coarse the file system's clock. Times are the file system's own, read
+    by touching a file: on a network file system, the server's.
 
-    Nothing is fsynced: a killed process loses nothing that was answered, a power cut may.
-    Keys cannot be both object and folder (`a` beside `a/b`), unlike in S3.
+    Nothing is fsynced: no acknowledged write is lost when a process is killed, but one may be in a
+    power cut. Unlike in S3, a key cannot be both object and folder (`a` beside `a/b`).
 
     Args:
-        root: The directory; made by the first write if missing.
+        root: The directory; the first write creates it if missing.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -106,21 +106,21 @@ class DirectoryStore:
         return _until_fresh(lambda: self._get(key, start, stop, unless))
 
     def put(self, key: str, data: Bytes) -> None:
-        """Write an object whatever was there."""
+        """Write an object, replacing any that was there."""
         self.tally.wrote()
         with self._writing(key, [data]) as (staged, path), self._locked(key):
             self._supersede(staged, path, _stamp_of(path) or 0)
 
     def create(self, key: str, data: Bytes) -> str:
-        """Write an object that must not exist yet; returns its version."""
+        """Write an object that must not exist yet; return its version."""
         self.tally.wrote()
         with self._writing(key, [data]) as (staged, _):
             if not self._claim(staged, key):
-                raise Conflict(f"{key} exists already in {self.url}")
+                raise Conflict(f"{key} already exists in {self.url}")
         return _version(staged.stamp)
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
-        """Write an object that must still have `version`; returns the new version."""
+        """Write an object that must still have `version`; return the new version."""
         self.tally.wrote()
         with self._writing(key, [data]) as (staged, path), self._locked(key):
             previous = _stamp_of(path)
@@ -135,7 +135,7 @@ class DirectoryStore:
     def list(
         self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
     ) -> ListingPage:
-        """One page of the objects below `prefix`, in key order; only what is returned is stat'ed."""
+        """One page of the objects below `prefix`, in key order; stats only what it returns."""
         check_listing(prefix, limit, delimiter)
         self.tally.wrote()
         entries: list[ListedObject] = []
@@ -163,9 +163,9 @@ class DirectoryStore:
             self._prune(folder)
 
     def upload(self, key: str, source: Path | Bytes) -> None:
-        """Copy a file or buffer in, unless the key is there already.
+        """Copy a file or buffer in, unless the key exists already.
 
-        Never a hard link to `source`: whoever owns that file may write on.
+        Never a hard link to `source`: its owner may go on writing to it.
         """
         self.tally.wrote()
         if os.path.isfile(self._path(key)):
@@ -185,7 +185,7 @@ class DirectoryStore:
                 offset += out.write(read_range(file, offset, min(offset + _CHUNK, size)))
 
     def close(self) -> None:
-        """Remove the file that this object reads the time from."""
+        """Remove the file that this store reads the time from."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._clock())
 
@@ -208,7 +208,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[int]:
-        """The object, opened: on NFS only an open is sure to see the last write."""
+        """The object, opened: on NFS only an open is guaranteed to see the last write."""
         path = self._path(key)
         with self._translating("read", key):
             try:
@@ -244,7 +244,7 @@ class DirectoryStore:
     def _walk(
         self, prefix: str, after: str, *, fold: bool
     ) -> Iterator[tuple[str, os.DirEntry[str] | None]]:
-        """Keys with their files, in key order; with `fold`, folders (as `name/`) in place of what is in them."""
+        """Keys with their files, in key order; with `fold`, folders (`name/`) without contents."""
         base = prefix[: prefix.rfind("/") + 1]
         found = _scan(f"{self._root}/{base}", base, prefix, after, fold)
         for key in sorted(found):
@@ -259,7 +259,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _writing(self, key: str, chunks: Iterable[Bytes]) -> Iterator[tuple[_Staged, str]]:
-        """Stage the bytes, and clean up whatever was not moved into place."""
+        """Stage the bytes, and clean up if they were not moved into place."""
         path = self._path(key)
         with self._translating("write", key):
             staged = self._stage(chunks)
@@ -290,10 +290,10 @@ class DirectoryStore:
                 _unlink(staged.path)  # someone else was faster, with the same content
 
     def _claim(self, staged: _Staged, key: str) -> bool:
-        """Give the file its name unless that is taken; whether it was free.
+        """Give the file its name unless that is taken; return whether it was free.
 
-        By `link`, not by a look and a rename: an NFS client may remember for half a minute
-        that there was no such file, but `link` is decided by the server.
+        By `link`, not by a check and a rename: an NFS client may remember for half a minute
+        that there was no such file, whereas the server decides `link`.
         """
         path = self._path(key)
         try:
@@ -308,7 +308,7 @@ class DirectoryStore:
         return True
 
     def _claim_without_link(self, staged: _Staged, key: str) -> bool:
-        """For file systems without hard links, or with none between folders (AFS, exFAT)."""
+        """For file systems without hard links, or without links across folders (AFS, exFAT)."""
         path = self._path(key)
         with self._locked(key):
             if _stamp_of(path) is not None:
@@ -317,7 +317,7 @@ class DirectoryStore:
             return True
 
     def _supersede(self, staged: _Staged, path: str, previous: int) -> int:
-        """Move the file over an older one, with a later stamp; under the key's lock."""
+        """Move the file over an older one, with a later stamp; call it with the key's lock held."""
         stamp = staged.stamp if staged.stamp > previous else _advance(staged.path, previous)
         self._place(os.rename, staged.path, path)
         return stamp
@@ -327,12 +327,12 @@ class DirectoryStore:
             try:
                 return move(source, path)
             except FileNotFoundError:
-                # The folder was never made, or became empty and was removed. It may be removed
-                # again while it is being made, so neither error of that is an answer.
+                # The folder never existed, or became empty and was removed. It may be removed
+                # again while we create it, so neither error of `makedirs` is final.
                 with contextlib.suppress(FileNotFoundError, FileExistsError):
                     os.makedirs(os.path.dirname(path), exist_ok=True)
         raise StoreUnavailable(
-            f"{path} could not be written: its folder, or {source}, is removed again and again"
+            f"{path} could not be written: its folder, or {source}, keeps being removed"
         )
 
     @contextlib.contextmanager
@@ -345,7 +345,7 @@ class DirectoryStore:
             try:
                 yield
             finally:
-                # Closing is not enough: a child forked meanwhile has the file open, and so the lock.
+                # Closing is not enough: a child forked meanwhile shares the file, and so the lock.
                 fcntl.flock(file, fcntl.LOCK_UN)
         finally:
             os.close(file)
@@ -377,20 +377,20 @@ class DirectoryStore:
         folder = os.path.dirname(path)
         try:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(folder)  # without parents: a look does not make a store
+                os.mkdir(folder)  # without parents: reading does not create a store
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
             now = os.stat(path).st_mtime_ns / 1e9
             _sweep(folder, now - _ABANDONED_AFTER)
             return now
         except OSError:
-            # The root is missing, or may only be read: then nothing that this process does hangs on
-            # the time, and that of this machine's own temporary files will do.
+            # The root is missing or read-only, so nothing this process does depends on the time:
+            # that of this machine's own temporary files will do.
             with tempfile.TemporaryFile() as file:
                 return os.fstat(file.fileno()).st_mtime_ns / 1e9
 
 
 def _until_fresh(read: Callable[[], T]) -> T:
-    """Read again while NFS says that the file, replaced by another machine since it was opened, is stale."""
+    """Retry while NFS reports a stale file: another machine replaced it after it was opened."""
     for _ in range(_STALE_TRIES):
         try:
             return read()
@@ -404,9 +404,9 @@ def _until_fresh(read: Callable[[], T]) -> T:
 def _scan(
     folder: str, base: str, prefix: str, after: str, fold: bool
 ) -> dict[str, os.DirEntry[str]]:
-    """What a folder has in range, by key, with folders as `name/`.
+    """A folder's entries in range, by key, with folders as `name/`.
 
-    A dict, for some file systems list a file twice while it is being replaced.
+    A dict, because some file systems list a file twice while it is being replaced.
     """
     found = {}
     try:
@@ -414,7 +414,7 @@ def _scan(
             for item in items:
                 key = base + item.name
                 if key < after and not after.startswith(key):
-                    continue  # first, for most names of a long folder end here
+                    continue  # checked first: most names of a long folder end here
                 if _is_own(item):
                     continue
                 if item.is_dir():
@@ -427,7 +427,7 @@ def _scan(
 
 
 def _is_own(item: os.DirEntry[str]) -> bool:
-    """Whether a file is the store's, or the file system's, own and no object."""
+    """Whether a file belongs to the store or the file system itself and is not an object."""
     return item.name.startswith(".")
 
 
@@ -445,10 +445,10 @@ def _version(stamp: int) -> str:
 
 
 def _stamp(file: int, noise: bytes) -> int:
-    """Set and return a file's modification time: now, less up to a millisecond of noise.
+    """Set and return a file's modification time: now, minus up to a millisecond of noise.
 
-    The noise keeps a key that is deleted and created again within one tick of the clock from
-    getting the same version again. It is taken off, so that no object is younger than now.
+    The noise keeps a key that is deleted and recreated within one clock tick from getting the same
+    version again. It is subtracted, so that no object is younger than now.
     """
     stamp = os.fstat(file).st_mtime_ns - int.from_bytes(noise[-3:]) % 1_000_000
     os.utime(file, ns=(stamp, stamp))
@@ -456,7 +456,7 @@ def _stamp(file: int, noise: bytes) -> int:
 
 
 def _stamp_of(path: str) -> int | None:
-    """A file's modification time, or None; by opening it, for NFS answers a plain stat from memory."""
+    """A file's modification time, or None; opens it: NFS may answer a plain stat from cache."""
     try:
         file = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
@@ -468,16 +468,16 @@ def _stamp_of(path: str) -> int | None:
 
 
 def _advance(path: str, previous: int) -> int:
-    """Set a file's modification time to just after `previous`, by the smallest step the file system has."""
+    """Set a file's modification time just after `previous`, by the file system's smallest step."""
     for step in (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000):
         os.utime(path, ns=(previous + step, previous + step))
         if (stamp := os.stat(path).st_mtime_ns) > previous:
             return stamp
-    raise StoreError(f"the file system of {path} does not keep the modification times it is given")
+    raise StoreError(f"the file system of {path} does not keep modification times that are set")
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a file of the store's own, making the folder for it if need be."""
+    """Open one of the store's own files, creating its folder if needed."""
     try:
         return os.open(path, flags, 0o666)
     except FileNotFoundError:
@@ -492,7 +492,7 @@ def _write(file: int, data: Bytes) -> None:
 
 
 def read_range(file: int, start: int, end: int) -> bytes:
-    """The bytes from `start` to `end`; the system may give fewer than asked for at once."""
+    """The bytes from `start` to `end`; a single `pread` may return fewer than asked for."""
     data = os.pread(file, max(end - start, 0), start)
     if len(data) >= end - start:
         return data
@@ -515,7 +515,7 @@ def _reaches(key: str, after: str, fold: bool) -> bool:
 
 
 def _holds_object(folder: str) -> bool:
-    """Whether anything but empty folders, left by a delete that was killed, is in a folder."""
+    """Whether a folder holds more than empty folders, which a killed delete leaves behind."""
     try:
         with os.scandir(folder) as items:
             shown = (item for item in items if not _is_own(item))
@@ -543,10 +543,12 @@ def _translate(error: OSError, doing: str, path: str) -> StoreError:
         )
     if error.errno in _FULL:
         return StoreUnavailable(
-            f"{what}. Make room on that file system; the write may then be repeated."
+            f"{what}. Free up space on that file system; the write can then be repeated."
         )
     if error.errno in _PASSING:
-        return StoreUnavailable(f"{what}. The file system may be away for a moment.")
+        return StoreUnavailable(f"{what}. The file system may be temporarily unavailable.")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-        return StoreError(f"{what}. A directory cannot hold an object and a folder of one name.")
+        return StoreError(
+            f"{what}. A directory cannot hold an object and a folder of the same name."
+        )
     return StoreError(what)

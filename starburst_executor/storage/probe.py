@@ -16,13 +16,13 @@ __all__ = ["probe_conditional"]
 
 
 def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str]) -> None:
-    """Make sure that a store honours conditions on writes; leaves nothing behind.
+    """Check that a store honours conditions on writes; leaves nothing behind.
 
-    Four writes and a delete.
+    Takes four writes and a delete.
 
     Args:
         store: The store to probe.
-        key_prefix: Where the probe object may be written for a moment; a `/` at the end is not added.
+        key_prefix: Where the probe object may briefly be written; no `/` is appended.
         new_id: `Runtime.new_id`.
 
     Raises:
@@ -34,8 +34,8 @@ def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str
     except StoreError as error:
         try:
             store.delete([key])
-        except StoreError as failure:  # what came first says more about what is wrong
-            error.add_note(f"Besides, the object of the trial was not removed: {failure}")
+        except StoreError as failure:  # the first error says more about what is wrong
+            error.add_note(f"In addition, the probe object was not removed: {failure}")
         raise
     store.delete([key])
 
@@ -44,19 +44,15 @@ def _probe(store: Store, key: str) -> None:
     first = _probe_create(store, key)
     _probe_replace(store, key, first)
     if not _refuses(lambda: store.replace(key, b"stale", first)):
-        raise _not_conditional(
-            store, "overwrote an object although its version was another (If-Match)"
-        )
+        raise _not_conditional(store, "overwrote an object despite a different version (If-Match)")
     if not _refuses(lambda: store.create(key, b"again")):
-        raise _not_conditional(store, "overwrote an object that was to be created (If-None-Match)")
+        raise _not_conditional(store, "overwrote an existing object on create (If-None-Match)")
 
 
 def _probe_create(store: Store, key: str) -> str:
     try:
         return store.create(key, b"first")
-    except (
-        Conflict
-    ):  # the name is fresh, so only a repeated try of this very write can be in the way
+    except Conflict:  # the name is new, so only an earlier try of this very write can conflict
         return _probe_read(store, key, b"first")
 
 
@@ -70,7 +66,7 @@ def _probe_replace(store: Store, key: str, version: str) -> None:
 def _probe_read(store: Store, key: str, data: bytes) -> str:
     got = store.get(key)
     if got is None or got.data != data:
-        raise _not_conditional(store, "refused a conditional write that it had no reason to refuse")
+        raise _not_conditional(store, "refused a conditional write whose condition held")
     return got.version
 
 
@@ -84,6 +80,6 @@ def _refuses(write: Callable[[], str]) -> bool:
 
 def _not_conditional(store: Store, what: str) -> StoreNotConditional:
     return StoreNotConditional(
-        f"{store.url} {what}. Without such conditions tasks could be lost or run twice. "
+        f"{store.url} {what}. Without conditional writes tasks could be lost or run twice. "
         "Use Amazon S3, a server that supports conditional writes, or a directory."
     )

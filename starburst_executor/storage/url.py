@@ -1,4 +1,4 @@
-"""Store URLs, and opening what they name."""
+"""Store URLs, and opening the stores they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_store(url: str | Path) -> Store:
     Args:
         url: `s3://bucket/prefix`, optionally with `?region=..&sse=AES256|aws:kms&kms_key_id=..`
             (the endpoint comes from the usual AWS settings, such as `AWS_ENDPOINT_URL`);
-            `file:///a/directory`; or the path of a directory, relative or with `~` too.
+            `file:///a/directory`; or the path of a directory, which may be relative or use `~`.
 
     Raises:
         ValueError: the URL is none of these.
@@ -37,22 +37,22 @@ def open_store(url: str | Path) -> Store:
         return S3Store.from_url(text)
     if colon and scheme == "file" and rest.startswith("/"):
         return DirectoryStore(unquote(rest))
-    # A single slash is a slip of the pen, or a URL that went through `Path`.
+    # A single slash is a typo, or a URL that went through `Path`.
     if colon or not text or text.startswith(("s3:", "file:")):
-        raise ValueError(f"{text!r} names no store; expected {_URL_FORMS}")
+        raise ValueError(f"{text!r} does not name a store; expected {_URL_FORMS}")
     if os.path.isfile(os.path.expanduser(text)):
         raise ValueError(f"{text!r} is a file; a store is {_URL_FORMS}")
     return DirectoryStore(text)
 
 
 def join_url(store_url: str, path: str) -> str:
-    """The URL of something below a store: `s3://b/p?region=x` and `a/b` give `s3://b/p/a/b?region=x`."""
+    """The URL of a path in a store: `s3://b/p?region=x` and `a/b` give `s3://b/p/a/b?region=x`."""
     base, mark, query = _split_query(store_url)
     return f"{base.rstrip('/')}/{path}{mark}{query}"
 
 
 def split_session_url(url: str) -> tuple[str, str]:
-    """Take a session's URL (`<store>/sessions/<id>`) apart into the store's URL and the session's id.
+    """Split a session's URL (`<store>/sessions/<id>`) into the store's URL and the session's id.
 
     Raises:
         ValueError: it does not end in `sessions/<id>`.
@@ -60,12 +60,11 @@ def split_session_url(url: str) -> tuple[str, str]:
     path, mark, query = _split_query(url)
     base, middle, session_id = path.rstrip("/").rpartition("/sessions/")
     if not middle or not session_id or "/" in session_id:
-        raise ValueError(
-            f"{url!r} is not the URL of a session; expected <store>/sessions/<session id>"
-        )
+        raise ValueError(f"{url!r} is not a session's URL; expected <store>/sessions/<session id>")
     return f"{base or '/'}{mark}{query}", session_id
 
 
 def _split_query(url: str) -> tuple[str, str, str]:
-    # A `?` is a query only in S3's URLs: in the path of a directory it is a letter like any other.
+    # A `?` starts a query only in S3's URLs: in a directory's path it is an ordinary character.
+
     return url.partition("?") if url.startswith("s3://") else (url, "", "")

@@ -138,7 +138,7 @@ def test_waiting_for_workers_that_are_not_there_is_named_though_nobody_paid_for_
     found = reviewed([trace(0, 60, 61)], [stay(59, 61)])
     assert found.work.missing == 59
     assert found.work.paid == 2
-    assert "were not there (59.0 s of slots)" in headline(found)[1]
+    assert "missing workers (59.0 s of slot time)" in headline(found)[1]
 
 
 def test_all_slots_of_a_worker_are_paid_for() -> None:
@@ -173,13 +173,13 @@ def test_curves_end_at_what_was_finished() -> None:
     ("traces", "says"),
     [
         ([], "Nothing was submitted to this session."),
-        ([task(0, "pending", 0, 1)], "None of 1 task has begun."),
-        ([trace(0, 0, 10)], "1 task took 10.0 s for 10.0 s of work: no faster than one after another."),
+        ([task(0, "pending", 0, 1)], "None of 1 task has started."),
+        ([trace(0, 0, 10)], "1 task took 10.0 s for 10.0 s of work: no faster than running them one after another."),
         ([trace(i, 0, 90, worker=f"{i}") for i in range(4)],
-         "4 tasks took 1 min 30 s for 6 min of work: 4 times as fast as one after another."),
-        ([trace(0, 8, 10)], "1 task took 10.0 s for 2.0 s of work: slower than one after another."),
+         "4 tasks took 1 min 30 s for 6 min of work: 4 times as fast as running them one after another."),
+        ([trace(0, 8, 10)], "1 task took 10.0 s for 2.0 s of work: slower than running them one after another."),
         ([trace(0, 0, 4), task(1, "pending", 0, 4)],
-         "1 of 2 tasks so far took 4.0 s for 4.0 s of work: no faster than one after another."),
+         "1 of 2 tasks so far took 4.0 s for 4.0 s of work: no faster than running them one after another."),
     ],
 )  # fmt: skip
 def test_the_headline_says_whether_it_was_worth_it(traces: list[Trace], says: str) -> None:

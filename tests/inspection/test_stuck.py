@@ -104,7 +104,7 @@ def test_workers_that_die_at_their_start_are_told_of_with_what_they_printed(
     until(lambda: worker in launcher.ended(left.url), "ended")
     stuck = status.read_status(left).stuck
     assert stuck is not None
-    assert stuck.reason == "its workers die at their start"
+    assert stuck.reason == "its workers die on startup"
     assert "no module named starburst_executor" in stuck.advice
     assert f"logs {left.id} --workers" in stuck.advice
 
@@ -118,7 +118,7 @@ def test_a_session_that_was_left_without_workers_says_so(left: Session) -> None:
     os.utime(Path(left.store.url.removeprefix("file://"), left.key("session.json")), (1, 1))  # fmt: skip
     stuck = status.read_status(left).stuck
     assert stuck is not None
-    assert stuck.reason == "no workers are at it"
+    assert stuck.reason == "it has no workers"
 
 
 def test_a_terminated_session_says_that_its_tasks_will_not_run(left: Session) -> None:

@@ -757,7 +757,7 @@ def test_workers_that_never_get_to_work_break_their_client_instead_of_hanging_it
         staff = Autoscaler(client.session, world.launcher, client.manifest, broken)
         assert type(staff._lock) is not type(client.staff._lock)
         world.run(60)
-        assert "before they began to work" in str(client.error)
+        assert "before they started work" in str(client.error)
 
 
 def _stillborn(world: World) -> list[str]:

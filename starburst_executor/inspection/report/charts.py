@@ -1,9 +1,9 @@
 """The charts of a report, as Vega-Lite specifications with their data.
 
-However many tasks there are, a chart has a few thousand shapes at most: from so many attempts on, the
-timeline shows what each worker did in each stretch of time instead.
+However many tasks there are, a chart has at most a few thousand shapes: with more attempts, the
+timeline shows instead what each worker did in each stretch of time.
 
-Colours are CSS variables of the page, so that they follow light and dark by themselves.
+Colours are CSS variables of the page, so they follow light and dark mode.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Chart", "charts", "chosen_tasks"]
 
 Spec = dict[str, Any]
 
-_MOST_SHAPES = 1500  # attempts drawn one by one; beyond it they are added up
-_CELLS = 100  # stretches of time that they are added up in
+_MOST_SHAPES = 1500  # attempts drawn one by one; more are aggregated
+_CELLS = 100  # stretches of time into which they are aggregated
 _ROWS = 60  # most rows of workers, or of bands of workers
 _TASKS = 40  # most rows of tasks
-_LABELLED = 40  # rows that have room for a label each
-_BARS = 30  # of the histogram
+_LABELLED = 40  # rows with room for a label each
+_BARS = 30  # of a histogram
 
 _HOWS = {
     "waiting": "var(--waiting)",
@@ -60,11 +60,11 @@ class Chart:
     """One chart.
 
     Attributes:
-        name: What its element is called.
+        name: Id of its element.
         title: Its heading.
-        caption: What is seen.
-        spec: Vega-Lite.
-        half: Whether half the width of the page will do.
+        caption: What it shows.
+        spec: The Vega-Lite specification.
+        half: Whether half the page's width is enough.
     """
 
     name: str
@@ -112,12 +112,12 @@ class _TimeAxis:
         return cls(review.begin, review.end, 1, "seconds")
 
     def at(self, moment: float) -> float:
-        """Where on the axis."""
+        """The position of a moment on the axis."""
         inside = min(max(moment, self.begin), self.end)
         return round((inside - self.begin) / self.unit, 5)
 
     def encoding(self, field: str = "a") -> Spec:
-        """Of a field that `at` made."""
+        """The encoding of a field computed by `at`."""
         return {
             "field": field,
             "type": "quantitative",
@@ -139,7 +139,7 @@ def _chart(height: float | Spec, values: list[Spec], **parts: Any) -> Spec:
 
 
 def _colours(hows: Iterable[str]) -> Spec:
-    """A colour for each way in which an attempt may end, and a legend of those that occur."""
+    """A colour for each way an attempt can end, and a legend of those that occur."""
     present = set(hows)
     domain = [how for how in _HOWS if how in present]
     return {
@@ -151,7 +151,7 @@ def _colours(hows: Iterable[str]) -> Spec:
 
 
 def _hints(**titles: str) -> list[Spec]:
-    """What hovering shows: field -> title."""
+    """The tooltip: field -> title."""
     return [{"field": field, "title": title} for field, title in titles.items()]
 
 
@@ -159,7 +159,7 @@ def _hints(**titles: str) -> list[Spec]:
 
 _PARTS = {
     "useful": ("running tasks", "var(--completed)"),
-    "repeated": ("attempts in vain", "var(--lost)"),
+    "repeated": ("wasted attempts", "var(--lost)"),
     "starting": ("workers starting up", "var(--back)"),
     "handover": ("free while tasks waited", "var(--failed)"),
     "tail": ("free during the last tasks", "var(--claimed)"),
@@ -188,10 +188,12 @@ def _where_time_went(review: Review) -> Chart:
         "legend": None,
     }
     widest = max(value["share"] for value in values)
-    room = 1.3 * widest or 1  # the numbers stand behind the bars
+    room = 1.3 * widest or 1  # the numbers come after the bars
     base = {
-        "y": {"field": "part", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 190, "labelPadding": 8, "ticks": False, "domain": False}},
-        "x": {"field": "share", "type": "quantitative", "title": None, "scale": {"domain": [0, room]}, "axis": None},
+        "y": {"field": "part", "type": "nominal", "sort": None, "title": None,
+              "axis": {"labelLimit": 190, "labelPadding": 8, "ticks": False, "domain": False}},
+        "x": {"field": "share", "type": "quantitative", "title": None,
+              "scale": {"domain": [0, room]}, "axis": None},
     }  # fmt: skip
     spec = _chart(
         {"step": 26},
@@ -200,10 +202,13 @@ def _where_time_went(review: Review) -> Chart:
         layer=[
             {"mark": {"type": "bar", "height": 16, "cornerRadiusEnd": 3},
              "encoding": {"color": colour, "tooltip": _hints(part="", time="")}},
-            {"mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 12}, "encoding": {"text": {"field": "share", "format": ".1%"}}},
+            {"mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 12},
+             "encoding": {"text": {"field": "share", "format": ".1%"}}},
         ],
     )  # fmt: skip
-    caption = f"Between the first task and the last, workers were there for {duration(work.paid)} of slots."
+    caption = (
+        f"Between the first task and the last, workers provided {duration(work.paid)} of slot time."
+    )
     return Chart(name="time", title="Where the time of workers went", caption=caption, spec=spec)
 
 
@@ -267,21 +272,26 @@ def _each_attempt(review: Review, axis: _TimeAxis) -> Chart:
     spec = _chart(
         {"step": _step(len(names)) * max(1.0, slots / 2), "for": "position"},
         values,
-        encoding={"y": _rows(list(names.values()), "worker"), "x": axis.encoding(), "x2": {"field": "b"}},
+        encoding={"y": _rows(list(names.values()), "worker"), "x": axis.encoding(),
+                  "x2": {"field": "b"}},
         layer=[
-            {"data": {"values": lives}, "mark": {"type": "bar", "color": "var(--idle)", "height": {"band": 1}},
+            {"data": {"values": lives},
+             "mark": {"type": "bar", "color": "var(--idle)", "height": {"band": 1}},
              "encoding": {"tooltip": _hints(row="worker", life="")}},
-            {"mark": {"type": "bar", "stroke": "var(--paper)", "strokeWidth": 0.5, "height": {"band": 0.9}},
+            {"mark": {"type": "bar", "stroke": "var(--paper)", "strokeWidth": 0.5,
+                      "height": {"band": 0.9}},
              "encoding": {"color": colours, "tooltip": _ATTEMPT_HINTS, **lane}},
-            # An attempt may be too short to be seen; that it failed must be seen.
+            # An attempt may be too short to be visible; a failure must be visible.
             {"transform": [{"filter": {"field": "how", "oneOf": ["failed", "lost"]}}],
-             "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 70, "opacity": 1, "stroke": "var(--paper)", "strokeWidth": 1},
-             "encoding": {"x": {"field": "b", "type": "quantitative"}, "x2": None, "color": colours, "tooltip": _ATTEMPT_HINTS, **lane}},
+             "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 70,
+                      "opacity": 1, "stroke": "var(--paper)", "strokeWidth": 1},
+             "encoding": {"x": {"field": "b", "type": "quantitative"}, "x2": None,
+                          "color": colours, "tooltip": _ATTEMPT_HINTS, **lane}},
         ],
     )  # fmt: skip
     caption = (
-        "Each bar is an attempt at a task, in the row of its worker, whose life is grey; diamonds mark what "
-        "failed or was lost. Hover to see which."
+        "Each bar is an attempt at a task, in the row of its worker, whose lifetime is grey; "
+        "diamonds mark failed and lost attempts. Hover for details."
     )
     return Chart(name="workers", title="What workers did", caption=caption, spec=spec)
 
@@ -309,7 +319,7 @@ def _life(stay: Stay) -> str:
 
 
 def _lanes(traces: list[Trace]) -> dict[tuple[int, int], int]:
-    """Which of its worker's slots each attempt had, as far as their times tell."""
+    """Which of its worker's slots each attempt had, judging by their times."""
     runs = [
         (run.started, trace.place, run) for trace in traces for run in trace.runs if run.started
     ]
@@ -356,14 +366,16 @@ def _cells(review: Review, axis: _TimeAxis) -> Chart:
         encoding={"y": y, "x": axis.encoding(), "x2": {"field": "b"}, "tooltip": _CELL_HINTS},
         layer=[
             {"mark": {"type": "rect", "color": "var(--completed)"},
-             "encoding": {"fillOpacity": {"field": "busy", "type": "quantitative", "scale": {"domain": [0, 1], "range": [0.06, 1]}, "legend": None}}},
+             "encoding": {"fillOpacity": {
+                 "field": "busy", "type": "quantitative", "legend": None,
+                 "scale": {"domain": [0, 1], "range": [0.06, 1]}}}},
             {**marks, "mark": {"type": "rect", "height": {"band": 0.45}},
              "encoding": {"color": _colours(["failed", "lost"])}},
         ],
     )  # fmt: skip
     caption = (
-        f"The fuller the colour, the busier, in stretches of {duration(step)}; marked where tasks failed or were "
-        "lost with their worker. Hover to see which tasks."
+        f"The stronger the colour, the busier, in stretches of {duration(step)}; marks show where "
+        "tasks failed or were lost with their worker. Hover for details."
     )
     return Chart(name="workers", title="What workers did", caption=caption, spec=spec)
 
@@ -434,7 +446,7 @@ def _cell_value(
 
 
 def chosen_tasks(traces: list[Trace]) -> list[Trace]:
-    """All of a few tasks; of many, those that have the most to tell, in submission order."""
+    """All tasks if they are few; otherwise the most telling ones, in submission order."""
     if len(traces) <= _TASKS:
         return traces
     telling = sorted(traces, key=_telling, reverse=True)
@@ -465,10 +477,10 @@ def _tasks(review: Review, axis: _TimeAxis) -> Chart:
     which = (
         "All tasks"
         if len(chosen) == len(traces)
-        else f"{len(chosen)} of {len(traces):,} tasks: those that lost a worker, then those that ran longest"
+        else f"{len(chosen)} of {len(traces):,} tasks (lost workers first, then longest run times)"
     )
     caption = f"{which}, each from being stored to its end, with every attempt."
-    return Chart(name="tasks", title="What became of tasks", caption=caption, spec=spec)
+    return Chart(name="tasks", title="What happened to tasks", caption=caption, spec=spec)
 
 
 def _parts(trace: Trace, axis: _TimeAxis) -> Iterator[Spec]:
@@ -484,8 +496,10 @@ def _parts(trace: Trace, axis: _TimeAxis) -> Iterator[Spec]:
             "how": "waiting",
             "ran": "-",
         }
-        yield {**shared, "a": axis.at(run.claimed), "b": axis.at(began), "how": "claimed", "ran": "-",
-               "waited": duration(max(0.0, began - run.since))}  # fmt: skip
+        yield {
+            **shared, "a": axis.at(run.claimed), "b": axis.at(began), "how": "claimed",
+            "ran": "-", "waited": duration(max(0.0, began - run.since)),
+        }  # fmt: skip
         if run.started:
             yield shared
     since = trace.runs[-1].ended if trace.runs else trace.stored
@@ -511,20 +525,20 @@ def _done(review: Review, axis: _TimeAxis) -> Chart:
         {"finished": "var(--completed)", "failed": "var(--failed)"},
         "tasks",
     )
-    caption = "A straight line up is a steady pace; a long flat end, stragglers."
+    caption = "A straight line means a steady pace, a long flat end means stragglers."
     return Chart(name="done", title="Tasks done", caption=caption, spec=spec, half=True)
 
 
 def _live(review: Review, axis: _TimeAxis) -> Chart:
     values: list[Spec] = []
     for stretch in review.stretches:
-        for how, count in (("there", stretch.live), ("at work", stretch.busy)):
+        for how, count in (("live", stretch.live), ("busy", stretch.busy)):
             values.append({"a": axis.at(stretch.end), "n": round(count, 2), "how": how})
     wanted = review.observed.manifest.workers * review.observed.manifest.spec.slots
-    colours = {"there": "var(--claimed)", "at work": "var(--running)"}
+    colours = {"live": "var(--claimed)", "busy": "var(--running)"}
     spec = _lines(values, axis, colours, "slots of workers")
-    caption = f"Between the lines is what was paid for nothing; {wanted} are wanted."
-    return Chart(name="live", title="Workers live", caption=caption, spec=spec, half=True)
+    caption = f"The gap between the lines was paid for but unused; {wanted} slots are wanted."
+    return Chart(name="live", title="Live workers", caption=caption, spec=spec, half=True)
 
 
 def _lines(values: list[Spec], axis: _TimeAxis, colours: dict[str, str], title: str) -> Spec:
@@ -550,15 +564,21 @@ def _lines(values: list[Spec], axis: _TimeAxis, colours: dict[str, str], title: 
         values,
         encoding={
             "x": axis.encoding(),
-            "y": {"field": "n", "type": "quantitative", "title": title, "axis": {"tickCount": 5, "tickMinStep": 1, "format": "~s"}},
+            "y": {"field": "n", "type": "quantitative", "title": title,
+                  "axis": {"tickCount": 5, "tickMinStep": 1, "format": "~s"}},
             "color": colour,
         },
         layer=[
-            {"mark": {"type": "area", "line": {"strokeWidth": 2}, "fillOpacity": 0.15, "interpolate": "step-before", "stack": None},
+            {"mark": {"type": "area", "line": {"strokeWidth": 2}, "fillOpacity": 0.15,
+                      "interpolate": "step-before", "stack": None},
              "encoding": {"y": {"field": "n", "type": "quantitative", "stack": None}}},
-            {"params": [hover], "mark": {"type": "point", "filled": True, "size": 50, "tooltip": True},
-             "encoding": {"opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
-                          "tooltip": [{"field": "a", "title": axis.unit_name, "format": ".3~f"}, *_hints(how="", n="number")]}},
+            {"params": [hover],
+             "mark": {"type": "point", "filled": True, "size": 50, "tooltip": True},
+             "encoding": {
+                 "opacity": {"condition": {"param": "near", "empty": False, "value": 1},
+                             "value": 0},
+                 "tooltip": [{"field": "a", "title": axis.unit_name, "format": ".3~f"},
+                             *_hints(how="", n="number")]}},
         ],
     )  # fmt: skip
 
@@ -571,8 +591,8 @@ def _run_times(review: Review) -> Chart:
     seconds = [(trace.seconds, trace.runs[-1].how) for trace in traces]
     spread = review.runs
     caption = (
-        f"Half of them ran {duration(spread.median)} or less, 95 of 100 {duration(spread.high)} or less, "
-        f"the longest {duration(spread.most)}."
+        f"Half of them ran {duration(spread.median)} or less, 95 of 100 "
+        f"{duration(spread.high)} or less, the longest {duration(spread.most)}."
     )
     return Chart(
         name="runs",
@@ -587,8 +607,8 @@ def _wait_times(review: Review) -> Chart:
     seconds = [(t.waited, "waiting") for t in review.observed.traces if t.state != "cancelled"]
     spread = review.waits
     caption = (
-        f"From being stored to beginning: half waited {duration(spread.median)} or less, 95 of 100 "
-        f"{duration(spread.high)} or less, the longest {duration(spread.most)}."
+        f"From being stored to starting: half waited {duration(spread.median)} or less, "
+        f"95 of 100 {duration(spread.high)} or less, the longest {duration(spread.most)}."
     )
     return Chart(
         name="waits",
@@ -624,10 +644,15 @@ def _histogram(seconds: list[tuple[float, str]], title: str) -> Spec:
         transform=[{"calculate": "datum.bar + 1", "as": "next"}],
         mark={"type": "bar", "stroke": "var(--paper)", "strokeWidth": 1},
         encoding={
-            "x": {"field": "bar", "type": "quantitative", "title": title, "bin": {"binned": True, "step": 1}, "scale": {"domain": [0, bars], "nice": False},
-                  "axis": {"grid": False, "labelExpr": f"{names!r}[datum.value]", "values": list(range(0, bars + 1, bars // 6)), "labelOverlap": "greedy", "labelFlush": True}},
+            "x": {"field": "bar", "type": "quantitative", "title": title,
+                  "bin": {"binned": True, "step": 1},
+                  "scale": {"domain": [0, bars], "nice": False},
+                  "axis": {"grid": False, "labelExpr": f"{names!r}[datum.value]",
+                           "values": list(range(0, bars + 1, bars // 6)),
+                           "labelOverlap": "greedy", "labelFlush": True}},
             "x2": {"field": "next"},
-            "y": {"field": "n", "type": "quantitative", "title": "tasks", "axis": {"tickCount": 5, "tickMinStep": 1, "format": "~s"}},
+            "y": {"field": "n", "type": "quantitative", "title": "tasks",
+                  "axis": {"tickCount": 5, "tickMinStep": 1, "format": "~s"}},
             "color": colour,
             "tooltip": _hints(range=title, how="", n="tasks"),
         },
@@ -635,7 +660,7 @@ def _histogram(seconds: list[tuple[float, str]], title: str) -> Spec:
 
 
 def _edges(values: list[float]) -> list[float]:
-    """Bounds of bars: even ones, or each the same factor wider where values differ a hundredfold."""
+    """Bounds of bars: equal, or growing by a constant factor if values differ a hundredfold."""
     least, most = max(min(values, default=0.0), 1e-3), max([*values, 2e-3])
     most *= 1.0001
     if most / least < 100:

@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs no network and no server: the drawing library is in it.
+"""The report as one HTML page that needs no network or server: it contains the drawing library.
 
-What users and tasks wrote (names, errors, tracebacks) is escaped wherever it is put.
+Text from users and tasks (names, errors, tracebacks) is always escaped.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def library() -> str:
         from vl_convert import javascript_bundle
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "a report needs the package vl-convert-python, which brings what draws its charts: "
-            "pip install 'starburst-executor[report]'",
+            "a report needs the package vl-convert-python, which contains the library that draws "
+            "its charts: pip install 'starburst-executor[report]'",
             name=error.name,
         ) from error
     return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def write(session: Session, path: str | Path) -> Review:
-    """Write the report of a session into one HTML file that needs nothing else; returns what it says.
+    """Write the report of a session into one self-contained HTML file; return what it shows.
 
     Raises:
         SessionNotFound: there is no such session.
-        ModuleNotFoundError: what draws it is not installed.
+        ModuleNotFoundError: the drawing library is not installed.
         OSError: the file cannot be written.
     """
-    drawing = library()  # before the session is read, for it may be missing
+    drawing = library()  # before reading the session: it may be missing
     reviewed = review(observe(session))
     Path(path).write_text(html(reviewed, drawing), encoding="utf-8")
     return reviewed
@@ -66,7 +66,7 @@ def html(review: Review, library: str) -> str:
 
     Args:
         review: What it shows.
-        library: What `library` returned.
+        library: The JavaScript that `library` returned.
     """
     manifest = review.observed.manifest
     drawn = charts(review) if review.observed.traces else []
@@ -103,7 +103,7 @@ def _file(name: str) -> str:
 
 def _json(drawn: Iterable[Chart]) -> str:
     text = msgspec.json.encode({chart.name: chart.spec for chart in drawn}).decode()
-    return text.replace("<", "\\u003c")  # nothing in it can end the script
+    return text.replace("<", "\\u003c")  # so that nothing in it can end the script
 
 
 def _inert(script: str) -> str:
@@ -114,12 +114,12 @@ def _inert(script: str) -> str:
 
 
 def headline(review: Review) -> tuple[str, str]:
-    """Whether it was worth it, and what held it back: a sentence, and what to do about it."""
+    """Whether it was worth it and what held it back, in a sentence; and what to do about it."""
     total = len(review.observed.traces)
     if not total:
         return "Nothing was submitted to this session.", ""
     if not review.work.useful:
-        return f"None of {_tasks(total)} has begun.", _held_back(review)
+        return f"None of {_tasks(total)} has started.", _held_back(review)
     finished = sum(review.counts[state] for state in ("completed", "failed", "cancelled"))
     what = _tasks(total) if finished == total else f"{finished:,} of {_tasks(total)} so far"
     did = f"{what} took {_spoken(review.seconds)} for {_spoken(review.work.useful)} of work"
@@ -131,7 +131,7 @@ def _tasks(count: int) -> str:
 
 
 def _spoken(seconds: float) -> str:
-    """As in a sentence, where `7:10` could be minutes or hours."""
+    """A duration for a sentence, where `7:10` could be minutes or hours."""
     if seconds < 59.5:
         return duration(seconds)
     minutes, second = divmod(round(seconds), 60)
@@ -142,16 +142,16 @@ def _spoken(seconds: float) -> str:
 
 
 def _prose(text: str) -> str:
-    """A text of ours as HTML, with what stands between backquotes as code."""
+    """Our own text as HTML, with backquoted parts as code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _pace(speedup: float) -> str:
     if speedup >= 1.15:
-        return f"{speedup:.3g} times as fast as one after another"
+        return f"{speedup:.3g} times as fast as running them one after another"
     if speedup >= 0.87:
-        return "no faster than one after another"
-    return "slower than one after another"
+        return "no faster than running them one after another"
+    return "slower than running them one after another"
 
 
 def _held_back(review: Review) -> str:
@@ -162,7 +162,7 @@ def _held_back(review: Review) -> str:
         return busy
     if share >= 0.9 and worst.seconds < 0.1 * review.work.paid:
         return f"{busy} Little held it back; most of the rest went to {worst.label}."
-    cost = f"{_spoken(worst.seconds)} of slots"
+    cost = f"{_spoken(worst.seconds)} of slot time"
     return f"{busy} What held it back most: {worst.label} ({cost}). {worst.advice}"
 
 
@@ -191,7 +191,7 @@ def _cards(review: Review) -> str:
         (f"{review.retried:,}", "took more than one attempt", False),
         (f"{review.lost:,}", "attempts lost with a worker", review.lost > 0),
         (_spoken(review.seconds), "from first to last", False),
-        (f"{review.speedup:.3g}x", "the speed of one by one", False),
+        (f"{review.speedup:.3g}x", "as fast as one by one", False),
         (f"{review.work.efficiency:.0%}", "efficiency", False),
         (f"{len(stays):,}", "workers", False),
         (_spoken(sum(stay.seconds for stay in stays)), "worker time", False),
@@ -212,7 +212,7 @@ def _cards(review: Review) -> str:
 
 
 def _figures(drawn: list[Chart]) -> list[str]:
-    """Charts one below the other, those of half width in pairs."""
+    """Charts one below the other, half-width ones in pairs."""
     parts = [_figure(chart) for chart in drawn if not chart.half]
     pairs = [_figure(chart) for chart in drawn if chart.half]
     return [*parts, f'<div class="pair">{"".join(pairs)}</div>'] if drawn else []
@@ -221,12 +221,13 @@ def _figures(drawn: list[Chart]) -> list[str]:
 def _figure(chart: Chart) -> str:
     return (
         f"<figure><h2>{escape(chart.title)}</h2><figcaption>{escape(chart.caption)}</figcaption>"
-        f'<div class="chart" id="{chart.name}" role="img" aria-label="{escape(chart.title)}"></div></figure>'
+        f'<div class="chart" id="{chart.name}" role="img" '
+        f'aria-label="{escape(chart.title)}"></div></figure>'
     )
 
 
 def _table(name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells are HTML already. A column is its heading and its class."""
+    """A table whose cells are HTML already; a column is a heading and a class."""
     head = "".join(f'<th class="{kind}">{heading}</th>' for heading, kind in columns)
     body = "".join(
         "<tr>"
@@ -236,7 +237,10 @@ def _table(name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
         + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table id="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table id="{name}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _section(title: str, note: str, content: str) -> str:
@@ -249,10 +253,13 @@ def _losses(review: Review) -> str:
         return ""
     columns = [
         ("lost to", "text"),
-        ("time of slots", "number"),
+        ("slot time", "number"),
         ("of worker time", "number"),
     ]
-    note = "Time in which slots of workers could have run tasks and did not, or for which there was no worker."
+    note = (
+        "Time in which slots of workers could have run tasks but did not, or in which workers "
+        "were missing."
+    )
     rows = [
         (
             f'{escape(loss.label)}<br><span class="soft">{_prose(loss.advice)}</span>',
@@ -285,7 +292,10 @@ def _failure(group: TaskGroup) -> tuple[str, str, str]:
     text = escape(str(group.error)[:_LONGEST_TEXT])
     details = "\n".join(part for part in (group.error.traceback, group.error.stderr) if part)
     if details:
-        text = f"<details><summary>{text}</summary><pre>{escape(details[-_LONGEST_TEXT:])}</pre></details>"
+        text = (
+            f"<details><summary>{text}</summary>"
+            f"<pre>{escape(details[-_LONGEST_TEXT:])}</pre></details>"
+        )
     more = ", ..." if group.count > len(group.task_ids) else ""
     return f"{group.count:,}", text, "<br>".join(map(escape, group.names)) + more
 
@@ -295,7 +305,10 @@ def _slowest(review: Review) -> str:
     if not ran:
         return ""
     slowest = sorted(ran, key=lambda trace: -trace.seconds)[:_SLOWEST]
-    columns = [("task", "name"), ("name", "text"), ("ran", "number"), ("waited", "number"), ("attempts", "number"), ("state", "name"), ("worker", "name")]  # fmt: skip
+    columns = [
+        ("task", "name"), ("name", "text"), ("ran", "number"), ("waited", "number"),
+        ("attempts", "number"), ("state", "name"), ("worker", "name"),
+    ]  # fmt: skip
     rows = [
         (
             escape(trace.task_id),
@@ -317,16 +330,20 @@ def _workers(review: Review) -> str:
     if not stays:
         return ""
     worked = _by_worker(review)
-    columns = [("", "number"), ("worker", "name"), ("host", "name"), ("came after", "number"), ("lived", "number"), ("busy", "number"), ("attempts", "number"), ("lost", "number"), ("left", "text")]  # fmt: skip
+    columns = [
+        ("", "number"), ("worker", "name"), ("host", "name"), ("joined after", "number"),
+        ("lived", "number"), ("busy", "number"), ("attempts", "number"), ("lost", "number"),
+        ("left", "text"),
+    ]  # fmt: skip
     numbered = list(enumerate(stays, 1))
     shown = sorted(numbered, key=lambda one: (not worked[one[1].worker].lost, one[0]))
     rows = [
         _worker(number, stay, worked[stay.worker], review.begin)
         for number, stay in sorted(shown[:_MOST_WORKERS], key=lambda one: one[0])
     ]
-    note = "In the order in which they came."
+    note = "In order of arrival."
     if len(rows) < len(stays):
-        note = f"{len(rows)} of {len(stays):,}: those that were lost, then the first that came."
+        note = f"{len(rows)} of {len(stays):,}: those that were lost, then the first to arrive."
     return _section("Workers", note, _table("stays", columns, rows))
 
 
@@ -370,9 +387,9 @@ def _worker(number: int, stay: Stay, worked: _Worked, begin: float) -> tuple[str
 
 
 def _cost(review: Review) -> str:
-    """Requests, who counted them, and dollars where something costs any."""
+    """Requests, who counted them, and dollars if anything costs money."""
     rows = [*_compute_rows(review), *_request_rows(review), *_total_rows(review)]
-    columns = [("", "name"), ("amount", "number"), ("dollars", "number"), ("how it is known", "text")]  # fmt: skip
+    columns = [("", "name"), ("amount", "number"), ("dollars", "number"), ("source", "text")]
     note = (
         f"Writes are PUT, COPY, POST and LIST requests, reads are GET and HEAD. {_priced(review)}"
     )
@@ -381,10 +398,13 @@ def _cost(review: Review) -> str:
 
 def _priced(review: Review) -> str:
     if review.bill is not None:
-        return f"Dollars are reckoned with {review.bill.prices}; without storage, logs, traffic and taxes."
+        return (
+            f"Dollars are calculated with {review.bill.prices}, and exclude storage, logs, traffic "
+            "and taxes."
+        )
     if review.observed.manifest.spec.launcher == "local" and not _on_s3(review):
-        return "Workers of this machine and a directory cost nothing."
-    return "What it costs is not known: no prices are stored with the session."
+        return "Workers on this machine and a directory cost nothing."
+    return "The cost is unknown: no prices are stored with the session."
 
 
 def _compute_rows(review: Review) -> list[tuple[str, ...]]:
@@ -405,11 +425,11 @@ def _compute_rows(review: Review) -> list[tuple[str, ...]]:
 def _request_rows(review: Review) -> list[tuple[str, ...]]:
     rate = review.observed.manifest.rate
     rows: list[tuple[str, ...]] = []
-    for who, asked in (("workers", review.worker_requests), ("clients", review.client_requests)):  # fmt: skip
-        how = "counted by each of them" if asked.counted else "estimated: not all have told"
+    for who, made in (("workers", review.worker_requests), ("clients", review.client_requests)):
+        how = "counted by each of them" if made.counted else "estimated: not all have reported"
         for kind, count, each in (
-            ("writes", asked.writes, rate.write if rate else 0.0),
-            ("reads", asked.reads, rate.read if rate else 0.0),
+            ("writes", made.writes, rate.write if rate else 0.0),
+            ("reads", made.reads, rate.read if rate else 0.0),
         ):
             price = dollars(count * each) if each else "-"
             rows.append((f"{kind} of {who}", f"{count:,}", price, how))
@@ -421,7 +441,7 @@ def _total_rows(review: Review) -> list[tuple[str, ...]]:
     if bill is None:
         return []
     live = f"{dollars(bill.hourly)} an hour now" if bill.hourly else ""
-    return [("in all", "", dollars(bill.total), live)]
+    return [("total", "", dollars(bill.total), live)]
 
 
 def _on_s3(review: Review) -> bool:
@@ -431,9 +451,10 @@ def _on_s3(review: Review) -> bool:
 def _foot(review: Review) -> str:
     observed = review.observed
     return (
-        f'<p class="soft"><small>Seen {_time(observed.now)} UTC. Efficiency is the time in which slots ran '
-        "attempts that counted, by all the time that slots were there between the first task and the last. When a task was stored is known "
-        "from the store, on S3 to the second; the rest by the clocks of workers.</small></p>"
+        f'<p class="soft"><small>As of {_time(observed.now)} UTC. Efficiency is the time in which '
+        "slots ran attempts that counted, divided by all the time that slots existed between the "
+        "first task and the last. The times at which tasks were stored are the store's, on S3 to "
+        "the second; all others are by the workers' clocks.</small></p>"
     )
 
 

@@ -1,10 +1,10 @@
-"""What became of a session as a whole, and what held it back: figures, without any drawing.
+"""How a session went as a whole, and what held it back: figures, without any drawing.
 
     observe      reads records and heartbeats once    -> Observed
     review       sums them up                         -> Review
 
-Nothing is unpickled. Times of attempts are by the clocks of the workers that made them, times of
-storing by the store's; where they disagree by a little, a wait counts as none.
+Nothing is unpickled. Times of attempts are by the clocks of their workers, times of storing by the
+store's; if they disagree slightly, a negative wait counts as zero.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Run(NamedTuple):
     """One attempt at a task, in UTC seconds.
 
     Attributes:
-        number: Which attempt, from 1.
-        worker: Whose.
+        number: Which attempt, counted from 1.
+        worker: The worker's id.
         since: When the task began to wait for it.
-        claimed: When the worker took it.
-        started: When a process began it; 0 if none did, or nobody got to say so.
-        ended: When it was over, or now.
+        claimed: When the worker claimed it.
+        started: When a process started it; 0 if none did, or that was never recorded.
+        ended: When it ended, or now.
         how: "completed", "failed", "cancelled", "lost", "handed back", "running" or "claimed".
     """
 
@@ -67,12 +67,12 @@ class Run(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long a process was at it."""
+        """How long a process ran it."""
         return max(0.0, self.ended - self.started) if self.started else 0.0
 
     @property
     def wasted(self) -> bool:
-        """Whether the task had to be done again, or was not wanted any more."""
+        """Whether the task had to be run again, or was no longer wanted."""
         return self.how in ("lost", "handed back", "cancelled")
 
 
@@ -82,11 +82,11 @@ class Trace(NamedTuple):
     Attributes:
         place: Its place in submission order, from 0.
         task_id: Id within the session.
-        state: Where it is.
+        state: Its state.
         stored: When it was stored.
-        over: When it was finished, or now.
+        over: When it finished, or now.
         runs: Its attempts, the last one last.
-        name: What it is called.
+        name: Its name.
     """
 
     place: int
@@ -99,12 +99,12 @@ class Trace(NamedTuple):
 
     @property
     def called(self) -> str:
-        """Its id, and its name if it is known."""
+        """Its id, and its name if known."""
         return f"{self.task_id} {self.name}".rstrip()
 
     @property
     def waited(self) -> float:
-        """Seconds from being stored until its first attempt began, or until now."""
+        """Seconds between being stored and its first attempt, or until now."""
         began = next((run.started for run in self.runs if run.started), self.over)
         return max(0.0, began - self.stored)
 
@@ -126,13 +126,13 @@ class Stay:
     Attributes:
         worker: Its id.
         host: Where it ran.
-        slots: Tasks it ran at once.
-        started: When it began.
-        ended: When it left, was last heard of, or now.
-        live: Whether it is still there.
+        slots: How many tasks it ran at once.
+        started: When it started.
+        ended: When it left or was last heard of, or now.
+        live: Whether it is still alive.
         why: Why it left.
-        billed: How long it lived and what it asked of the store, as for the session's bill; None if it left
-            no word.
+        billed: Its lifetime and store requests, as for the session's cost; None if it left no
+            heartbeat.
     """
 
     worker: str
@@ -152,14 +152,14 @@ class Stay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """All that was read of a session.
+    """Everything that was read of a session.
 
     Attributes:
         manifest: The session as a whole.
         store: URL of its store.
         now: When it was read, by the store's clock.
         traces: Its tasks in submission order.
-        stays: Its workers in the order in which they came.
+        stays: Its workers in order of arrival.
         failures: Failed tasks grouped by where they failed.
         grouped: How many failures were read for that.
         batches: How many batches its tasks were stored in.
@@ -185,14 +185,14 @@ def observe(session: Session) -> Observed:
         SessionNotFound: there is no such session.
     """
     manifest = session.load()
-    beats = session.beats()
-    stays = {stay.worker: stay for stay in _stays(session, beats, manifest.intervals)}
-    last_beats = {worker: stay.ended for worker, stay in stays.items()}
+    heartbeats = session.beats()
+    stays = {stay.worker: stay for stay in _stays(session, heartbeats, manifest.intervals)}
+    last_heard = {worker: stay.ended for worker, stay in stays.items()}
     traces: list[Trace] = []
     failed: list[Found] = []
     batches = set()
     for found in find(session, named=True):
-        traces.append(_trace(found, last_beats, manifest.intervals.heartbeat))
+        traces.append(_trace(found, last_heard, manifest.intervals.heartbeat))
         batches.add(found.batch)
         if found.task.state is State.FAILED and len(failed) < _MOST_ERRORS:
             failed.append(found)
@@ -200,7 +200,7 @@ def observe(session: Session) -> Observed:
     return Observed(
         manifest=manifest,
         store=session.store.url,
-        now=beats.now,
+        now=heartbeats.now,
         traces=traces,
         stays=_with_unheard(stays, traces),
         failures=group_errors(views),
@@ -209,14 +209,18 @@ def observe(session: Session) -> Observed:
     )
 
 
-def _stays(session: Session, beats: HeartbeatListing, intervals: Intervals) -> list[Stay]:
+def _stays(session: Session, heartbeats: HeartbeatListing, intervals: Intervals) -> list[Stay]:
     entries, _ = session.list_all(session.key("ended/"))
     gone = [entry.key.rsplit("/", 1)[1] for entry in entries]
-    here = [worker for worker in beats.entries if worker not in set(gone)]
+    here = [worker for worker in heartbeats.entries if worker not in set(gone)]
     calls = [partial(_heartbeat, session, worker, "ended") for worker in gone]
     calls += [partial(_heartbeat, session, worker, "workers") for worker in here]
     read = zip(session.runtime.gather(calls), gone + here, strict=True)
-    return [_stay(beat, worker, beats.now, intervals.lease) for beat, worker in read if beat]
+    return [
+        _stay(heartbeat, worker, heartbeats.now, intervals.lease)
+        for heartbeat, worker in read
+        if heartbeat
+    ]
 
 
 def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
@@ -226,24 +230,24 @@ def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
         return None  # its tasks tell when it lived
 
 
-def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
-    gone = beat.state in ("left", "lost", BROKEN)
-    live = not gone and now - beat.written <= lease
-    lived = max(0.0, (now if live else beat.written) - beat.started)
+def _stay(last: Heartbeat, worker: str, now: float, lease: float) -> Stay:
+    gone = last.state in ("left", "lost", BROKEN)
+    live = not gone and now - last.written <= lease
+    lived = max(0.0, (now if live else last.written) - last.started)
     return Stay(
         worker=worker,
-        host=beat.host,
-        slots=beat.slots,
-        started=beat.started,
-        ended=max(now, beat.written) if live else beat.ended or beat.written,
+        host=last.host,
+        slots=last.slots,
+        started=last.started,
+        ended=max(now, last.written) if live else last.ended or last.written,
         live=live,
-        why=f"{beat.state}: {beat.reason}" if gone else "" if live else "not heard of for long",
-        billed=WorkerLifetime(lived, beat.writes, beat.reads, beat.market, live),
+        why=f"{last.state}: {last.reason}" if gone else "" if live else "not heard from for long",
+        billed=WorkerLifetime(lived, last.writes, last.reads, last.market, live),
     )
 
 
 def _with_unheard(stays: dict[str, Stay], traces: Iterable[Trace]) -> list[Stay]:
-    """Workers by time of coming, with what tasks alone tell of them."""
+    """Workers in order of arrival, including those known only from their tasks."""
     spans: dict[str, tuple[float, float]] = {}
     for trace in traces:
         for run in trace.runs:
@@ -252,13 +256,13 @@ def _with_unheard(stays: dict[str, Stay], traces: Iterable[Trace]) -> list[Stay]
                 spans[run.worker] = min(first, run.claimed), max(last, run.ended)
     whole = dict(stays)
     for worker, (first, last) in spans.items():
-        unheard = Stay(worker=worker, started=first, ended=last, why="left no last word")
+        unheard = Stay(worker=worker, started=first, ended=last, why="left no last heartbeat")
         stay = stays.get(worker, unheard)
         whole[worker] = replace(stay, ended=max(stay.ended, last))
     return sorted(whole.values(), key=lambda stay: stay.started)
 
 
-def _trace(found: Found, last_beats: dict[str, float], between: float) -> Trace:
+def _trace(found: Found, last_heard: dict[str, float], heartbeat: float) -> Trace:
     task = found.task
     over = task.ended or (found.stored if task.state.final else found.now)
     return Trace(
@@ -267,24 +271,26 @@ def _trace(found: Found, last_beats: dict[str, float], between: float) -> Trace:
         str(task.state),
         found.stored,
         max(over, found.stored),
-        tuple(_runs(task, found, last_beats, between)),
+        tuple(_runs(task, found, last_heard, heartbeat)),
         str(found.name),
     )
 
 
-def _runs(task: Task, found: Found, last_beats: dict[str, float], between: float) -> Iterator[Run]:
+def _runs(
+    task: Task, found: Found, last_heard: dict[str, float], heartbeat: float
+) -> Iterator[Run]:
     since = found.stored
     number = 0
     for past in task.past:
         number = past.attempt
         ended = past.ended
-        if past.how == "lost" and past.worker in last_beats:
-            # Not when somebody noticed: the worker did not live to beat again.
-            died = last_beats[past.worker] + between
+        if past.how == "lost" and past.worker in last_heard:
+            # Not when somebody noticed: the worker died before its next heartbeat.
+            died = last_heard[past.worker] + heartbeat
             ended = max(past.started or past.claimed, min(ended, died))
         yield Run(number, past.worker, since, past.claimed, past.started, ended, past.how)
         since = ended
-    # What was lost for the last time is among the past already.
+    # The final lost attempt is among the past ones already.
     if task.worker and number != task.attempt:
         ended = task.ended or max(found.now, task.started, task.claimed)
         yield Run(
@@ -303,15 +309,15 @@ def _runs(task: Task, found: Found, last_beats: dict[str, float], between: float
 
 @dataclass(slots=True)
 class Stretch:
-    """What was so on average during a stretch of time; `finished` and `failed` at its end.
+    """Averages over a stretch of time; `finished` and `failed` are counts at its end.
 
     Attributes:
         start: UTC seconds.
         end: UTC seconds.
-        live: Slots of workers that lived.
-        busy: Slots at work.
-        waiting: Tasks that waited.
-        finished: Tasks finished so far, failed and cancelled ones too.
+        live: Slots of live workers.
+        busy: Slots running tasks.
+        waiting: Waiting tasks.
+        finished: Tasks finished so far, including failed and cancelled ones.
         failed: Tasks failed so far.
     """
 
@@ -329,13 +335,13 @@ class Work:
     """Where the time of all slots went, in seconds.
 
     Attributes:
-        useful: Attempts that ended their task, or may yet.
+        useful: Attempts that ended their task, or still may.
         repeated: Attempts that were lost, handed back or cancelled.
         starting: From a worker's start until its first task began.
         handover: A slot was free while a task waited.
         tail: A slot was free, nothing waited, and other tasks still ran.
-        idle: Nothing was to be done, between the first task and the last.
-        missing: A task waited for a worker that was wanted and not there; no slot's time.
+        idle: There was nothing to do, between the first task and the last.
+        missing: A task waited for a wanted worker that did not exist; not the time of any slot.
     """
 
     useful: float = 0
@@ -348,12 +354,12 @@ class Work:
 
     @property
     def paid(self) -> float:
-        """All the time that slots were there, between the first task and the last."""
+        """All the time that slots existed between the first task and the last."""
         return self.useful + self.repeated + self.starting + self.handover + self.tail + self.idle
 
     @property
     def efficiency(self) -> float:
-        """Share of the paid time that was useful; 0 where there was none."""
+        """Share of the paid time that was useful; 0 if there was none."""
         return self.useful / self.paid if self.paid else 0.0
 
 
@@ -361,9 +367,9 @@ class Loss(NamedTuple):
     """One way in which time was lost.
 
     Attributes:
-        name: Of the field of `Work`.
+        name: Name of the field of `Work`.
         label: For people.
-        seconds: Of slots, all together.
+        seconds: Total time of slots.
         advice: What would help.
     """
 
@@ -374,7 +380,7 @@ class Loss(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How some seconds are spread."""
+    """The distribution of some durations, in seconds."""
 
     size: int
     median: float
@@ -383,7 +389,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Spread:
-        """The spread of these."""
+        """The distribution of `seconds`."""
         ordered = sorted(seconds)
         if not ordered:
             return cls(0, 0.0, 0.0, 0.0)
@@ -392,13 +398,14 @@ class Spread(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """Requests to the store of one party: of all workers, or of all clients.
+    """Store requests of one party: all workers, or all clients.
 
     Attributes:
         writes: PUT, COPY, POST and LIST, which S3 prices alike.
         reads: GET and HEAD.
-        counted: Whether they were counted where they were made. If not they are estimated from what is
-            stored: a client's count comes with the lane that it gives back, a worker's with its heartbeat.
+        counted: Whether those who made them counted them; otherwise they are estimated from what is
+            stored. A client's count comes with the lane it gives back, a worker's with its
+            heartbeat.
     """
 
     writes: int
@@ -408,10 +415,10 @@ class Requests(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """What there is to say about a session; times in UTC seconds.
+    """The summary of a session; times in UTC seconds.
 
     Attributes:
-        observed: What it was made from.
+        observed: What it was computed from.
         begin: When the first task was stored.
         end: When the last task was finished, or now.
         counts: Tasks by state.
@@ -419,12 +426,12 @@ class Review:
         lost: Attempts whose worker was lost.
         work: Where the time went.
         losses: The ways in which it was lost, the worst first.
-        waits: Of tasks for their first attempt to begin.
-        runs: Of the last attempts of tasks that began.
+        waits: How long tasks waited for their first attempt.
+        runs: How long the last attempts of started tasks ran.
         stretches: The session from begin to end.
-        worker_requests: What its workers asked of the store.
-        client_requests: What its clients did.
-        bill: What it has cost so far; None where nothing costs anything, or the price is not known.
+        worker_requests: Store requests of its workers.
+        client_requests: Store requests of its clients.
+        bill: What it has cost so far; None if nothing costs anything, or prices are unknown.
     """
 
     observed: Observed
@@ -449,19 +456,19 @@ class Review:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the same attempts one after another."""
+        """How many times as fast it was as running the same attempts one after another."""
         return self.work.useful / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def worst(self) -> Loss | None:
-        """What cost most; None where nothing cost anything."""
+        """The largest loss; None if no time was lost."""
         return self.losses[0] if self.losses and self.losses[0].seconds > 0 else None
 
 
 def review(observed: Observed) -> Review:
     """Sum up a session."""
     traces = observed.traces
-    # What workers do before there is work, or once all is done, says nothing of how well they worked.
+    # What workers do before there is work, or once all is done, says nothing about efficiency.
     starts = (run.started for trace in traces for run in trace.runs if run.started)
     begin = min(
         (*(trace.stored for trace in traces), *starts),  # by clocks that differ
@@ -491,7 +498,7 @@ def review(observed: Observed) -> Review:
 _ADVICE = {
     "repeated": (
         "attempts lost, handed back or cancelled",
-        "Spot capacity, crashes of whole workers and running out of memory do this: see the workers.",
+        "Spot reclaims, crashed workers and running out of memory cause this: see the workers.",
     ),
     "starting": (
         "workers starting up",
@@ -499,19 +506,19 @@ _ADVICE = {
     ),
     "handover": (
         "free workers while tasks waited",
-        "Short tasks cost as much to hand over as to run: give each more to do (`map` has `chunksize`).",
+        "Short tasks take as long to hand over as to run: give each more work (`chunksize`).",
     ),
     "tail": (
         "free workers while the last tasks ran",
-        "Fewer workers, more and shorter tasks, or the longest submitted first would even it out.",
+        "Use fewer workers, more and shorter tasks, or submit the longest tasks first.",
     ),
     "idle": (
         "workers with nothing to do",
-        "Work came too slowly: fewer workers, a shorter `idle_timeout`, or submit more at a time.",
+        "Work came too slowly: fewer workers, a shorter `idle_timeout`, or submit more at once.",
     ),
     "missing": (
-        "tasks waiting for workers that were not there",
-        "Workers took long to be started, or fewer than wanted could be; `doctor` and quotas tell.",
+        "tasks waiting for missing workers",
+        "Workers took long to start, or not all could be started: see `doctor` and your quotas.",
     ),
 }  # fmt: skip
 
@@ -524,12 +531,12 @@ def _losses(work: Work) -> list[Loss]:
 
 
 class _State(NamedTuple):
-    """What holds from one moment on."""
+    """The counts that hold from some moment on."""
 
     live: int = 0  # slots
-    starting: int = 0  # of these, in workers that have not begun a task
+    starting: int = 0  # of these, in workers that have not started a task
     busy: int = 0
-    repeating: int = 0  # of these, in vain
+    repeating: int = 0  # of these, wasted
     waiting: int = 0  # tasks
     unfinished: int = 0
 
@@ -541,11 +548,11 @@ _LIVE, _STARTING, _BUSY, _REPEATING, _WAITING, _UNFINISHED = range(6)
 
 
 class _Changes:
-    """What is higher by how much between which moments.
+    """Which counts are higher, by how much, and between which moments.
 
     Args:
-        begin: What was before does not count.
-        end: What came later does not count.
+        begin: Nothing before it counts.
+        end: Nothing after it counts.
     """
 
     def __init__(self, begin: float, end: float) -> None:
@@ -554,7 +561,7 @@ class _Changes:
         self._at: dict[float, list[int]] = defaultdict(lambda: [0] * 6)
 
     def add(self, start: float, stop: float, fields: Iterable[int], by: int = 1) -> None:
-        """Those fields are higher by `by` from `start` to `stop`."""
+        """Raise the fields by `by` from `start` to `stop`."""
         start, stop = max(start, self._begin), min(stop, self._end)
         if stop > start:
             first, last = self._at[start], self._at[stop]
@@ -563,7 +570,7 @@ class _Changes:
                 last[i] -= by
 
     def states(self) -> Iterator[tuple[float, float, _State]]:
-        """From when to when what holds, in order."""
+        """Start, end and counts of each period, in order."""
         now = _State()
         for moment, following in pairwise(sorted(self._at)):
             now = now + self._at[moment]
@@ -571,7 +578,7 @@ class _Changes:
 
 
 def _account(observed: Observed, begin: float, end: float) -> tuple[Work, list[Stretch]]:
-    """Go through the session once, from change to change, adding up."""
+    """Go through the session once, from change to change, and add up."""
     wanted = observed.manifest.workers * observed.manifest.spec.slots
     work = Work()
     stretches = _empty_stretches(begin, end)
@@ -627,7 +634,7 @@ def _empty_stretches(begin: float, end: float) -> list[Stretch]:
 
 
 def _spread(stretches: list[Stretch], state: _State, start: float, stop: float) -> None:
-    """Add what held from `start` to `stop` to the averages of the stretches it touches."""
+    """Add the counts from `start` to `stop` to the averages of the stretches they touch."""
     for i in range(bisect_right(stretches, start, key=_start) - 1, len(stretches)):
         stretch = stretches[i]
         if stretch.start >= stop:
@@ -666,7 +673,7 @@ _LONG = 2.0  # seconds; the start of a shorter task is written together with its
 
 
 def _requests(observed: Observed, seconds: float) -> tuple[Requests, Requests]:
-    """What workers and what clients asked of the store: counted where they say, else estimated."""
+    """Store requests of workers and of clients: counted if all reported them, else estimated."""
     lives = [stay.billed for stay in observed.stays]
     heard = [life for life in lives if life is not None]
     lanes = observed.manifest.lanes
@@ -680,7 +687,7 @@ def _requests(observed: Observed, seconds: float) -> tuple[Requests, Requests]:
 
 
 def _estimated_of_workers(observed: Observed) -> Requests:
-    """What the protocol makes of such a session; polling is the least certain part of it."""
+    """The requests that the protocol makes for such a session; polling is the least certain."""
     intervals = observed.manifest.intervals
     alive = sum(stay.seconds for stay in observed.stays)
     runs = [run for trace in observed.traces for run in trace.runs]
