@@ -147,7 +147,7 @@ os.kill(os.getpid(), 9)
 
 
 def _here() -> str:
-    return str(Path(__file__).parents[2])
+    return str(Path(__file__).parents[3])
 
 
 @pytest.mark.slow
@@ -425,7 +425,7 @@ def test_the_check_of_a_real_account_passes_on_this_one(ecs: EcsServer, tmp_path
     before = in_account(ecs)
     done = run_python(
         *("-m", "pytest", "-q", "-m", "aws", "-p", "no:cacheprovider"),
-        Path(__file__).with_name("test_aws_account.py"),
+        Path(__file__).parents[1] / "test_aws_account.py",
         timeout=100,
         STARBURST_AWS_TEST="1",
         STARBURST_IMAGE="registry.test/python:3",
