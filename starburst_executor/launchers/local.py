@@ -380,7 +380,7 @@ def _log_of(lock: Path) -> Path:
 
 def _worker_environment(fd: int) -> dict[str, str]:
     environment = {**os.environ, _LOCK_FD: str(fd)}
-    source = Path(__file__).resolve().parent.parent
+    source = Path(__file__).resolve().parents[2]
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
     # Never for an installed package: PYTHONPATH comes before the standard library, all of site-packages would.
     if source not in installed:
