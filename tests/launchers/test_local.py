@@ -288,10 +288,10 @@ def test_a_client_that_was_started_without_standard_streams_gets_workers(
 
 WORKER_WITHOUT_STREAMS = """
 import os
-from starburst_executor import poller
+from starburst_executor.worker import process
 os.close(0)
 os.close(2)
-poller._open_standard_files()
+process._open_standard_files()
 print(*(os.get_inheritable(number) for number in range(3)), os.dup(0))
 """
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.aws.ecs import spot_notice
 from starburst_executor.aws.ecs.spot_notice import SpotNotice
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.worker_spec import WorkerSpec
+from starburst_executor.runtime import SystemRuntime
+from starburst_executor.storage.url import open_store
 from tests.support.metadata_server import MetadataServer, metadata_server
 from tests.support.sessions import QUICK, live_workers
 from tests.support.tasks import Gate, until
 
-ON_EC2_SPOT: dict[str, Any] = {
-    "launch_type": "EC2",
-    "instance_type": "c8a.xlarge",
-    "use_spot": True,
-}
+
+def move_to_ec2(executor: StarburstExecutor, store_url: str) -> None:
+    """Let the workers, which will be of this machine, find that they are on EC2."""
+    session = Session(open_store(store_url), executor.session_id, SystemRuntime())
+    spec = WorkerSpec(launch_type="EC2", instance_type="c8a.xlarge", use_spot=True)
+    session.amend(lambda manifest: replace(manifest, spec=spec))
 
 
 @pytest.fixture
@@ -96,9 +101,8 @@ def test_a_worker_on_spot_hands_back_when_its_instance_is_taken_back(
     monkeypatch.setenv("STARBURST_MARKET", "spot")
     gate = Gate(tmp_path / "gate")
     # A single attempt: were it lost, the task would fail.
-    with StarburstExecutor(
-        1, store=directory_url, intervals=QUICK, max_attempts=1, **ON_EC2_SPOT
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK, max_attempts=1) as executor:
+        move_to_ec2(executor, directory_url)
         future = executor.submit(gate.hold, "kept")
         gate.await_arrivals()
         [first] = live_workers(executor)
@@ -113,6 +117,7 @@ def test_a_worker_elsewhere_asks_nobody(
     metadata: MetadataServer, directory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STARBURST_MARKET", "on-demand")
-    with StarburstExecutor(1, store=directory_url, intervals=QUICK, **ON_EC2_SPOT) as executor:
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK) as executor:
+        move_to_ec2(executor, directory_url)
         assert executor.submit(pow, 2, 3).result(timeout=60) == 8
     assert metadata.looks == 0
