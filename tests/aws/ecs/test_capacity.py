@@ -15,11 +15,7 @@ from starburst_executor.aws.account import Vcpus
 from starburst_executor.aws.deployment.removal import Owner, remove_capacity
 from starburst_executor.aws.ecs.capacity import Capacity
 from starburst_executor.aws.ecs.diagnosis import Retryability
-from starburst_executor.aws.ecs.instances import (
-    InstanceType,
-    describe_instance_type,
-    worker_size,
-)
+from starburst_executor.aws.ecs.instances import InstanceType, describe_instance_type, worker_size
 from starburst_executor.aws.ecs.launcher import EcsLauncher
 from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.errors import AccountError, LaunchFailed

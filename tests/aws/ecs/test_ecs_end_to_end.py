@@ -18,14 +18,7 @@ from starburst_executor.config import Deployment
 from starburst_executor.errors import ExecutorBroken, LaunchFailed
 from tests.emulators.ecs_server import EcsServer, configure, ecs_server
 from tests.support.servers import latency_proxy
-from tests.support.sessions import (
-    QUICK,
-    is_alive,
-    keys,
-    live_workers,
-    run_python,
-    worker_pids,
-)
+from tests.support.sessions import QUICK, is_alive, keys, live_workers, run_python, worker_pids
 from tests.support.tasks import Gate, until
 
 _LATENCY = 10  # milliseconds

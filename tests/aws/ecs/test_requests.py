@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from starburst_executor.aws.ecs.requests import TokenBucket
-from tests.support.ecs_script import (
-    VirtualRuntime,
-)
+from tests.support.ecs_script import VirtualRuntime
 
 
 def test_a_pace_gives_a_burst_and_then_a_rate() -> None:
