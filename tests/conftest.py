@@ -18,12 +18,9 @@ import pytest
 from tests.support import servers, together
 from tests.support.recorder import call_recorder
 from tests.support.servers import S3Server
+from tests.support.together import WHY_PARTIAL
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
-
-WHY_PARTIAL = pytest.StashKey[str]()
-"""Why this is not a run of the whole suite; "" if it is."""
-
 
 LAST = "test_aws_calls.py"  # looks at the calls that all others made
 

@@ -47,8 +47,8 @@ __all__ = [
     "Source",
     "Tracker",
     "build_archive",
-    "find_local_modules",
     "is_local",
+    "find_local_modules",
     "unpack",
 ]
 
@@ -57,8 +57,8 @@ UNPACKED_MAX = 64 * 1024 * 1024  # bytes; each worker fetches and unpacks all of
 Extra: TypeAlias = str | os.PathLike[str] | ModuleType
 
 # sitecustomize is run at start-up, never unpickled; __mp_main__ is __main__ once more.
-_OWN = __name__.partition(".")[0]
-_NEVER = {"__main__", "__mp_main__", "sitecustomize", "usercustomize", _OWN}
+_SELF = __name__.partition(".")[0]
+_NEVER = {"__main__", "__mp_main__", "sitecustomize", "usercustomize", _SELF}
 _SUFFIXES = (".py", *EXTENSION_SUFFIXES)
 
 
@@ -212,7 +212,7 @@ def _not_found(name: str) -> ModuleNotFoundError:
 def _no_file(name: str) -> ValueError:
     return ValueError(
         f"module {name!r} cannot travel: only .py files, extension modules and package "
-        f"directories can, not what is built in, in a zip file or {_OWN} itself"
+        f"directories can, not what is built in, in a zip file or {_SELF} itself"
     )
 
 

@@ -22,9 +22,9 @@ from botocore.exceptions import ParamValidationError
 from starburst_executor.aws.clients import make_client
 from starburst_executor.aws.deployment import policy
 from starburst_executor.aws.deployment.stack import template
-from tests.conftest import WHY_PARTIAL
 from tests.support import together
 from tests.support.recorder import call_recorder
+from tests.support.together import WHY_PARTIAL
 
 SETUP = {f"aws/deployment/{name}" for name in ("setup", "stack", "network", "teardown", "removal")}
 # A worker starts replacements by the client's own code, so what that calls there it calls anywhere.

@@ -39,12 +39,6 @@ URL = "s3://bucket/pre/fix?region=eu-west-1"
 PLACE = {"Bucket": "bucket", "Key": "pre/fix/key"}
 
 
-@pytest.fixture
-def aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKTEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-
-
 @contextlib.contextmanager
 def stubbed(url: str = URL) -> Iterator[tuple[S3Store, Stubber]]:
     """A store with a real client whose replies, and expected requests, are scripted."""

@@ -29,8 +29,8 @@ from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
+from tests.simulation.forced import a_world, once, outlasting, submitting
 from tests.simulation.kernel import Fault
-from tests.simulation.test_protocol import a_world, once, outlasting, submitting
 from tests.simulation.world import SimClient, SimWorker, Work, World
 from tests.support.fakes import MemoryStore
 from tests.support.sessions import QUICK, is_alive, live_workers, worker_pids

@@ -14,7 +14,6 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import pytest
 from starburst_executor import StarburstExecutor
 from starburst_executor.costs.bill import WorkerLifetime, summarize
 from starburst_executor.formatting import dollars
-from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.inspection.terminal import (
     Gauge,
     LiveDisplay,
@@ -40,34 +38,9 @@ from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
+from tests.support.progress import WHEN, at, status
 
-WHEN = datetime(2025, 1, 31, 9, 45, tzinfo=UTC)
 QUICK = Intervals(poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05)
-
-
-def status(finished: int = 0, total: int = 10, **changes: Any) -> SessionStatus:
-    fields: dict[str, Any] = {
-        "session_id": "20250131-094500-k7mw3x",
-        "name": None,
-        "state": "open",
-        "total": total,
-        "pending": total - finished,
-        "claimed": 0,
-        "running": 0,
-        "completed": finished,
-        "failed": 0,
-        "cancelled": 0,
-        "workers": 1,
-        "workers_wanted": 2,
-        "created_at": WHEN,
-        "last_activity": WHEN,
-        "deadline": WHEN,
-    }
-    return SessionStatus(**{**fields, **changes})
-
-
-def at(finished: int = 0, **changes: Any) -> Progress:
-    return Progress(status=status(finished, **changes), rate=None, left=None)
 
 
 class Clock(SystemRuntime):
@@ -400,7 +373,8 @@ def test_a_terminal_of_few_lines_gets_lines_that_scroll() -> None:
 _BACKGROUND = """
 import sys
 from starburst_executor.runtime import SystemRuntime
-from tests.inspection.test_terminal import at, open_display
+from starburst_executor.inspection.terminal import open_display
+from tests.support.progress import at
 display = open_display(sys.stderr, SystemRuntime())
 display.show(at(1))
 display.close()

@@ -18,7 +18,7 @@ import pytest
 from starburst_executor.errors import RemoteError, RemoteTraceback
 from starburst_executor.protocol.outcome import Outcome, decode_outcome, encode_outcome
 from starburst_executor.serialization.exceptions import describe, rebuild
-from tests.serialization.test_serialization import Blobs, raised, travelled
+from tests.support.travel import Blobs, raised, travelled
 
 CONTEXT = "task t on worker w"
 

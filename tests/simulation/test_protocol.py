@@ -12,7 +12,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,21 @@ from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import QueueReader
 from starburst_executor.protocol.manifest import Intervals, Limits, Manifest
 from starburst_executor.protocol.payload import digest_of
-from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.tasks_object import Queued
 from tests.simulation import world as simulated
 from tests.simulation.chaos import Chaos
-from tests.simulation.kernel import Call, Fault, FaultPlan
-from tests.simulation.world import Settings, SimClient, Work, World
+from tests.simulation.forced import (
+    a_world,
+    once,
+    only_task,
+    outlasting,
+    striking,
+    submitting,
+    without_launcher,
+)
+from tests.simulation.kernel import Call, Fault
+from tests.simulation.world import SimClient, Work, World
 
 # Read at import: no test sees such variables later.
 SEED = os.environ.get("STARBURST_SEED")
@@ -92,60 +101,6 @@ def test_a_schedule_is_the_same_each_time_it_is_played() -> None:
             return list(chaos.world.sim.trace)
 
     assert played() == played()
-
-
-# --- forced schedules: the tools ---------------------------------------------------
-
-Strike = Callable[[Call], Fault | None]
-
-
-def striking(strike: Strike) -> FaultPlan:
-    return lambda call, _: strike(call)
-
-
-def once(fault: Fault, op: str, ending: str, process: str = "") -> FaultPlan:
-    """A fault that strikes the first such call: an operation on a key that ends so."""
-    left = [fault]
-
-    def strike(call: Call) -> Fault | None:
-        fits = call.op == op and call.key.endswith(ending)
-        return left.pop() if fits and process in ("", call.process) and left else None
-
-    return striking(strike)
-
-
-def submitting(
-    *works: Work, then: Callable[[SimClient], None] = SimClient.wait
-) -> Callable[[SimClient], None]:
-    """What a client does: make a session, submit, and then."""
-
-    def script(client: SimClient) -> None:
-        client.create()
-        client.submit(works)
-        then(client)
-        client.exit()
-
-    return script
-
-
-def outlasting(client: SimClient) -> None:
-    """What a client does that is still there in the end."""
-    client.wait()
-    client.runtime.signal().wait()
-
-
-def a_world(faults: FaultPlan | None = None, **settings: Any) -> World:
-    return World(1, Settings(faults=faults, **settings))
-
-
-def only_task(world: World) -> Task:
-    (task,) = world.tasks().values()
-    return task
-
-
-def without_launcher(world: World) -> None:
-    """All workers are those that the test starts."""
-    world.launcher.launch = lambda session_url, count: []  # type: ignore[method-assign]
 
 
 # --- A: tasks that could be lost ---------------------------------------------------

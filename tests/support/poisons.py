@@ -19,6 +19,7 @@ from pathlib import Path
 __all__ = ["ENDS_ITS_PROCESS", "POISONS", "innocent"]
 
 _kept: list[object] = []
+EACH_PROCESS_HAS_ITS_OWN = "STARBURST_MAIN"  # the file with a copy of its `__main__`
 
 
 def leaks_descriptors() -> None:
@@ -176,8 +177,7 @@ def surroundings() -> dict[str, object]:
     return {
         "directory": str(Path.cwd()),
         "umask": mask,
-        # The variable names a file of this very process, which another has elsewhere.
-        "environment": {k: v for k, v in os.environ.items() if k != "STARBURST_MAIN"},
+        "environment": {k: v for k, v in os.environ.items() if k != EACH_PROCESS_HAS_ITS_OWN},
         "locale": locale.setlocale(locale.LC_ALL),
         "handlers": [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)],
         "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),

@@ -1,4 +1,4 @@
-"""The processes that share a run of the suite: which tests have ended in all of them.
+"""The processes that share a run of the suite: what it leaves out, and what has ended in all.
 
 Each appends a line for every test to a file of its own, in the folder where calls of AWS are noted.
 """
@@ -10,7 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.recorder import call_recorder
+
+WHY_PARTIAL = pytest.StashKey[str]()
+"""Why this is not a run of the whole suite; "" if it is."""
 
 _PATIENCE = 300.0  # seconds in which no test ends
 

@@ -32,6 +32,7 @@ from starburst_executor import (
     executor,
 )
 from starburst_executor.launchers.local import LocalLauncher
+from starburst_executor.protocol.tasks_object import read_header
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.storage.url import open_store
 from tests.support.servers import S3Server
@@ -94,7 +95,7 @@ class Blind(LocalLauncher):
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_blind(spec: WorkerSpec, deployment: Any = None, origin: Any = None) -> LocalLauncher:
+    def open_blind(spec: WorkerSpec, *others: Any) -> LocalLauncher:
         return Blind()
 
     monkeypatch.setattr(executor, "open_launcher", open_blind)
@@ -306,7 +307,7 @@ def test_workers_that_end_before_they_begin_break_the_executor_with_what_they_pr
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     one = make(2)
     future = one.submit(double, 1)
-    with pytest.raises(ExecutorBroken, match=r"(?s)in a row.*this click is broken"):
+    with pytest.raises(ExecutorBroken, match=r"(?s)in a row ended.*this click is broken"):
         future.result(20)
     with pytest.raises(ExecutorBroken):
         one.submit(double, 2)
@@ -439,13 +440,25 @@ def object_keys(one: StarburstExecutor, store_url: str, part: str, name: str) ->
     return [key for key in found if key.endswith(name)]
 
 
-# The last one is within the arguments, behind which are the names for people.
-@pytest.mark.parametrize("cut", [0, 3, 60, -120])
+def arguments_end(store_url: str, key: str) -> int:
+    """Where the arguments in a tasks object end; the names of the tasks follow."""
+    store = open_store(store_url)
+    got = store.get(key)
+    store.close()
+    assert got is not None
+    found = read_header(bytes(got.data), key)
+    assert isinstance(found, tuple)
+    header, start = found
+    return start + header.arguments_size
+
+
+@pytest.mark.parametrize("cut", [0, 3, 60, -20])
 def test_tasks_that_are_truncated_fail_and_the_rest_goes_on(
     make: Make, gate: Gate, directory_url: str, cut: int
 ) -> None:
     one, futures = prepared(make, gate)
-    damage(directory_url, object_keys(one, directory_url, "queue", "/tasks")[2], cut)
+    key = object_keys(one, directory_url, "queue", "/tasks")[2]
+    damage(directory_url, key, cut if cut >= 0 else arguments_end(directory_url, key) + cut)
     gate.open()
     with pytest.raises(DamagedObject, match=r"0000-00000002\.1/tasks"):
         futures[2].result(20)

@@ -17,8 +17,8 @@ import pytest
 
 from starburst_executor.worker.pool import ProcessPool, SlotsBroken
 from tests.support import poisons
+from tests.support.bench import PATIENCE, Bench, failure_of, value_of
 from tests.support.poisons import ENDS_ITS_PROCESS, POISONS, innocent
-from tests.worker.test_pool import PATIENCE, Bench, failure_of, value_of
 
 FOLLOWERS = 20
 ROOT = (str(Path(__file__).parents[2]),)  # where children find `tests`

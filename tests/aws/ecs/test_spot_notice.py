@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -13,15 +12,20 @@ from msgspec.structs import replace
 from starburst_executor import StarburstExecutor
 from starburst_executor.aws.ecs import spot_notice
 from starburst_executor.aws.ecs.spot_notice import SpotNotice
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.worker_spec import WorkerSpec
+from starburst_executor.runtime import SystemRuntime
+from starburst_executor.storage.url import open_store
 from tests.support.metadata_server import MetadataServer, metadata_server
 from tests.support.sessions import QUICK, live_workers
 from tests.support.tasks import Gate, until
 
 
-def put_on_spot(executor: StarburstExecutor) -> None:
-    """Have the session's workers, which run on this machine, believe that they are on Spot instances."""
-    spot: dict[str, Any] = {"launch_type": "EC2", "instance_type": "c8a.xlarge", "use_spot": True}
-    executor._session.amend(lambda m: replace(m, spec=replace(m.spec, **spot)))
+def move_to_ec2(executor: StarburstExecutor, store_url: str) -> None:
+    """Let the workers, which will be of this machine, find that they are on EC2."""
+    session = Session(open_store(store_url), executor.session_id, SystemRuntime())
+    spec = WorkerSpec(launch_type="EC2", instance_type="c8a.xlarge", use_spot=True)
+    session.amend(lambda manifest: replace(manifest, spec=spec))
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ def test_the_notice_is_heard_once_with_what_and_when(
     metadata.take_back()
     assert heard.event.wait(10)
     watching.close()
-    assert heard.said == ["EC2 reclaims its Spot instance (terminate at 2026-01-02T03:04:05Z)"]
+    assert heard.said == ["EC2 takes its Spot instance back (terminate at 2026-01-02T03:04:05Z)"]
     assert len(metadata.tokens) == 1
 
 
@@ -98,7 +102,7 @@ def test_a_worker_on_spot_hands_back_when_its_instance_is_taken_back(
     gate = Gate(tmp_path / "gate")
     # A single attempt: were it lost, the task would fail.
     with StarburstExecutor(1, store=directory_url, intervals=QUICK, max_attempts=1) as executor:
-        put_on_spot(executor)
+        move_to_ec2(executor, directory_url)
         future = executor.submit(gate.hold, "kept")
         gate.await_arrivals()
         [first] = live_workers(executor)
@@ -114,6 +118,6 @@ def test_a_worker_elsewhere_asks_nobody(
 ) -> None:
     monkeypatch.setenv("STARBURST_MARKET", "on-demand")
     with StarburstExecutor(1, store=directory_url, intervals=QUICK) as executor:
-        put_on_spot(executor)
+        move_to_ec2(executor, directory_url)
         assert executor.submit(pow, 2, 3).result(timeout=60) == 8
     assert metadata.looks == 0

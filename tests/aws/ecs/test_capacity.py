@@ -15,32 +15,30 @@ from starburst_executor.aws.account import Vcpus
 from starburst_executor.aws.deployment.removal import Owner, remove_capacity
 from starburst_executor.aws.ecs.capacity import Capacity
 from starburst_executor.aws.ecs.diagnosis import Retryability
-from starburst_executor.aws.ecs.instances import (
-    InstanceType,
-    describe_instance_type,
-    worker_size,
-)
+from starburst_executor.aws.ecs.instances import InstanceType, describe_instance_type, worker_size
 from starburst_executor.aws.ecs.launcher import EcsLauncher
 from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.errors import AccountError, LaunchFailed
 from starburst_executor.protocol.worker_spec import WorkerSpec
-from tests.aws.test_ecs import (
+from tests.support.ecs_script import (
     DEPLOYMENT,
     FULL,
     NOW,
+    RUN,
     URL,
     Script,
     VirtualRuntime,
+    arn,
     on_spot,
     task,
     unborn,
     worker,
     workers,
 )
-from tests.aws.test_ecs import (
-    scripted as on_fargate,
-)
+from tests.support.ecs_script import scripted as on_fargate
 from tests.support.scripted import Scripted
+
+pytestmark = pytest.mark.usefixtures("aws_keys")
 
 PROFILE = "arn:aws:iam::123456789012:instance-profile/starburst"
 HERE = msgspec.structs.replace(DEPLOYMENT, instance_profile_arn=PROFILE)
@@ -56,12 +54,6 @@ def aws() -> Iterator[Scripted]:
     scripted = Scripted()
     yield scripted
     scripted.assert_used_up()
-
-
-@pytest.fixture(autouse=True)
-def aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKTEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
 
 def described(
@@ -466,15 +458,13 @@ class Ec2Script(Script):
 
     def run_on(self, count: int, *numbers: int, use_spot: bool, **more: Any) -> None:
         """A RunTask on that market, without a network of its own."""
-        from tests.aws.test_ecs import _RUN
-
-        expected = {**_RUN, **more, "count": count}
+        expected = {**RUN, **more, "count": count}
         name = self.provider(use_spot=use_spot)
         expected["capacityProviderStrategy"] = [{"capacityProvider": name, "weight": 1}]
         if use_spot:
             expected |= on_spot(name)
         del expected["networkConfiguration"]
-        tasks = [{"taskArn": worker_arn(number)} for number in numbers]
+        tasks = [{"taskArn": arn(number)} for number in numbers]
         self.ecs.add_response("run_task", {"tasks": tasks}, expected)
 
     def waiting(self, *numbers: int, use_spot: bool) -> None:
@@ -495,12 +485,6 @@ class Ec2Script(Script):
             **({"StatusMessage": text} if text else {}),
         }
         self.aws.answer("autoscaling", "describe_scaling_activities", {"Activities": [activity]})
-
-
-def worker_arn(number: int) -> str:
-    from tests.aws.test_ecs import arn
-
-    return arn(number)
 
 
 NO_SPOT = "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity."

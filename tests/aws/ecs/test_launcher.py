@@ -2,327 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from botocore.stub import ANY, Stubber
 
 from starburst_executor.aws.account import Vcpus
-from starburst_executor.aws.ecs.fargate import fargate_size
 from starburst_executor.aws.ecs.launcher import EcsLauncher
-from starburst_executor.aws.ecs.metadata import worker_id_of_task
-from starburst_executor.aws.ecs.requests import TokenBucket
 from starburst_executor.config import Deployment
-from starburst_executor.errors import AccountError, LaunchFailed, StarburstError
+from starburst_executor.errors import AccountError, LaunchFailed
 from starburst_executor.launchers.base import open_launcher
 from starburst_executor.protocol.worker_spec import WorkerSpec
-
-T = TypeVar("T")
-
-SESSION = "20260102-030405-abc234"
-URL = f"s3://bucket/starburst/sessions/{SESSION}"
-CLUSTER = "arn:aws:ecs:eu-west-1:123456789012:cluster/starburst"
-DEFINITION = "arn:aws:ecs:eu-west-1:123456789012:task-definition/starburst-0123456789abcdef:1"
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-FULL = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
-NO_QUOTA = "You've reached the limit on the number of vCPUs you can run concurrently"
-DEPLOYMENT = Deployment(
-    region="eu-west-1",
-    store="s3://bucket/starburst",
-    cluster=CLUSTER,
-    subnets=("subnet-1", "subnet-2"),
-    security_groups=("sg-1",),
-    assign_public_ip=True,
-    execution_role_arn="arn:aws:iam::123456789012:role/execution",
-    task_role_arn="arn:aws:iam::123456789012:role/task",
-    log_group="/starburst",
-    image="registry.test/python:3.11",
+from tests.support.ecs_script import (
+    CLUSTER,
+    DEFINITION,
+    DEPLOYMENT,
+    FULL,
+    NO_QUOTA,
+    NOW,
+    RUN,
+    SESSION,
+    URL,
+    VirtualRuntime,
+    arn,
+    launched,
+    on_spot,
+    scripted,
+    task,
+    unborn,
+    worker,
+    workers,
 )
 
-
-class VirtualSignal:
-    def __init__(self, runtime: VirtualRuntime) -> None:
-        self._runtime = runtime
-
-    def set(self) -> None:
-        raise NotImplementedError
-
-    def clear(self) -> None:
-        raise NotImplementedError
-
-    def is_set(self) -> bool:
-        return False
-
-    def wait(self, timeout: float | None = None) -> bool:
-        assert timeout is not None
-        self._runtime.now += timeout
-        return False
+pytestmark = pytest.mark.usefixtures("aws_keys")
 
 
-class VirtualRuntime:
-    """A clock that waiting moves on, and ids that count."""
-
-    def __init__(self) -> None:
-        self.random: random.Random = random.Random(1)
-        self.now = 1000.0
-        self.ids = 0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def thread_time(self) -> float:
-        return 0.0
-
-    def signal(self) -> VirtualSignal:
-        return VirtualSignal(self)
-
-    def gather(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        return [call() for call in calls]
-
-    def new_id(self, length: int) -> str:
-        self.ids += 1
-        return f"{self.ids:0{length}d}"
-
-
-def arn(number: int) -> str:
-    return f"arn:aws:ecs:eu-west-1:123456789012:task/starburst/{number:032x}"
-
-
-def worker(number: int) -> str:
-    return f"w-{number:032x}"
-
-
-def workers(*numbers: int) -> set[str]:
-    return {worker(number) for number in numbers}
-
-
-def task(number: int, status: str = "RUNNING", **more: Any) -> dict[str, Any]:
-    """A task as DescribeTasks tells of it."""
-    desired = "STOPPED" if status == "STOPPED" else "RUNNING"
-    began = {"startedAt": NOW} if status in ("RUNNING", "STOPPED") else {}
-    return {
-        "taskArn": arn(number),
-        "lastStatus": status,
-        "desiredStatus": desired,
-        "startedBy": SESSION,
-        **began,
-        **more,
-    }
-
-
-def unborn(number: int, reason: str, code: str = "TaskFailedToStart") -> dict[str, Any]:
-    """A task that stopped before its process was started."""
-    told = task(number, "STOPPED", stopCode=code, stoppedReason=reason)
-    del told["startedAt"]
-    return told
-
-
-class Script:
-    """What is expected of the launcher, in order, and what is answered."""
-
-    def __init__(self, launcher: EcsLauncher, ecs: Stubber, logs: Stubber) -> None:
-        self.launcher = launcher
-        self.runtime: VirtualRuntime = launcher._runtime  # type: ignore[assignment]
-        self.ecs, self.logs = ecs, logs
-
-    def first_look(self, *listed: int, stopped: Sequence[dict[str, Any]] = ()) -> None:
-        """The look at a session that was never looked at; the tasks listed are running."""
-        self.earlier(*stopped)
-        self.look(*listed)
-        if listed:
-            self.describe(*(task(number) for number in listed))
-
-    def earlier(self, *stopped: dict[str, Any]) -> None:
-        """What comes before the first look."""
-        arns = [told["taskArn"] for told in stopped]
-        self.ecs.add_response(
-            "list_tasks",
-            {"taskArns": arns},
-            {
-                "cluster": CLUSTER,
-                "maxResults": 100,
-                "family": self.launcher._definition.request["family"],
-                "desiredStatus": "STOPPED",
-            },
-        )
-        if arns:
-            self.describe(*stopped)
-
-    def look(self, *listed: int) -> None:
-        self.ecs.add_response(
-            "list_tasks",
-            {"taskArns": [arn(number) for number in listed]},
-            {"cluster": CLUSTER, "maxResults": 100, "startedBy": SESSION},
-        )
-
-    def describe(self, *told: dict[str, Any], missing: Sequence[int] = ()) -> None:
-        arns = [*(one["taskArn"] for one in told), *(arn(n) for n in missing)]
-        failures = [{"arn": arn(number), "reason": "MISSING"} for number in missing]
-        self.ecs.add_response(
-            "describe_tasks",
-            {"tasks": list(told), "failures": failures},
-            {"cluster": CLUSTER, "tasks": arns},
-        )
-
-    def definition(self) -> None:
-        self.ecs.add_response(
-            "describe_task_definition",
-            {"taskDefinition": {"taskDefinitionArn": DEFINITION, "status": "ACTIVE"}},
-            {"taskDefinition": self.launcher._definition.request["family"]},
-        )
-
-    def run(self, count: int, *numbers: int, failure: str = "", **expected: Any) -> None:
-        """A RunTask for so many, that starts these."""
-        failures = [{"reason": failure}] * (count - len(numbers)) if failure else []
-        tasks = [{"taskArn": arn(number)} for number in numbers]
-        self.ecs.add_response(
-            "run_task",
-            {"tasks": tasks, "failures": failures},
-            {**_RUN, "count": count, **expected},
-        )
-
-    def refuse(self, operation: str, code: str, message: str, status: int = 400) -> None:
-        self.ecs.add_client_error(operation, code, message, status)
-
-    def stop(self, number: int) -> None:
-        request = {"cluster": CLUSTER, "task": arn(number), "reason": ANY}
-        self.ecs.add_response("stop_task", {}, request)
-
-    def later(self, seconds: float = 6.0) -> None:
-        self.runtime.now += seconds
-
-    def done(self) -> None:
-        """Whatever was expected was asked."""
-        self.ecs.assert_no_pending_responses()
-        self.logs.assert_no_pending_responses()
-
-
-_RUN: dict[str, Any] = {
-    "cluster": CLUSTER,
-    "taskDefinition": DEFINITION,
-    "count": ANY,
-    "clientToken": ANY,
-    "startedBy": SESSION,
-    "capacityProviderStrategy": [{"capacityProvider": "FARGATE", "weight": 1}],
-    "networkConfiguration": {
-        "awsvpcConfiguration": {
-            "subnets": ["subnet-1", "subnet-2"],
-            "securityGroups": ["sg-1"],
-            "assignPublicIp": "ENABLED",
-        }
-    },
-    "overrides": {
-        "containerOverrides": [
-            {
-                "name": "worker",
-                "command": [URL, "--id", "@ecs-task"],
-                "environment": [{"name": "STARBURST_MARKET", "value": "on-demand"}],
-            }
-        ]
-    },
-    "enableECSManagedTags": True,
-    "tags": [
-        {"key": "Name", "value": f"starburst {SESSION}"},
-        {"key": "starburst-executor:session", "value": SESSION},
-        {"key": "starburst-executor:store", "value": "s3://bucket/starburst"},
-    ],
-}  # fmt: skip
-
-
-def on_spot(provider: str = "FARGATE_SPOT") -> dict[str, Any]:
-    """What is different in a RunTask for Spot."""
-    [override] = _RUN["overrides"]["containerOverrides"]
-    variable = {"name": "STARBURST_MARKET", "value": "spot"}
-    return {
-        "capacityProviderStrategy": [{"capacityProvider": provider, "weight": 1}],
-        "overrides": {"containerOverrides": [{**override, "environment": [variable]}]},
-    }
-
-
-@pytest.fixture(autouse=True)
-def aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKTEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-
-
-@contextlib.contextmanager
-def scripted(
-    vcpus: Callable[[bool], Vcpus | None] = lambda spot: None, **spec: Any
-) -> Iterator[tuple[EcsLauncher, Script]]:
-    """A launcher with real clients, whose expected requests and replies are scripted."""
-    wanted = WorkerSpec(launcher="ecs", **spec)
-    launcher = EcsLauncher(wanted, DEPLOYMENT, VirtualRuntime(), vcpus)
-    ecs, logs = Stubber(launcher._api.ecs), Stubber(launcher._api.logs)
-    with ecs, logs:
-        script = Script(launcher, ecs, logs)
-        yield launcher, script
-        script.done()
-
-
-@contextlib.contextmanager
-def launched(*numbers: int) -> Iterator[tuple[EcsLauncher, Script]]:
-    """A launcher that has just started these workers."""
-    with scripted() as (launcher, script):
-        script.first_look()
-        script.definition()
-        script.run(len(numbers), *numbers)
-        launcher.launch(URL, len(numbers))
-        yield launcher, script
-
-
-# Sizes
-
-
-@pytest.mark.parametrize(
-    ("cpu", "memory", "units", "mib"),
-    [
-        (0.25, "512MB", 256, 512),
-        (0.5, "4GB", 512, 4096),
-        (1, "2GB", 1024, 2048),
-        (2, "16GB", 2048, 16384),
-        (4, "30GB", 4096, 30720),
-        (8, "60GB", 8192, 61440),
-        (16, "120GB", 16384, 122880),
-    ],
-)
-def test_a_size_of_fargate_is_taken(cpu: float, memory: str, units: int, mib: int) -> None:
-    size = fargate_size(cpu, memory)
-    assert (size.cpu, size.memory) == (units, mib)
-
-
-@pytest.mark.parametrize(
-    ("cpu", "memory", "near"),
-    [
-        (1, "1GB", 'cpu=1, memory="2GB"'),
-        (3, "8GB", 'cpu=4, memory="8GB"'),
-        (1, "2.5GB", 'cpu=1, memory="3GB"'),
-        (8, "18GB", 'cpu=8, memory="20GB"'),
-        (0.3, "1GB", 'cpu=0.25, memory="1GB"'),
-        (32, "120GB", 'cpu=16, memory="120GB"'),
-        (0.001, "1GB", 'cpu=0.25, memory="1GB"'),
-    ],
-)
-def test_another_size_is_refused_and_the_nearest_are_named(
-    cpu: float, memory: str, near: str
-) -> None:
-    with pytest.raises(ValueError, match="is not a Fargate size") as caught:
-        fargate_size(cpu, memory)
-    assert near in str(caught.value)
+# --- What is asked for -------------------------------------------------------------
 
 
 def test_a_size_that_fargate_lacks_is_refused_before_anything_is_started() -> None:
     with pytest.raises(ValueError, match="nearest"):
         EcsLauncher(WorkerSpec(launcher="ecs", cpu=3), DEPLOYMENT)
-
-
-# What is asked for
 
 
 def test_workers_are_started_ten_at_a_time_by_one_exact_request() -> None:
@@ -418,19 +138,7 @@ def test_launches_are_paced_to_fargates_rate() -> None:
         assert script.runtime.now - began == pytest.approx(50 / 20)
 
 
-def test_a_pace_gives_a_burst_and_then_a_rate() -> None:
-    runtime = VirtualRuntime()
-    pace = TokenBucket(runtime, 100, 20)
-    pace.take(100)
-    assert runtime.now == 1000
-    pace.take(20)
-    assert runtime.now == 1001
-    runtime.now += 3600  # fills it up, and no more
-    pace.take(110)
-    assert runtime.now == pytest.approx(4601.5)
-
-
-# What ECS answers
+# --- What ECS answers --------------------------------------------------------------
 
 
 def test_a_partial_failure_keeps_what_was_started_and_tries_the_rest_later(
@@ -567,7 +275,7 @@ def test_a_definition_that_somebody_deregistered_is_looked_for_again() -> None:
         assert launcher.launch(URL, 1) == [worker(2)]
 
 
-# Quota
+# --- Quota -------------------------------------------------------------------------
 
 
 def test_as_many_are_started_as_the_quota_has_room_for(
@@ -604,7 +312,7 @@ def test_a_quota_that_others_use_up_is_waited_for() -> None:
         assert launcher.launch(URL, 1) == []
 
 
-# Looking
+# --- Looking -----------------------------------------------------------------------
 
 
 def test_a_task_is_live_from_its_launch_until_it_is_told_to_stop() -> None:
@@ -708,7 +416,7 @@ def test_while_ecs_does_not_answer_nobody_is_taken_for_live_or_dead(
         assert launcher.live(URL) == workers(1)
 
 
-# Why workers are missing
+# --- Why workers are missing -------------------------------------------------------
 
 
 def test_an_image_that_is_not_found_is_an_error_at_the_next_launch(
@@ -864,7 +572,7 @@ def test_a_log_that_is_not_there_is_empty_and_one_that_is_refused_says_so() -> N
         assert "cannot be read" in launcher.log_tail(URL, worker(1))
 
 
-# Stopping
+# --- Stopping ----------------------------------------------------------------------
 
 
 def test_stop_tells_each_task_once_and_returns_when_all_are_over() -> None:
@@ -933,7 +641,7 @@ def test_tasks_that_will_not_end_are_named() -> None:
             launcher.stop(URL, grace=2)
 
 
-# Opening
+# --- Opening -----------------------------------------------------------------------
 
 
 def test_without_a_configured_cluster_there_is_no_launcher() -> None:
@@ -952,13 +660,7 @@ def test_instances_without_a_role_are_refused_before_anything_is_asked() -> None
         EcsLauncher(ec2, DEPLOYMENT)
 
 
-def test_only_an_ecs_task_has_the_id_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ECS_CONTAINER_METADATA_URI_V4", raising=False)
-    with pytest.raises(StarburstError, match="omit --id"):
-        worker_id_of_task()
-
-
-# What workers and their staff ask
+# --- What workers and their staff ask ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1006,6 +708,6 @@ def test_a_worker_starts_others_of_its_own_definition_and_registers_none() -> No
         ecs.add_response("list_tasks", {"taskArns": []}, {**where, **family})
         ecs.add_response("list_tasks", {"taskArns": []}, {**where, "startedBy": SESSION})
         started = {"tasks": [{"taskArn": arn(1)}], "failures": []}
-        ecs.add_response("run_task", started, {**_RUN, "taskDefinition": "mine:7"})
+        ecs.add_response("run_task", started, {**RUN, "taskDefinition": "mine:7"})
         assert launcher.launch(URL, 1) == [worker(1)]
         ecs.assert_no_pending_responses()

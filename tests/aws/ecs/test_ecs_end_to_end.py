@@ -19,14 +19,7 @@ from starburst_executor.config import Deployment
 from starburst_executor.errors import ExecutorBroken, LaunchFailed
 from tests.emulators.ecs_server import EcsServer, configure, ecs_server
 from tests.support.servers import latency_proxy
-from tests.support.sessions import (
-    QUICK,
-    is_alive,
-    keys,
-    live_workers,
-    run_python,
-    worker_pids,
-)
+from tests.support.sessions import QUICK, is_alive, keys, live_workers, run_python, worker_pids
 from tests.support.tasks import Gate, until
 
 _LATENCY = 10  # milliseconds
@@ -148,7 +141,7 @@ os.kill(os.getpid(), 9)
 
 
 def _here() -> str:
-    return str(Path(__file__).parents[2])
+    return str(Path(__file__).parents[3])
 
 
 @pytest.mark.slow
@@ -426,7 +419,7 @@ def test_the_check_of_a_real_account_passes_on_this_one(ecs: EcsServer, tmp_path
     before = in_account(ecs)
     done = run_python(
         *("-m", "pytest", "-q", "-m", "aws", "-p", "no:cacheprovider"),
-        Path(__file__).with_name("test_aws_account.py"),
+        Path(__file__).parents[1] / "test_aws_account.py",
         timeout=100,
         STARBURST_AWS_TEST="1",
         STARBURST_IMAGE="registry.test/python:3",
