@@ -40,7 +40,7 @@ from starburst_executor.errors import (
 )
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.listing import BatchListing, QueueReader
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Manifest, SessionState
+from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState, WorkerState
 from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 
@@ -339,4 +339,4 @@ class Autoscaler:
 
 def _never_worked(beat: Heartbeat) -> bool:
     """Whether a worker left because no task could be run there, and none had been."""
-    return beat.state == BROKEN and not beat.completed + beat.failed
+    return beat.state is WorkerState.BROKEN and not beat.completed + beat.failed

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing
-from starburst_executor.protocol.manifest import Heartbeat, Intervals
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, WorkerState
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 
 __all__ = ["MARKER_GRACE", "LeaseTracker", "Recovery"]
@@ -174,7 +174,9 @@ class Recovery:
                 raise
             except DamagedObject:
                 last = unread
-            self._session.bury(replace(last, state="lost", reason=lost[worker], ended=last.written))
+            self._session.bury(
+                replace(last, state=WorkerState.LOST, reason=lost[worker], ended=last.written)
+            )
 
 
 def _holders(known: VersionedRecord) -> set[str]:

@@ -37,8 +37,8 @@ __all__ = [
     "group_errors",
     "history",
     "idle_seconds",
-    "read_output",
     "read_again",
+    "read_output",
     "view",
     "views",
 ]
@@ -405,7 +405,7 @@ def attempts(task: Task) -> list[Attempt]:
             claimed=_utc(past.claimed),
             started=_utc(past.started) if past.started else None,
             ended=_utc(past.ended),
-            how=past.how,
+            how=past.how.value,
         )
         for past in task.past
     ]

@@ -38,10 +38,16 @@ from starburst_executor.errors import (
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.listing import BatchListing
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat, LiveLog, Manifest, SessionState
+from starburst_executor.protocol.manifest import (
+    Heartbeat,
+    LiveLog,
+    Manifest,
+    SessionState,
+    WorkerState,
+)
 from starburst_executor.protocol.records import Piece, Record, State
 from starburst_executor.protocol.session import Session, VersionedRecord, damage
-from starburst_executor.protocol.transitions import AttemptEnd
+from starburst_executor.protocol.transitions import AttemptEnd, WorkerUpdate
 from starburst_executor.runtime import Signal
 from starburst_executor.worker.assignment import Assignment, AttemptKey, packed
 from starburst_executor.worker.cache import ObjectCache
@@ -427,18 +433,16 @@ class Worker:
         starts: Mapping[int, tuple[int, float]] | None = None,
         releases: Mapping[int, int] | None = None,
     ) -> Record:
-        return transitions.advance(
-            record,
-            self.id,
-            self._runtime.time(),
-            finishes=finishes,
-            starts=starts,
-            releases=releases,
+        update = WorkerUpdate(
+            finishes=tuple(finishes),
+            starts=starts or {},
+            releases=releases or {},
             claim=claim,
             begin=begin,
             last_chance=self._load.last_chance,
             solo=not self._load.queued,
         )
+        return transitions.advance(record, self.id, self._runtime.time(), update)
 
     def _doubt(self, hold: Assignment) -> None:
         """A write had no answer: it may have taken effect, or may still do so."""
@@ -1015,7 +1019,7 @@ class Worker:
         return False
 
     def _say_goodbye(self, reason: str) -> None:
-        state = BROKEN if self._broken else "left"
+        state = WorkerState.BROKEN if self._broken else WorkerState.LEFT
         self.session.bury(replace(self._describe(), state=state, reason=reason))
 
     def _stop_slots(self) -> None:
@@ -1049,7 +1053,7 @@ class Worker:
         holding = self._load.queued
         return replace(
             self._heartbeat,
-            state="working" if holding else "idle",
+            state=WorkerState.WORKING if holding else WorkerState.IDLE,
             written=now,
             ended=now,
             holding=holding,

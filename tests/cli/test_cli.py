@@ -38,7 +38,7 @@ from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.protocol.records import Piece, Record
 from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.protocol.tasks_object import Queued, encode_tasks
-from starburst_executor.protocol.transitions import AttemptEnd
+from starburst_executor.protocol.transitions import AttemptEnd, WorkerUpdate
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.exceptions import describe
@@ -154,9 +154,8 @@ class Made:
     def begin(self, worker: str = "w-one", count: int = 1) -> None:
         """Have a worker hold so many tasks, and run them."""
         now = self.runtime.time()
-        self.change(
-            lambda r: transitions.advance(r, worker, now, claim=count, begin=count, solo=True)
-        )
+        claim = WorkerUpdate(claim=count, begin=count, solo=True)
+        self.change(lambda r: transitions.advance(r, worker, now, claim))
 
     def end(
         self,
@@ -178,7 +177,8 @@ class Made:
             outcome=Piece(inline=outcome),
             stdout=Piece(inline=stdout.encode()) if stdout else None,
         )
-        self.change(lambda r: transitions.advance(r, worker, now, finishes=[finish]))
+        update = WorkerUpdate(finishes=(finish,))
+        self.change(lambda r: transitions.advance(r, worker, now, update))
 
     def prints(self, position: int, text: str) -> None:
         self.session.put_live_log(self.batch, position, 1, LiveLog(stdout=text))
@@ -512,7 +512,8 @@ def test_a_damaged_outcome_is_shown_as_an_error_of_its_task(made: Made) -> None:
     now = made.runtime.time()
     gone = Piece(pack="gone", size=10)
     finish = AttemptEnd(0, 1, ok=False, started=now, ended=now, outcome=gone)
-    made.change(lambda r: transitions.advance(r, "w-one", now, finishes=[finish]))
+    update = WorkerUpdate(finishes=(finish,))
+    made.change(lambda r: transitions.advance(r, "w-one", now, update))
     task = parsed(made.run("tasks", "--failed", "--json").stdout, "tasks")[0]
     assert task["error"]["kind"] == "damaged"
     assert "gone" in task["error"]["message"]

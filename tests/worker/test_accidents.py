@@ -18,7 +18,7 @@ import pytest
 from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, executor
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol import records
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat
+from starburst_executor.protocol.manifest import Heartbeat, WorkerState
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.worker import loop as worker_module
@@ -34,7 +34,9 @@ PATIENCE = 30.0
 @pytest.fixture
 def lone(directory_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An executor that starts no workers."""
-    monkeypatch.setattr("starburst_executor.coordination.autoscaler.Staff.need", lambda *_: None)
+    monkeypatch.setattr(
+        "starburst_executor.coordination.autoscaler.Autoscaler.need", lambda *_: None
+    )
     one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
     yield one
     one.cleanup(force=True)
@@ -236,7 +238,7 @@ def test_a_worker_whose_disk_is_full_hands_back_and_leaves(
     future = lone.submit(np.sum, np.ones(100_000))
     shop.open()
     beat = shop.left()
-    assert beat.state == BROKEN
+    assert beat.state is WorkerState.BROKEN
     assert "No space left" in beat.reason
     task = task_of(lone, future)
     assert (task.state, task.losses, task.past[-1].how) == (
@@ -253,7 +255,7 @@ def test_a_worker_that_cannot_keep_callables_hands_back_and_leaves(
     lone.submit(double, 1)
     shop.open()
     beat = shop.left()
-    assert (beat.state, "No space left" in beat.reason) == (BROKEN, True)
+    assert (beat.state, "No space left" in beat.reason) == (WorkerState.BROKEN, True)
 
 
 def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
@@ -270,7 +272,7 @@ def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
         monkey._wake()
     beat = shop.left()
     assert (beat.state, beat.reason) == (
-        BROKEN,
+        WorkerState.BROKEN,
         "no tasks can be run here any more: no process can be started",
     )
     assert task_of(lone, running).past[-1].how == "handed back"
@@ -285,7 +287,7 @@ def test_a_worker_hands_back_before_it_ends_by_an_accident(
     gate.await_arrivals()
     monkeypatch.setattr(shop.worker, "_check_session", raises(RuntimeError("odd")))
     shop.worker._signal.set()
-    assert shop.left().state == BROKEN
+    assert shop.left().state is WorkerState.BROKEN
     assert shop.reason == "raised odd"
     assert task_of(lone, running).past[-1].how == "handed back"
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 from starburst_executor.costs.bill import CostSummary, WorkerLifetime, summarize
 from starburst_executor.errors import DamagedObject
 from starburst_executor.inspection.tasks import Found, TaskGroup, find, group_errors, view
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Intervals, Manifest
-from starburst_executor.protocol.records import State, Task
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, Manifest
+from starburst_executor.protocol.records import Interruption, State, Task
 from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = [
@@ -227,7 +227,7 @@ def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
 
 
 def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
-    gone = beat.state in ("left", "lost", BROKEN)
+    gone = beat.state.gone
     live = not gone and now - beat.written <= lease
     lived = max(0.0, (now if live else beat.written) - beat.started)
     return Stay(
@@ -278,11 +278,11 @@ def _runs(task: Task, found: Found, last_beats: dict[str, float], between: float
     for past in task.past:
         number = past.attempt
         ended = past.ended
-        if past.how == "lost" and past.worker in last_beats:
+        if past.how is Interruption.LOST and past.worker in last_beats:
             # Not when somebody noticed: the worker did not live to beat again.
             died = last_beats[past.worker] + between
             ended = max(past.started or past.claimed, min(ended, died))
-        yield Run(number, past.worker, since, past.claimed, past.started, ended, past.how)
+        yield Run(number, past.worker, since, past.claimed, past.started, ended, past.how.value)
         since = ended
     # What was lost for the last time is among the past already.
     if task.worker and number != task.attempt:
