@@ -13,6 +13,7 @@ from starburst_executor.errors import (
     SessionNotFound,
 )
 from starburst_executor.launchers.base import Launcher
+from starburst_executor.protocol.liveness import possibly_live_workers
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.session import Session
 
@@ -107,12 +108,8 @@ def _await_workers(session: Session, manifest: Manifest, launcher: Launcher) -> 
     while True:
         beats = session.beats()
         ended = launcher.ended(session.url)
-        fresh = [
-            worker
-            for worker, entry in beats.entries.items()
-            if worker not in ended and beats.now - entry.modified <= manifest.intervals.lease
-        ]
-        if not fresh:
+        left = possibly_live_workers(beats, manifest.intervals, ended)
+        if not left:
             return
-        log.info("session %s: waiting for %s to end", session.id, ", ".join(fresh))
+        log.info("session %s: waiting for %s to end", session.id, ", ".join(sorted(left)))
         session.runtime.signal().wait(min(5.0, manifest.intervals.heartbeat / 2))

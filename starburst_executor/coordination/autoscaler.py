@@ -40,9 +40,10 @@ from starburst_executor.errors import (
 )
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.listing import BatchListing, QueueReader
+from starburst_executor.protocol.liveness import live_workers, possibly_live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState, WorkerState
-from starburst_executor.protocol.records import Record, State
-from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = ["Autoscaler"]
 
@@ -210,10 +211,9 @@ class Autoscaler:
             self._news()
 
     def _heard(self, beats: HeartbeatListing, known: set[str]) -> set[str]:
-        """Those with a fresh heartbeat; it may be a lease old where the process is known to live."""
-        half = self.manifest.intervals.lease / 2
-        ages = {worker: beats.now - e.modified for worker, e in beats.entries.items()}
-        return {w for w, age in ages.items() if age <= half * (2 if w in known else 1)}
+        """The live workers, and those that may be live and whose process is known to be."""
+        intervals = self.manifest.intervals
+        return live_workers(beats, intervals) | (possibly_live_workers(beats, intervals) & known)
 
     def _young(self, ended: set[str]) -> set[str]:
         """What was started here so lately that its first heartbeat may be to come."""
@@ -259,8 +259,7 @@ class Autoscaler:
         return min(count, enough)
 
     def _pending(self, sight: BatchListing) -> int:
-        fresh = VersionedRecord(Record.fresh(sight.batch.size), None)
-        return self._session.read(sight.batch, fresh).record.count(State.PENDING)
+        return self._session.read(sight.batch).record.count(State.PENDING)
 
     # --- starting ---------------------------------------------------------------------
 

@@ -18,11 +18,13 @@ from starburst_executor.errors import (
     DamagedObject,
     SessionNotFound,
 )
+from starburst_executor.inspection.records import read_record
 from starburst_executor.inspection.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
+from starburst_executor.protocol.liveness import live_workers
 from starburst_executor.protocol.manifest import Manifest
-from starburst_executor.protocol.records import Record, State
+from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import SystemRuntime
@@ -220,11 +222,7 @@ def read_status(
     counts = _count(session, unfinished, queue.totals, {} if known is None else known)
     beats = session.beats()
     gone = known_to_have_ended(session, manifest)
-    live = [
-        worker
-        for worker, e in beats.entries.items()
-        if beats.now - e.modified <= manifest.intervals.lease and worker not in gone
-    ]
+    live = live_workers(beats, manifest.intervals) - gone
     # What the manifest says is finished is not listed; but then it was written after that.
     written = session.store.list(session.key("session.json"), limit=1).entries
     # And workers that left took their heartbeats with them, but for the last.
@@ -259,7 +257,7 @@ def _count(
     counts[State.FAILED] = done.failed
     counts[State.CANCELLED] = done.cancelled
     reads = session.runtime.gather(
-        [partial(_record, session, sight, known.get(sight.batch)) for sight in unfinished]
+        [partial(read_record, session, sight, known.get(sight.batch)) for sight in unfinished]
     )
     known.clear()
     for sight, read in zip(unfinished, reads, strict=True):
@@ -267,15 +265,6 @@ def _count(
         for state in State:
             counts[state] += read.record.count(state)
     return counts
-
-
-def _record(
-    session: Session, sight: BatchListing, before: VersionedRecord | None
-) -> VersionedRecord:
-    before = before or VersionedRecord(Record.fresh(sight.batch.size), None)
-    if sight.record is None or sight.record.version == before.version:
-        return before
-    return session.read(sight.batch, before)
 
 
 def _utc(seconds: float) -> datetime:

@@ -15,11 +15,12 @@ from itertools import islice
 from typing import Literal
 
 from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
+from starburst_executor.inspection.records import read_record
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing
 from starburst_executor.protocol.outcome import decode_outcome
 from starburst_executor.protocol.records import Piece, Record, State, Task
-from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import NO_NAME, Name
 
 __all__ = [
@@ -276,8 +277,7 @@ def find_one(session: Session, name: str) -> Found:
 
 def read_again(session: Session, found: Found) -> Found:
     """The task as it is now; its times are those of the first look."""
-    fresh = VersionedRecord(Record.fresh(found.batch.size), None)
-    task = session.read(found.batch, fresh).record.tasks[found.position]
+    task = session.read(found.batch).record.tasks[found.position]
     return Found(
         batch=found.batch,
         position=found.position,
@@ -328,10 +328,7 @@ def _may_have(sight: BatchListing, states: Collection[State]) -> bool:
 
 
 def _read(session: Session, seat: _Seat) -> Record:
-    fresh = Record.fresh(seat.sight.batch.size)
-    if seat.sight.record is None:
-        return fresh
-    return session.read(seat.sight.batch, VersionedRecord(fresh, None)).record
+    return read_record(session, seat.sight).record
 
 
 def _tasks(seat: _Seat, record: Record, now: float) -> Iterator[Found]:

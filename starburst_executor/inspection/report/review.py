@@ -21,6 +21,7 @@ from typing import NamedTuple
 from starburst_executor.costs.bill import CostSummary, WorkerLifetime, summarize
 from starburst_executor.errors import DamagedObject
 from starburst_executor.inspection.tasks import Found, TaskGroup, find, group_errors, view
+from starburst_executor.protocol.liveness import live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Intervals, Manifest
 from starburst_executor.protocol.records import Interruption, State, Task
 from starburst_executor.protocol.session import HeartbeatListing, Session
@@ -216,7 +217,8 @@ def _stays(session: Session, beats: HeartbeatListing, intervals: Intervals) -> l
     calls = [partial(_heartbeat, session, worker, "ended") for worker in gone]
     calls += [partial(_heartbeat, session, worker, "workers") for worker in here]
     read = zip(session.runtime.gather(calls), gone + here, strict=True)
-    return [_stay(beat, worker, beats.now, intervals.lease) for beat, worker in read if beat]
+    live = live_workers(beats, intervals)
+    return [_stay(beat, worker, beats.now, worker in live) for beat, worker in read if beat]
 
 
 def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
@@ -226,9 +228,9 @@ def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
         return None  # its tasks tell when it lived
 
 
-def _stay(beat: Heartbeat, worker: str, now: float, lease: float) -> Stay:
+def _stay(beat: Heartbeat, worker: str, now: float, heard: bool) -> Stay:
     gone = beat.state.gone
-    live = not gone and now - beat.written <= lease
+    live = heard and not gone
     lived = max(0.0, (now if live else beat.written) - beat.started)
     return Stay(
         worker=worker,
