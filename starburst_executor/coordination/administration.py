@@ -15,6 +15,7 @@ from starburst_executor.errors import (
 )
 from starburst_executor.inspection.status import SessionSummary, list_summaries
 from starburst_executor.launchers.base import Launcher
+from starburst_executor.protocol.liveness import possibly_live_workers
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import Runtime
@@ -134,12 +135,8 @@ def _await_workers(session: Session, manifest: Manifest, launcher: Launcher) -> 
     while True:
         heartbeats = session.beats()
         ended = launcher.ended(session.url)
-        fresh = [
-            worker
-            for worker, entry in heartbeats.entries.items()
-            if worker not in ended and heartbeats.now - entry.modified <= manifest.intervals.lease
-        ]
-        if not fresh:
+        left = possibly_live_workers(heartbeats, manifest.intervals, ended)
+        if not left:
             return
-        log.info("session %s: waiting for %s to end", session.id, ", ".join(fresh))
+        log.info("session %s: waiting for %s to end", session.id, ", ".join(sorted(left)))
         session.runtime.signal().wait(min(5.0, manifest.intervals.heartbeat / 2))

@@ -44,9 +44,10 @@ from starburst_executor.errors import (
 )
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.listing import BatchListing, QueueReader
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Manifest, SessionState
-from starburst_executor.protocol.records import Record, State
-from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
+from starburst_executor.protocol.liveness import live_workers, possibly_live_workers
+from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState, WorkerState
+from starburst_executor.protocol.records import State
+from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = ["Autoscaler"]
 
@@ -214,10 +215,10 @@ class Autoscaler:
             self._news()
 
     def _heard(self, heartbeats: HeartbeatListing, known: set[str]) -> set[str]:
-        """Workers with a fresh heartbeat, which may be a whole lease old if known to be alive."""
-        half = self.manifest.intervals.lease / 2
-        ages = {worker: heartbeats.now - e.modified for worker, e in heartbeats.entries.items()}
-        return {w for w, age in ages.items() if age <= half * (2 if w in known else 1)}
+        """The live workers, and those that may be alive and whose process is known to be."""
+        intervals = self.manifest.intervals
+        possibly = possibly_live_workers(heartbeats, intervals)
+        return live_workers(heartbeats, intervals) | (possibly & known)
 
     def _young(self, ended: set[str]) -> set[str]:
         """Workers started here so recently that their first heartbeat may be yet to come."""
@@ -263,8 +264,7 @@ class Autoscaler:
         return min(count, enough)
 
     def _pending(self, listing: BatchListing) -> int:
-        fresh = VersionedRecord(Record.fresh(listing.batch.size), None)
-        return self._session.read(listing.batch, fresh).record.count(State.PENDING)
+        return self._session.read(listing.batch).record.count(State.PENDING)
 
     # --- starting ---------------------------------------------------------------------
 
@@ -343,4 +343,4 @@ class Autoscaler:
 
 def _never_worked(heartbeat: Heartbeat) -> bool:
     """Whether a worker left because it could run no task, and had run none."""
-    return heartbeat.state == BROKEN and not heartbeat.completed + heartbeat.failed
+    return heartbeat.state is WorkerState.BROKEN and not heartbeat.completed + heartbeat.failed

@@ -1,13 +1,13 @@
-"""Who is alive, and what is to be done about what the dead held.
+"""Which workers are lost, and what becomes of the tasks they held.
 
-A worker is lost when two looks half a lease apart, on the looker's own clock, found its
-heartbeat missing, or the same and over half a lease old by the store's clock. One look is never
-enough: a laptop that wakes up finds every heartbeat stale, of live workers too. Or it is lost
-because its launcher says that it ended.
+A worker is lost if two looks, half a lease apart on the looker's own clock, find it not live (see
+`protocol.liveness`) and its heartbeat unchanged or missing. One look is never enough: a laptop that
+wakes up finds every heartbeat stale, even those of live workers. A worker is also lost if its
+launcher says that it has ended.
 
-Repair follows from what is stored, never from what a heartbeat says: every unfinished record is
-judged, what names a lost worker is sent back, missing markers are written, and only then are dead
-heartbeats buried. So it may stop anywhere and be done twice, by anyone who looks.
+Recovery follows from what is stored, never from what a heartbeat says: it looks at every unfinished
+record, requeues the tasks that name a lost worker, writes missing markers, and only then moves dead
+heartbeats away. So it may stop at any point, and be repeated by anybody.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from msgspec.structs import replace
 from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing
-from starburst_executor.protocol.manifest import Heartbeat, Intervals
+from starburst_executor.protocol.liveness import heartbeat_age, live_workers
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, WorkerState
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 
 __all__ = ["MARKER_GRACE", "LeaseTracker", "Recovery"]
 
 log = logging.getLogger(__name__)
 
-# A record is written first and its marker a round trip later: within that gap every looker would
-# write the marker too.
+# A marker is written a round trip after its record; in that gap every looker would write it too.
 MARKER_GRACE = 2.0
 
 
 @dataclass(slots=True)
 class _Watched:
-    """A stale heartbeat, or none (version None), and since when on the looker's own clock."""
+    """A stale or missing (version None) heartbeat, and since when, on the looker's own clock."""
 
     version: str | None
     since: float
 
 
 class LeaseTracker:
-    """What one looker knows of the workers of a session.
+    """What one process knows about the workers of a session.
 
     Args:
         intervals: Lease and heartbeat.
     """
 
     def __init__(self, intervals: Intervals) -> None:
+        self._intervals = intervals
         self._half = intervals.lease / 2
         self._watched: dict[str, _Watched] = {}
         self._last_look = -math.inf
-        self.live: list[str] = []  # by id, those not known to be lost
-        self.suspects = False  # somebody may turn out lost at a second look
+        self.live: list[str] = []  # ids, in order, of those not known to be lost
+        self.suspects = False  # whether a second look may find somebody lost
 
     def look(
         self, beats: HeartbeatListing, named: Iterable[str], ended: Iterable[str], now: float
@@ -69,43 +70,45 @@ class LeaseTracker:
             now: Seconds on the looker's own monotonic clock.
 
         Returns:
-            Who is lost, with the reason in words.
+            Lost workers, each with the reason in words.
         """
         if now - self._last_look > 4 * self._half:
-            self._watched.clear()  # the looker itself slept: what it saw before proves nothing
+            self._watched.clear()  # this process slept: what it saw before proves nothing
         self._last_look = now
         lost = {
             worker: "its process ended" for worker in ended if worker in {*named, *beats.entries}
         }
+        live = live_workers(beats, self._intervals)
         for worker in {*named, *beats.entries} - lost.keys():
-            self._judge(worker, beats, now, lost)
+            if worker in live:
+                self._watched.pop(worker, None)
+            else:
+                self._judge_silent(worker, beats, now, lost)
         self._watched = {w: s for w, s in self._watched.items() if w in {*named, *beats.entries}}
         self.suspects = bool(self._watched.keys() - lost.keys())
         self.live = sorted(beats.entries.keys() - lost.keys())
         return lost
 
-    def _judge(
+    def _judge_silent(
         self, worker: str, beats: HeartbeatListing, now: float, lost: dict[str, str]
     ) -> None:
         entry = beats.entries.get(worker)
         version = entry.version if entry else None
-        age = beats.now - entry.modified if entry else math.inf
         seen = self._watched.get(worker)
-        if age <= self._half:
-            self._watched.pop(worker, None)
-        elif seen is None or seen.version != version:
+        if seen is None or seen.version != version:
             self._watched[worker] = _Watched(version, now)
         elif now - seen.since >= self._half:
+            age = heartbeat_age(beats, worker)
             lost[worker] = f"no heartbeat for {age:.0f} s" if entry else "it has no heartbeat"
 
 
 class Recovery:
-    """Judges unfinished records, remembering by version those that it has read.
+    """Requeues what lost workers held; reads only records that have changed since the last look.
 
     Args:
         session: The session.
         intervals: Lease and heartbeat.
-        max_attempts: Fail a task after so many losses while running.
+        max_attempts: Fail a task after this many losses while running.
     """
 
     def __init__(self, session: Session, intervals: Intervals, max_attempts: int) -> None:
@@ -115,7 +118,7 @@ class Recovery:
         self.leases = LeaseTracker(intervals)
 
     def look(self, unfinished: list[BatchListing], ended: Iterable[str] = ()) -> dict[str, str]:
-        """Look once at records and heartbeats, and mend what is wrong; returns who is lost."""
+        """Look once at records and heartbeats, and repair what is wrong; returns who is lost."""
         beats = self._session.beats()
         self._read_changed(unfinished)
         named = {worker for known in self._known.values() for worker in _holders(known)}
@@ -165,7 +168,7 @@ class Recovery:
 
     def _bury(self, lost: dict[str, str], beats: HeartbeatListing) -> None:
         for worker in lost.keys() & beats.entries.keys():
-            # Of one that cannot be read only the store knows when it was last there.
+            # If its heartbeat cannot be read, only the store knows when it was last there.
             heard = beats.entries[worker].modified
             unread = Heartbeat(worker=worker, started=heard, written=heard)
             try:
@@ -174,7 +177,9 @@ class Recovery:
                 raise
             except DamagedObject:
                 last = unread
-            self._session.bury(replace(last, state="lost", reason=lost[worker], ended=last.written))
+            self._session.bury(
+                replace(last, state=WorkerState.LOST, reason=lost[worker], ended=last.written)
+            )
 
 
 def _holders(known: VersionedRecord) -> set[str]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from starburst_executor.costs import prices
 from starburst_executor.errors import DamagedObject
 from starburst_executor.formatting import dollars, duration
+from starburst_executor.protocol.liveness import possibly_live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Lane, Manifest
 from starburst_executor.protocol.session import HeartbeatListing, Session
 from starburst_executor.storage.base import ListedObject
@@ -190,9 +191,9 @@ class CostTracker:
         self._list_ended(beats)
         entries = {**self._ended, **beats.entries}
         self._read_some(entries, beats)
-        lease = manifest.intervals.lease
+        live = possibly_live_workers(beats, manifest.intervals)
         lives = [
-            self._life(worker, entry, beats, lease)
+            self._life(worker, entry, beats.now, live=worker in live)
             for worker, entry in entries.items()
             if worker in self._read
         ]
@@ -245,13 +246,10 @@ class CostTracker:
             log.info("the lifetime of worker %s is unknown: %s", worker, error)
             return None
 
-    def _life(
-        self, worker: str, entry: ListedObject, beats: HeartbeatListing, lease: float
-    ) -> WorkerLifetime:
+    def _life(self, worker: str, entry: ListedObject, now: float, *, live: bool) -> WorkerLifetime:
         read = self._read[worker]
         beat = read.beat
-        live = worker in beats.entries and beats.now - entry.modified <= lease
-        last = beats.now if live else entry.modified
+        last = now if live else entry.modified
         since = 0.0 if read.entry.key != entry.key else last - read.entry.modified
         seconds = max(0.0, beat.written - beat.started) + max(0.0, since)
         return WorkerLifetime(seconds, beat.writes, beat.reads, beat.market, live)

@@ -18,11 +18,13 @@ from starburst_executor.errors import (
     DamagedObject,
     SessionNotFound,
 )
+from starburst_executor.inspection.records import read_record
 from starburst_executor.inspection.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
+from starburst_executor.protocol.liveness import live_workers
 from starburst_executor.protocol.manifest import Manifest
-from starburst_executor.protocol.records import Record, State
+from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import SystemRuntime
@@ -218,11 +220,7 @@ def read_status(
     counts = _count(session, unfinished, queue.totals, {} if known is None else known)
     heartbeats = session.beats()
     gone = known_to_have_ended(session, manifest)
-    live = [
-        worker
-        for worker, e in heartbeats.entries.items()
-        if heartbeats.now - e.modified <= manifest.intervals.lease and worker not in gone
-    ]
+    live = live_workers(heartbeats, manifest.intervals) - gone
     # Batches that the manifest counts as finished are not listed; but it was written after them.
     written = session.store.list(session.key("session.json"), limit=1).entries
     # Workers that left deleted their heartbeats, except for the last one, under `ended/`.
@@ -257,7 +255,7 @@ def _count(
     counts[State.FAILED] = done.failed
     counts[State.CANCELLED] = done.cancelled
     reads = session.runtime.gather(
-        [partial(_record, session, listing, known.get(listing.batch)) for listing in unfinished]
+        [partial(read_record, session, listing, known.get(listing.batch)) for listing in unfinished]
     )
     known.clear()
     for listing, read in zip(unfinished, reads, strict=True):
@@ -265,15 +263,6 @@ def _count(
         for state in State:
             counts[state] += read.record.count(state)
     return counts
-
-
-def _record(
-    session: Session, listing: BatchListing, before: VersionedRecord | None
-) -> VersionedRecord:
-    before = before or VersionedRecord(Record.fresh(listing.batch.size), None)
-    if listing.record is None or listing.record.version == before.version:
-        return before
-    return session.read(listing.batch, before)
 
 
 def _utc(seconds: float) -> datetime:

@@ -15,11 +15,12 @@ from itertools import islice
 from typing import Literal
 
 from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
+from starburst_executor.inspection.records import read_record
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing
 from starburst_executor.protocol.outcome import decode_outcome
 from starburst_executor.protocol.records import Piece, Record, State, Task
-from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import NO_NAME, Name
 
 __all__ = [
@@ -276,8 +277,7 @@ def find_one(session: Session, name: str) -> Found:
 
 def read_again(session: Session, found: Found) -> Found:
     """The task as it is now, with the times of the first read."""
-    fresh = VersionedRecord(Record.fresh(found.batch.size), None)
-    task = session.read(found.batch, fresh).record.tasks[found.position]
+    task = session.read(found.batch).record.tasks[found.position]
     return Found(
         batch=found.batch,
         position=found.position,
@@ -332,10 +332,7 @@ def _may_have(listing: BatchListing, states: Collection[State]) -> bool:
 
 
 def _read(session: Session, placed: _PlacedBatch) -> Record:
-    fresh = Record.fresh(placed.batch.size)
-    if placed.listing.record is None:
-        return fresh
-    return session.read(placed.batch, VersionedRecord(fresh, None)).record
+    return read_record(session, placed.listing).record
 
 
 def _tasks(placed: _PlacedBatch, record: Record, now: float) -> Iterator[Found]:
@@ -409,7 +406,7 @@ def attempts(task: Task) -> list[Attempt]:
             claimed=_utc(past.claimed),
             started=_utc(past.started) if past.started else None,
             ended=_utc(past.ended),
-            how=past.how,
+            how=past.how.value,
         )
         for past in task.past
     ]

@@ -11,7 +11,6 @@ from starburst_executor.protocol.session_prices import SessionPrices
 from starburst_executor.protocol.worker_spec import WorkerSpec
 
 __all__ = [
-    "BROKEN",
     "Heartbeat",
     "Intervals",
     "Lane",
@@ -19,11 +18,8 @@ __all__ = [
     "LiveLog",
     "Manifest",
     "SessionState",
+    "WorkerState",
 ]
-
-
-# State in the last heartbeat of a worker that left because it could not run any task.
-BROKEN = "broken"
 
 
 class SessionState(StrEnum):
@@ -35,6 +31,25 @@ class SessionState(StrEnum):
     OPEN = "open"
     CLOSED = "closed"
     TERMINATED = "terminated"
+
+
+class WorkerState(StrEnum):
+    """What a worker said it was doing in its last heartbeat.
+
+    `left` is a worker that said goodbye, `broken` one that left because it could run no task,
+    and `lost` is written on behalf of a worker that stopped sending heartbeats.
+    """
+
+    IDLE = "idle"
+    WORKING = "working"
+    LEFT = "left"
+    LOST = "lost"
+    BROKEN = "broken"
+
+    @property
+    def gone(self) -> bool:
+        """Whether the worker is no longer there."""
+        return self not in (WorkerState.IDLE, WorkerState.WORKING)
 
 
 class Limits(Stored, frozen=True, kw_only=True):
@@ -123,7 +138,7 @@ class Heartbeat(Stored, frozen=True, kw_only=True):
     pid: int = 0
     python: str = ""
     package: str = ""
-    state: str = "idle"
+    state: WorkerState = WorkerState.IDLE
     started: float = 0
     written: float = 0
     ended: float = 0

@@ -8,14 +8,14 @@ from typing import Self
 
 from starburst_executor.protocol.codec import SCHEMA, Stored, decodable
 
-__all__ = ["PastAttempt", "Piece", "Record", "State", "Task"]
+__all__ = ["Interruption", "PastAttempt", "Piece", "Record", "State", "Task"]
 
 
 class State(StrEnum):
     """State of a task.
 
-    `claimed` means only that a worker has promised to look at it; `running`, that its start was
-    recorded, which for a task of a second or two happens together with its end.
+    `claimed` only means that a worker has reserved it; `running`, that its start has been
+    recorded, which for a task of a second or two happens in the same write as its end.
     """
 
     PENDING = "pending"
@@ -27,12 +27,12 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing can change it any more."""
+        """Whether it can never change again."""
         return self in _FINAL
 
     @property
     def held(self) -> bool:
-        """Whether a worker has it."""
+        """Whether a worker holds it."""
         return self is State.CLAIMED or self is State.RUNNING
 
 
@@ -40,7 +40,7 @@ _FINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 
 class Piece(Stored, frozen=True, kw_only=True):
-    """Some bytes of a task: in the record itself, or a part of a pack of results."""
+    """Some bytes of a task: inline in the record, or a range of a pack of results."""
 
     inline: bytes = b""
     pack: str = ""
@@ -48,19 +48,26 @@ class Piece(Stored, frozen=True, kw_only=True):
     size: int = 0
 
 
+class Interruption(StrEnum):
+    """Why an attempt stopped before its task was final."""
+
+    LOST = "lost"
+    HANDED_BACK = "handed back"
+
+
 class PastAttempt(Stored, frozen=True, kw_only=True):
-    """An attempt that did not end the task."""
+    """An attempt that was interrupted, so that the task went back to pending."""
 
     attempt: int
     worker: str
     claimed: float
     started: float = 0
     ended: float
-    how: str  # "lost" or "handed back"
+    how: Interruption
 
 
 class Task(Stored, frozen=True, kw_only=True):
-    """State of one task. Times are UTC seconds by the clock of whoever made the step."""
+    """State of one task. Times are UTC seconds by the clock of the process that made the change."""
 
     state: State = State.PENDING
     attempt: int = 0  # claims so far
@@ -78,21 +85,21 @@ class Task(Stored, frozen=True, kw_only=True):
 
 @decodable
 class Record(Stored, frozen=True, kw_only=True):
-    """State of every task of a batch. `nonce` makes the bytes of each write unlike all others."""
+    """State of every task of a batch. `nonce` makes the bytes of each write unique."""
 
     schema: int = SCHEMA
     nonce: str = ""
-    round: int = 0  # how often tasks of it went back to pending
+    round: int = 0  # how many times any of its tasks went back to pending
     tasks: tuple[Task, ...]
 
     @classmethod
     def fresh(cls, count: int, withdrawn: Collection[int] = ()) -> Self:
-        """The record of a batch that nobody has touched: all pending, but for the withdrawn."""
+        """The record of an untouched batch: every task pending, except those withdrawn."""
         tasks = (_WITHDRAWN if i in withdrawn else _PENDING for i in range(count))
         return cls(tasks=tuple(tasks))
 
     def count(self, state: State) -> int:
-        """How many tasks are in that state."""
+        """How many tasks are in a state."""
         return sum(task.state is state for task in self.tasks)
 
     @property

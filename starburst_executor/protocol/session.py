@@ -54,6 +54,7 @@ __all__ = ["HeartbeatListing", "Session", "TasksObject", "VersionedRecord"]
 
 # A header of 256 tasks takes some 8 KB; with small arguments the whole object is here in one read.
 _FIRST_READ = 256 << 10
+_HEADER_READ = 16 << 10
 
 
 class VersionedRecord(NamedTuple):
@@ -185,8 +186,23 @@ class Session(SessionObjects):
             DamagedObject: it cannot be read.
             ObjectNotFound: it is gone: the session is being deleted.
         """
+        return self._tasks(batch, _FIRST_READ)
+
+    def untouched(self, batch: Batch) -> VersionedRecord:
+        """The record of a batch that nobody has written one for, as its header implies it.
+
+        Its tasks are pending, except those that were cancelled before the batch was stored.
+
+        Raises:
+            DamagedObject: the header cannot be read.
+            ObjectNotFound: it is gone: the session is being deleted.
+        """
+        return VersionedRecord(self._tasks(batch, _HEADER_READ).header.fresh_record(), None)
+
+    def _tasks(self, batch: Batch, first: int) -> TasksObject:
+        """Header of a batch and what else is among the first bytes, of which so many are read."""
         key = batch.tasks_key
-        data = self.get(key, 0, _FIRST_READ)
+        data = self.get(key, 0, first)
         head = tasks_object.read_header(data, key)
         if isinstance(head, int):
             data = self.get(key, 0, head)
@@ -236,8 +252,10 @@ class Session(SessionObjects):
         except ValueError as error:
             raise DamagedObject(f"{key}: {error}") from error
 
-    def read(self, batch: Batch, known: VersionedRecord) -> VersionedRecord:
+    def read(self, batch: Batch, known: VersionedRecord | None = None) -> VersionedRecord:
         """The record as it is now; `known` again if it has not changed.
+
+        If nothing is known and nobody has written a record, it is that of an untouched batch.
 
         A record that is damaged beyond reading is replaced by one in which every task failed, so
         that the rest of the session goes on.
@@ -247,12 +265,16 @@ class Session(SessionObjects):
             SessionTerminated: it was there and is gone.
         """
         try:
-            got = self.store.get(self.key(batch.record_key), unless=known.version)
+            version = known.version if known else None
+            got = self.store.get(self.key(batch.record_key), unless=version)
         except ObjectNotFound as error:
+            if known is None:
+                return self.untouched(batch)
             if known.version is None:
                 return known
             raise SessionTerminated(f"session {self.id} is being deleted") from error
         if got is None:
+            assert known is not None
             return known
         try:
             return VersionedRecord(self._decode_record(batch, got.data), got.version, len(got.data))

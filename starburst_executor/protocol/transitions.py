@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from starburst_executor.protocol.records import PastAttempt, Piece, Record, State, Task
+from starburst_executor.protocol.records import (
+    Interruption,
+    PastAttempt,
+    Piece,
+    Record,
+    State,
+    Task,
+)
 
 __all__ = [
     "AttemptEnd",
+    "WorkerUpdate",
     "advance",
     "cancel",
     "due_markers",
@@ -36,7 +45,7 @@ class AttemptEnd(NamedTuple):
 
 
 def held_by(record: Record, worker: str) -> dict[int, int]:
-    """Position -> attempt of what the record says that worker holds."""
+    """Position -> attempt of every task that the record says the worker holds."""
     return {
         i: task.attempt
         for i, task in enumerate(record.tasks)
@@ -44,50 +53,55 @@ def held_by(record: Record, worker: str) -> dict[int, int]:
     }
 
 
-def advance(
-    record: Record,
-    worker: str,
-    now: float,
-    *,
-    finishes: Iterable[AttemptEnd] = (),
-    starts: Mapping[int, tuple[int, float]] | None = None,
-    releases: Mapping[int, int] | None = None,
-    claim: int = 0,
-    begin: int = 0,
-    last_chance: int = 0,
-    solo: bool = False,
-) -> Record:
-    """All that one worker has to say, in one change.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUpdate:
+    """Everything that one worker writes about one batch in a single change.
 
-    Each part holds only where the record still names this worker and that attempt, so that a
-    worker which was given up for lost changes nothing; and may be repeated, so that a write whose
-    reply was lost does no harm.
+    Attributes:
+        finishes: Attempts that ended.
+        starts: Position -> attempt and start time of tasks that are running.
+        releases: Position -> attempt of tasks that are handed back.
+        claim: Claim pending tasks until the worker holds this many.
+        begin: How many of the newly claimed tasks start at once.
+        last_chance: A task lost this many times while running is claimed only if `solo`.
+        solo: The worker holds nothing else, in this batch or any other.
+    """
+
+    finishes: tuple[AttemptEnd, ...] = ()
+    starts: Mapping[int, tuple[int, float]] = field(default_factory=dict)
+    releases: Mapping[int, int] = field(default_factory=dict)
+    claim: int = 0
+    begin: int = 0
+    last_chance: int = 0
+    solo: bool = False
+
+
+def advance(record: Record, worker: str, now: float, update: WorkerUpdate) -> Record:
+    """Apply everything that one worker has to write, in one change.
+
+    Each part applies only where the record still names this worker and that attempt, so a worker
+    that has been given up for lost changes nothing. Applying an update twice does no harm, so a
+    write whose reply was lost may be repeated.
 
     Args:
         record: The record as it is.
-        worker: Who speaks.
+        worker: The worker's id.
         now: UTC seconds.
-        finishes: Attempts that ended.
-        starts: Position -> attempt and begin time, of tasks that run.
-        releases: Position -> attempt, of tasks handed back.
-        claim: Hold at least so many of what is pending, if there are.
-        begin: Of newly claimed tasks, so many begin at once.
-        last_chance: A task lost while running so often is taken only when `solo`.
-        solo: The worker holds nothing else, here or elsewhere.
+        update: What the worker has to write.
     """
     tasks = list(record.tasks)
-    for finish in finishes:
+    for finish in update.finishes:
         _finish(tasks, worker, finish)
-    for position, (attempt, began) in (starts or {}).items():
+    for position, (attempt, began) in update.starts.items():
         if _holds(tasks[position], worker, attempt):
             tasks[position] = replace(tasks[position], state=State.RUNNING, started=began)
-    released = [i for i, a in (releases or {}).items() if _holds(tasks[i], worker, a)]
+    released = [i for i, a in update.releases.items() if _holds(tasks[i], worker, a)]
     for position in released:
-        tasks[position] = _back(tasks[position], now, "handed back")
-    if claim:
-        limit = math.inf if solo else last_chance
-        chosen = _choose(tasks, worker, claim, limit, frozenset(released))
-        _take(tasks, chosen, worker, now, begin)
+        tasks[position] = _back(tasks[position], now, Interruption.HANDED_BACK)
+    if update.claim:
+        limit = math.inf if update.solo else update.last_chance
+        chosen = _choose(tasks, worker, update.claim, limit, frozenset(released))
+        _take(tasks, chosen, worker, now, update.begin)
     return replace(record, tasks=tuple(tasks), round=record.round + bool(released))
 
 
@@ -110,8 +124,9 @@ def _finish(tasks: list[Task], worker: str, finish: AttemptEnd) -> None:
     )
 
 
-def _back(task: Task, now: float, how: str, *, lost: bool = False) -> Task:
-    """Pending again, for the next round, with the attempt kept for the record."""
+def _back(task: Task, now: float, how: Interruption) -> Task:
+    """Pending again for the next round, with the attempt added to its history."""
+    lost = how is Interruption.LOST
     running = task.state is State.RUNNING
     past = PastAttempt(
         attempt=task.attempt,
@@ -129,7 +144,7 @@ def _back(task: Task, now: float, how: str, *, lost: bool = False) -> Task:
     )
 
 
-_PAST_KEPT = 8  # of a task that is handed back again and again, the last attempts
+_PAST_KEPT = 8  # attempts; a task may be handed back again and again
 
 
 def _choose(
@@ -139,10 +154,10 @@ def _choose(
     losses_below: float,
     exclude: frozenset[int],
 ) -> list[int]:
-    """Positions to claim, so that the worker holds `count` if there are as many.
+    """Positions to claim so that the worker holds `count`, as far as there are enough.
 
-    What was lost once is claimed alone: if it takes the worker down it is found out, and those
-    claimed beside it are not blamed.
+    A task that was lost before is claimed alone: if it crashes the worker, no other task is
+    blamed for it.
     """
     wanted = count - sum(task.worker == worker and task.state.held for task in tasks)
     chosen: list[int] = []
@@ -178,21 +193,21 @@ def requeue_lost(
     max_attempts: int,
     outcome: Callable[[int, Task], bytes],
 ) -> Record:
-    """Send back what lost workers held; fail what was lost while running for the last time.
+    """Requeue what lost workers held; fail tasks that were lost while running too often.
 
     Args:
         record: The record as it is.
-        lost: Ids of workers that are lost.
+        lost: Ids of the lost workers.
         now: UTC seconds.
-        max_attempts: Fail a task at so many losses while running.
-        outcome: Position and task -> the outcome to store for one that fails so.
+        max_attempts: Fail a task that was lost this many times while running.
+        outcome: Position and task -> the outcome to store for a task that fails this way.
     """
     tasks = list(record.tasks)
     went_back = False
     for i, task in enumerate(tasks):
         if not task.state.held or task.worker not in lost:
             continue
-        back = _back(task, now, "lost", lost=True)
+        back = _back(task, now, Interruption.LOST)
         if back.losses < max_attempts:
             tasks[i], went_back = back, True
             continue
@@ -205,7 +220,7 @@ def requeue_lost(
 
 
 def cancel(record: Record, positions: Iterable[int], now: float, *, running: bool) -> Record:
-    """Cancel the pending ones of `positions`; with `running`, those that a worker has as well."""
+    """Cancel the pending tasks among `positions`; with `running`, those a worker holds too."""
     tasks = list(record.tasks)
     for i in positions:
         state = tasks[i].state
@@ -215,12 +230,12 @@ def cancel(record: Record, positions: Iterable[int], now: float, *, running: boo
 
 
 def inlined(task: Task, outcome: bytes) -> Task:
-    """The task as if its outcome were in the record."""
+    """The task with its outcome inline in the record."""
     return replace(task, outcome=Piece(inline=outcome))
 
 
 def fail_all(record: Record, now: float, outcome: bytes) -> Record:
-    """Fail every task that is not final: nothing of the batch can be run."""
+    """Fail every task that is not final, because none of the batch can run."""
     failed = Piece(inline=outcome)
     tasks = (
         task if task.state.final else replace(task, state=State.FAILED, ended=now, outcome=failed)
@@ -230,12 +245,12 @@ def fail_all(record: Record, now: float, outcome: bytes) -> Record:
 
 
 def due_markers(record: Record) -> tuple[str, ...]:
-    """The markers that this record deserves; each is a fact that no later record can make wrong."""
+    """The markers this record calls for; each states a fact that no later record can undo."""
     if record.finished:
         counts = (record.count(s) for s in (State.COMPLETED, State.FAILED, State.CANCELLED))
         return (".".join(["done", *map(str, counts)]),)
     if any(task.state is State.PENDING for task in record.tasks):
         return (f"requeued.{record.round}",) if record.round else ()
     if len(record.tasks) == 1 and not record.round:
-        return ()  # that its record exists says as much
+        return ()  # the existence of its record says as much
     return (f"drained.{record.round}",)

@@ -1,11 +1,11 @@
-"""What a worker holds of one batch, from the claim until its end is said.
+"""What a worker holds of one batch, from the claim until its end is written.
 
-    waiting ------> given ------> uploading ------> ended ------> said
-    claimed         to a slot     large results     not yet
-                                  on the way        written
+    waiting ------> dispatched ------> uploading ------> ended ------> written
+    claimed         to a slot          large results     not yet
+                                       on their way      written
 
-A worker holds what the record says that it holds, whether or not a reply told it so; what the
-record no longer names it for was cancelled or taken.
+A worker holds what the record says it holds, whether or not a reply said so; tasks that the record
+no longer assigns to it were cancelled or taken over.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from starburst_executor.protocol.transitions import AttemptEnd
 
 __all__ = ["Assignment", "AttemptKey", "packed"]
 
-_PACKED_FROM = 256  # bytes; what is smaller is as cheap in the record
+_PACKED_FROM = 256  # bytes; smaller pieces are as cheap in the record
 
 
 class AttemptKey(NamedTuple):
-    """One attempt, as the slots know it."""
+    """One attempt, as the child pool knows it."""
 
     batch: Batch
     position: int
@@ -35,37 +35,42 @@ class AttemptKey(NamedTuple):
 
 @dataclass(slots=True)
 class Assignment:
-    """A batch of which this worker holds tasks, held the last, or may have claimed some unawares."""
+    """A batch of which this worker holds tasks, last held some, or may have claimed some unawares."""
 
     batch: Batch
     tasks: TasksObject
     known: VersionedRecord
     marked: set[str]
     waiting: dict[int, AttemptKey] = field(default_factory=dict)
-    given: dict[int, AttemptKey] = field(default_factory=dict)
+    dispatched: dict[int, AttemptKey] = field(default_factory=dict)
     uploading: dict[int, AttemptKey] = field(default_factory=dict)
     ended: dict[int, AttemptEnd] = field(default_factory=dict)
     claimed_at: dict[int, float] = field(default_factory=dict)  # monotonic
-    said_at: float = 0.0  # monotonic time of the last write
+    committed_at: float = 0.0  # monotonic time of the last write
     # Versions seen since a write of claims had no plain answer; None: none is in doubt.
     doubt: set[str | None] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether anything of it is unfinished or unsaid."""
-        return bool(self.waiting or self.given or self.uploading or self.ended)
+        """Whether anything of it is unfinished or unwritten."""
+        return bool(self.waiting or self.dispatched or self.uploading or self.ended)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the worker holds nothing of it for certain."""
+        return not self.busy and self.doubt is None
 
     @property
     def queued(self) -> list[AttemptKey]:
-        """What is still to be run, or runs."""
-        return [*self.waiting.values(), *self.given.values()]
+        """What is yet to run, or is running."""
+        return [*self.waiting.values(), *self.dispatched.values()]
 
     def task(self, key: AttemptKey) -> Task:
-        """What the record says of a task."""
+        """A task as the record has it."""
         return self.known.record.tasks[key.position]
 
     def claimed(self, key: AttemptKey) -> bool:
-        """Whether the record does not say yet that it runs."""
+        """Whether the record does not say yet that it is running."""
         return self.task(key).state is State.CLAIMED
 
     def function(self, position: int) -> str:
@@ -74,7 +79,7 @@ class Assignment:
         return header.functions[header.calls[position].function]
 
     def accept(self, known: VersionedRecord, worker: str, now: float) -> list[AttemptKey]:
-        """Take over what the record says that the worker holds.
+        """Hold what the record says the worker holds.
 
         Args:
             known: The record as it is now.
@@ -82,31 +87,31 @@ class Assignment:
             now: Seconds on the monotonic clock.
 
         Returns:
-            What is no longer the worker's, and is forgotten here: not to be run, or to be stopped.
+            What is no longer the worker's and is forgotten here: it must not run, or be stopped.
         """
         self.known = known
         self._settle_doubt()
         held = transitions.held_by(known.record, worker)
         gone = [
             key
-            for part in (self.waiting, self.given, self.uploading)
+            for part in (self.waiting, self.dispatched, self.uploading)
             for key in part.values()
             if held.get(key.position) != key.attempt
         ]
         for key in gone:
-            for part in (self.waiting, self.given, self.uploading):
+            for part in (self.waiting, self.dispatched, self.uploading):
                 part.pop(key.position, None)
         for position, finish in list(self.ended.items()):
             if held.get(position) != finish.attempt:
                 del self.ended[position]
-        mine = {*self.waiting, *self.given, *self.uploading, *self.ended}
+        mine = {*self.waiting, *self.dispatched, *self.uploading, *self.ended}
         for position in sorted(held.keys() - mine):
             self.waiting[position] = AttemptKey(self.batch, position, held[position])
             self.claimed_at[position] = now
         return gone
 
     def _settle_doubt(self) -> None:
-        """A write that had no answer can land no more once the version has moved since."""
+        """A write that had no answer can no longer land once the version has changed."""
         if self.doubt is not None:
             self.doubt.add(self.known.version)
             if len(self.doubt) > 1 or self.known.record.finished:
@@ -114,7 +119,7 @@ class Assignment:
 
 
 def packed(finishes: Iterable[AttemptEnd], nonce: str) -> tuple[list[AttemptEnd], bytes]:
-    """The same ends with their larger pieces in a pack of that name, and the pack."""
+    """The ends with their larger pieces moved into a pack of that name, and the pack."""
     pack: list[bytes] = []
     offset = 0
 

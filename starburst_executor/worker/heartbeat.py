@@ -1,28 +1,47 @@
-"""A worker's heartbeats, on a thread of their own: its loop may be held up by a slow request."""
+"""A worker's heartbeats, on a thread of their own, since a slow request may hold up its loop."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starburst_executor.errors import StoreError
 from starburst_executor.protocol.manifest import Heartbeat
 from starburst_executor.protocol.session import Session
+from starburst_executor.worker.pool import JobResult
 
-__all__ = ["HeartbeatThread"]
+__all__ = ["HeartbeatThread", "WorkTally"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class WorkTally:
+    """What a worker has done so far."""
+
+    completed: int = 0
+    failed: int = 0
+    busy: float = 0.0  # seconds of task time, all slots together
+
+    def add(self, result: JobResult) -> None:
+        """Count one task that ended."""
+        self.busy += max(0.0, result.ended - result.began)
+        if result.ok:
+            self.completed += 1
+        else:
+            self.failed += 1
 
 
 class HeartbeatThread:
     """Writes heartbeats.
 
     Args:
-        session: Where to.
-        interval: Seconds between beats while the worker holds anything.
+        session: Where they are stored.
+        interval: Seconds between heartbeats while the worker holds anything.
         content: Makes the heartbeat.
-        holding: Whether the worker holds anything. Both are called on the beater's thread.
+        holding: Whether the worker holds anything. Both are called on this thread.
     """
 
     def __init__(
@@ -37,18 +56,18 @@ class HeartbeatThread:
         self._content = content
         self._holding = holding
         self._wake = session.runtime.signal()
-        # Set: no beat is in flight, and none will be begun.
+        # Set: no heartbeat is in flight, and none will be sent.
         self._quiet = session.runtime.signal()
         self._paused = self._closed = False
-        self.last = -math.inf  # monotonic time of the last beat that was answered
+        self.last = -math.inf  # monotonic time of the last acknowledged heartbeat
 
     def beat(self) -> None:
-        """Beat now; raises what the store raises."""
+        """Send a heartbeat now; raises what the store raises."""
         self._session.beat(self._content())
         self.last = self._session.runtime.monotonic()
 
     def run(self) -> None:
-        """Beat until `close`."""
+        """Send heartbeats until `close`."""
         while not self._closed:
             poked = self._wake.wait(self._interval)
             self._wake.clear()
@@ -58,28 +77,28 @@ class HeartbeatThread:
                 self._try()
 
     def silent(self) -> float:
-        """Seconds since the last beat that was answered."""
+        """Seconds since the last acknowledged heartbeat."""
         return self._session.runtime.monotonic() - self.last
 
     def poke(self) -> None:
-        """Have it beat soon, if the last beat is an interval old."""
+        """Send a heartbeat soon, if the last one is an interval old."""
         if self.silent() >= self._interval:
             self._wake.set()
 
     def pause(self) -> None:
-        """Return when no beat is in flight; none follows until `resume`."""
+        """Return once no heartbeat is in flight; none follows until `resume`."""
         self._quiet.clear()
         self._paused = True
         self._wake.set()
         self._quiet.wait()
 
     def resume(self) -> None:
-        """Beat again, at once; raises what the store raises."""
+        """Send heartbeats again, one at once; raises what the store raises."""
         self.beat()
         self._paused = False
 
     def close(self) -> None:
-        """Have `run` return; after `pause`."""
+        """Make `run` return; call it after `pause`."""
         self._closed = True
         self._wake.set()
 
@@ -88,5 +107,5 @@ class HeartbeatThread:
             self.beat()
         except StoreError as error:
             log.warning("heartbeat failed: %s", error)
-        except Exception:  # whatever it is: without this thread the worker is taken for lost
+        except Exception:  # without this thread the worker would be taken for lost
             log.exception("heartbeat failed")

@@ -10,7 +10,7 @@ The order in which tasks begin
     more workers: each prefers a batch that nobody is at, one of the first `spread` of those, so that
         writers seldom meet. At most twice as many unfinished batches as there are workers lie before it; a
         batch is at most a quarter of a slot's share of all that waited when it was stored. With more than
-        `worker.LIST_ALL` workers that is by what each knew of the queue at its last look.
+        `open_batches.LIST_ALL` workers that is by what each knew of the queue at its last look.
     What was sent back, by a worker that was lost or had to leave, is again the first in order. A worker that
         stays with a batch notices within `FRONT_SECONDS`; among many workers those do that look for a batch.
     What waits behind a task that turned out long is handed back after `STUCK_SECONDS`.
@@ -68,7 +68,7 @@ class ClaimPlanner:
     """
 
     def __init__(self, slots: ChildPool, runtime: Runtime, last_chance: int) -> None:
-        self.holds: dict[Batch, Assignment] = {}  # the last one is that last claimed from
+        self.assignments: dict[Batch, Assignment] = {}  # the last one is that last claimed from
         self.last_chance = last_chance
         self._slots = slots
         self._runtime = runtime
@@ -78,18 +78,18 @@ class ClaimPlanner:
     @property
     def working(self) -> bool:
         """Whether anything is unfinished or unsaid; may be asked by any thread."""
-        return any(hold.busy for hold in list(self.holds.values()))
+        return any(hold.busy for hold in list(self.assignments.values()))
 
     @property
     def queued(self) -> int:
         """How many tasks are still to be run, or run; may be asked by any thread."""
-        holds = list(self.holds.values())
-        return sum(len(hold.waiting) + len(hold.given) for hold in holds)
+        holds = list(self.assignments.values())
+        return sum(len(hold.waiting) + len(hold.dispatched) for hold in holds)
 
     @property
-    def given(self) -> int:
+    def dispatched(self) -> int:
         """How many tasks the slots have."""
-        return sum(len(hold.given) for hold in self.holds.values())
+        return sum(len(hold.dispatched) for hold in self.assignments.values())
 
     @property
     def free(self) -> int:
@@ -99,7 +99,7 @@ class ClaimPlanner:
     @property
     def current(self) -> Assignment | None:
         """The batch that the worker stays with while it lasts: the last one claimed from."""
-        return next(reversed(self.holds.values()), None)
+        return next(reversed(self.assignments.values()), None)
 
     def learn_run(self, hold: Assignment, position: int, seconds: float) -> None:
         """A task of this batch took so long."""
@@ -150,7 +150,7 @@ class ClaimPlanner:
         now, wall = self._runtime.monotonic(), self._runtime.time()
         begun = self._slots.begun()
         due = math.inf
-        for hold in self.holds.values():
+        for hold in self.assignments.values():
             for key in hold.queued:
                 if key not in begun:
                     left = hold.claimed_at[key.position] + STUCK_SECONDS - now
@@ -164,13 +164,13 @@ class ClaimPlanner:
 
     def unwritten_starts(self, hold: Assignment) -> dict[int, tuple[int, float]]:
         """Attempt and begin of tasks that have run for long and are still recorded as claimed."""
-        if not hold.given:
+        if not hold.dispatched:
             return {}
         now = self._runtime.time()
         begun = self._slots.begun()
         return {
             key.position: (key.attempt, begun[key])
-            for key in hold.given.values()
+            for key in hold.dispatched.values()
             if key in begun and now - begun[key] >= LONG_TASK and hold.claimed(key)
         }
 
@@ -181,7 +181,7 @@ class ClaimPlanner:
         now = self._runtime.monotonic()
         begun = self._slots.begun()
         found: list[tuple[Assignment, list[AttemptKey]]] = []
-        for hold in self.holds.values():
+        for hold in self.assignments.values():
             keys = [
                 key
                 for key in hold.queued
@@ -195,7 +195,8 @@ class ClaimPlanner:
         """What is held and has not begun."""
         begun = self._slots.begun()
         found = [
-            (hold, [key for key in hold.queued if key not in begun]) for hold in self.holds.values()
+            (hold, [key for key in hold.queued if key not in begun])
+            for hold in self.assignments.values()
         ]
         return [(hold, keys) for hold, keys in found if keys]
 
@@ -211,8 +212,8 @@ class ClaimPlanner:
         now = self._runtime.time()
         begun = self._slots.begun()
         first, queued = math.inf, 0.0
-        for hold in self.holds.values():
-            if not hold.waiting and not hold.given:
+        for hold in self.assignments.values():
+            if not hold.waiting and not hold.dispatched:
                 continue
             pace = self._pace_of(hold.tasks)
             if pace is None or pace >= LONG_TASK:
@@ -239,7 +240,7 @@ class ClaimPlanner:
         """Whether a task is held that must be alone, so that its fate is blamed on nobody else."""
         return any(
             (task := hold.task(key)).lost > 0 and task.losses >= self.last_chance
-            for hold in self.holds.values()
+            for hold in self.assignments.values()
             for key in hold.queued
         )
 

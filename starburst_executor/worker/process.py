@@ -40,8 +40,9 @@ _ECS_TASK = "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it sta
 def serve(session_url: str, worker_id: str | None = None) -> str:
     """Work for a session until there is no reason to stay; returns why it left.
 
-    SIGTERM and SIGINT make it hand back what it holds and leave, within two seconds; so does EC2's notice that
-    it takes back the Spot instance that this runs on, if `STARBURST_MARKET` says that it is one.
+    On SIGTERM and SIGINT it hands back what it holds and leaves within two seconds; so it does when
+    EC2 gives notice that it is reclaiming the Spot instance it runs on, if `STARBURST_MARKET` says
+    that it is one.
 
     Args:
         session_url: `<store>/sessions/<session id>`.
@@ -49,7 +50,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
 
     Raises:
         SessionNotFound: no such session.
-        VersionMismatch: the session's pickles are of another Python.
+        VersionMismatch: the session's pickles were made by another Python version.
     """
     _open_standard_files()
     launched_here = hold_lock()
@@ -81,14 +82,14 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
 
 
 def _open_standard_files() -> None:
-    """Let no other file have their numbers: children get those as what they read from and print to."""
+    """Reserve descriptors 0 to 2: child processes use those as their standard files."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
 
 
 def _open_ecs(manifest: Manifest) -> Launcher | None:
-    """What starts more of this worker's kind; None, and why in the log, if nothing can."""
+    """What starts more workers like this one; None, with the reason in the log, if nothing can."""
     from starburst_executor.aws.ecs.launcher import open_ecs_within
 
     try:
@@ -105,50 +106,52 @@ def _serve(
     launcher: Launcher | None,
     folder: Path,
 ) -> str:
-    library = DiskCache(session, folder / "library")
+    cache = DiskCache(session, folder / "library")
     aside = ThreadPoolExecutor(2, "starburst-transfer")
-    aside.submit(int).result()  # one thread is there when there can be no more
-    slots = ProcessPool(
+    aside.submit(int).result()  # start one thread while threads can be started
+    pool = ProcessPool(
         manifest.spec.slots,
         folder=folder / "slots",
-        initializer=_initializer(library, manifest),
+        initializer=_initializer(cache, manifest),
         runtime=session.runtime,
         signal=session.runtime.signal(),
         jobs_max=manifest.limits.max_tasks_per_child,
         memory_max=_memory_of_a_child(manifest),
     )
-    staff = _staff(session, manifest, launcher, slots)
+    autoscaler = _autoscaler(session, manifest, launcher, pool)
 
     def move(call: Callable[[], None]) -> None:
-        # Where a second thread cannot be started, the first will come to it.
+        # If a second thread cannot be started, the first will get to it.
         with suppress(RuntimeError):
             aside.submit(call)
 
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
-        worker = Worker(session, worker_id, slots, library, move, manifest, describe, staff)
+        worker = Worker(session, worker_id, pool, cache, move, manifest, describe, autoscaler)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
-        worker.beater.beat()
-        beating = threading.Thread(target=worker.beater.run, name="starburst-beat", daemon=True)
+        worker.heartbeats.beat()
+        beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
         beating.start()
-        if staff is not None:
-            threading.Thread(target=staff.run, name="starburst-staff", daemon=True).start()
+        if autoscaler is not None:
+            threading.Thread(
+                target=autoscaler.run, name="starburst-autoscaler", daemon=True
+            ).start()
         log.info("worker %s is at session %s", worker_id, session.id)
         with _spot_watched(worker, manifest):
             reason = worker.run()
-        worker.beater.close()
+        worker.heartbeats.close()
         return reason
     finally:
-        if staff is not None:
-            staff.close()
-        slots.close()
+        if autoscaler is not None:
+            autoscaler.close()
+        pool.close()
         aside.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
 def _spot_watched(worker: Worker, manifest: Manifest) -> Iterator[None]:
-    """Have the worker leave when its Spot instance is taken back; Fargate sends SIGTERM by itself."""
+    """Make the worker leave when its Spot instance is reclaimed; Fargate sends SIGTERM by itself."""
     on_ec2 = manifest.spec.launch_type == "EC2"
     if not on_ec2 or os.environ.get(MARKET_VARIABLE) != "spot":
         yield
@@ -162,38 +165,38 @@ def _spot_watched(worker: Worker, manifest: Manifest) -> Iterator[None]:
         notice.close()
 
 
-def _staff(
+def _autoscaler(
     session: Session,
     manifest: Manifest,
     launcher: Launcher | None,
-    slots: ProcessPool,
+    pool: ProcessPool,
 ) -> Autoscaler | None:
-    """What starts other workers, if this one knows how."""
+    """What starts other workers, if this one can."""
     if launcher is None:
         return None
 
     def broken(error: Exception) -> None:
-        log.error("this worker starts no more of its kind: %s", error)
-        staff.close()
+        log.error("this worker starts no more workers: %s", error)
+        autoscaler.close()
 
-    staff = Autoscaler(session, launcher, manifest, broken, slots.signal.set)
-    return staff
+    autoscaler = Autoscaler(session, launcher, manifest, broken, pool.signal.set)
+    return autoscaler
 
 
 def _memory_of_a_child(manifest: Manifest) -> float:
     """Bytes that a child may keep between tasks: three quarters of a slot's share of what is here.
 
-    Workers on this machine share it; one on ECS has its container for itself.
+    Workers on this machine share it; one on ECS has its container to itself.
     """
     here = manifest.workers if manifest.spec.launcher == "local" else 1
     return 0.75 * memory.available() / (here * manifest.spec.slots)
 
 
-def _initializer(library: DiskCache, manifest: Manifest) -> Path | None:
+def _initializer(cache: DiskCache, manifest: Manifest) -> Path | None:
     if manifest.initializer is None:
         return None
-    library.fetch(library.missing(manifest.initializer))
-    return library.function(manifest.initializer)
+    cache.fetch(cache.missing(manifest.initializer))
+    return cache.function(manifest.initializer)
 
 
 def _check_python(manifest: Manifest) -> None:

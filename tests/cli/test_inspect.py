@@ -17,7 +17,7 @@ from starburst_executor.protocol.manifest import LiveLog, SessionState
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.protocol.records import Piece
 from starburst_executor.protocol.tasks_object import Queued, encode_tasks
-from starburst_executor.protocol.transitions import AttemptEnd
+from starburst_executor.protocol.transitions import AttemptEnd, WorkerUpdate
 from starburst_executor.storage.url import open_store
 from tests.support.command_line import PATIENCE, Finished, Made, cli, crash, parsed, raised, run
 
@@ -255,7 +255,8 @@ def test_a_damaged_outcome_is_shown_as_an_error_of_its_task(made: Made) -> None:
     now = made.runtime.time()
     gone = Piece(pack="gone", size=10)
     finish = AttemptEnd(0, 1, ok=False, started=now, ended=now, outcome=gone)
-    made.change(lambda r: transitions.advance(r, "w-one", now, finishes=[finish]))
+    update = WorkerUpdate(finishes=(finish,))
+    made.change(lambda r: transitions.advance(r, "w-one", now, update))
     task = parsed(made.run("tasks", "--failed", "--json").stdout, "tasks")[0]
     assert task["error"]["kind"] == "damaged"
     assert "gone" in task["error"]["message"]

@@ -34,9 +34,23 @@ from starburst_executor.inspection.report.review import (
 )
 from starburst_executor.protocol import codec
 from starburst_executor.protocol.keys import Batch
-from starburst_executor.protocol.manifest import Heartbeat, Intervals, Lane, Limits, Manifest
+from starburst_executor.protocol.manifest import (
+    Heartbeat,
+    Intervals,
+    Lane,
+    Limits,
+    Manifest,
+    WorkerState,
+)
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
-from starburst_executor.protocol.records import PastAttempt, Piece, Record, State, Task
+from starburst_executor.protocol.records import (
+    Interruption,
+    PastAttempt,
+    Piece,
+    Record,
+    State,
+    Task,
+)
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.tasks_object import Queued, encode_tasks
 from starburst_executor.protocol.worker_spec import WorkerSpec
@@ -218,7 +232,7 @@ def big_session(url: str, tasks: int, workers: int) -> Session:
         beat = Heartbeat(
             worker=f"w-{worker:04d}",
             host="h",
-            state="left",
+            state=WorkerState.LEFT,
             started=started,
             ended=now + 600,
         )
@@ -249,7 +263,7 @@ def _big_task(rng: random.Random, free: list[float]) -> Task:
                 claimed=began,
                 started=began,
                 ended=began + ran,
-                how="lost",
+                how=Interruption.LOST,
             ),
         )
         began += ran
@@ -446,7 +460,7 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
     store, runtime = open_store(directory_url), SystemRuntime()
     now = runtime.time()
     session = Session.create(store, manifest(created=now), runtime)
-    beat = Heartbeat(worker="w", state="lost", reason="no heartbeat for 61 s", started=now, written=now + 40, ended=now + 40)  # fmt: skip
+    beat = Heartbeat(worker="w", state=WorkerState.LOST, reason="no heartbeat for 61 s", started=now, written=now + 40, ended=now + 40)  # fmt: skip
     store.put(session.key("ended/w"), codec.encode(beat))
     past = PastAttempt(
         attempt=1,
@@ -454,7 +468,7 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
         claimed=now + 1,
         started=now + 2,
         ended=now + 120,
-        how="lost",
+        how=Interruption.LOST,
     )
     batch = Batch(0, 0, 1)
     session.put_batch(batch, encode_tasks([Queued("f" * 64, b"")], {}))

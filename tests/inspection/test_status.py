@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 
 from starburst_executor import Intervals, SessionNotFound, StarburstExecutor, list_sessions
 from starburst_executor.inspection.status import read_status
+from starburst_executor.inspection.tasks import find, read_again
 from starburst_executor.inspection.terminal import Gauge
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.liveness import live_workers
 from starburst_executor.protocol.manifest import Heartbeat
+from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.tasks_object import Queued, encode_tasks
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
 
@@ -87,3 +93,67 @@ def test_what_tasks_log_is_kept_once_logging_is_set_up_in_their_processes(
         future = executor.submit(work)
         future.result()
         assert "INFO:mine:a line from a task" in executor.logs(future)
+
+
+# --- tasks that were cancelled before they were stored ------------------------------
+
+
+@pytest.fixture
+def withdrawn(directory_url: str) -> Iterator[Session]:
+    """A session with one task to run and two that only the header of their batch calls cancelled.
+
+    So it is after a client that died between storing a batch and its record.
+    """
+    with StarburstExecutor(1, store=directory_url, keep=True, intervals=QUICK) as executor:
+        runtime = SystemRuntime()
+        session = Session(open_store(directory_url), executor.session_id, runtime)
+    function = session.put_content("functions", b"a callable")
+    calls = [Queued(function, b"x"), Queued(function, None), Queued(function, None)]
+    session.put_batch(Batch(0, 0, 3), encode_tasks(calls, {}))
+    yield session
+    runtime.close()
+
+
+def test_the_status_counts_tasks_as_cancelled_though_their_record_is_missing(
+    withdrawn: Session,
+) -> None:
+    status = read_status(withdrawn)
+    assert (status.total, status.pending, status.cancelled) == (3, 1, 2)
+
+
+def test_the_status_reads_a_batch_without_a_record_once(withdrawn: Session) -> None:
+    gauge = Gauge(withdrawn)
+    gauge.look()
+    before = withdrawn.store.tally.reads
+    assert gauge.look().cancelled == 2
+    assert withdrawn.store.tally.reads - before <= 2
+
+
+def test_the_list_of_tasks_shows_them_as_cancelled_though_their_record_is_missing(
+    withdrawn: Session,
+) -> None:
+    found = list(find(withdrawn))
+    assert [one.task.state for one in found] == [State.PENDING, State.CANCELLED, State.CANCELLED]
+    assert read_again(withdrawn, found[1]).task.state is State.CANCELLED
+
+
+def test_the_status_of_a_session_is_told_though_a_header_is_damaged(withdrawn: Session) -> None:
+    withdrawn.put_batch(Batch(0, 3, 2), b"no tasks object")
+    status = read_status(withdrawn)
+    assert (status.total, status.pending, status.cancelled) == (5, 3, 2)
+
+
+# --- who is live --------------------------------------------------------------------
+
+
+def test_the_status_counts_a_worker_as_live_exactly_as_long_as_others_count_on_it(
+    withdrawn: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdrawn.beat(Heartbeat(worker="w-one"))
+    lease = withdrawn.load().intervals.lease
+    beats = withdrawn.beats()
+    for age, live in ((0.4 * lease, 1), (0.6 * lease, 0)):
+        aged = beats._replace(now=beats.entries["w-one"].modified + age)
+        monkeypatch.setattr(withdrawn, "beats", lambda aged=aged: aged)
+        assert read_status(withdrawn).workers == live
+        assert len(live_workers(aged, withdrawn.load().intervals)) == live

@@ -389,12 +389,12 @@ class SimWorker:
         try:
             manifest = self.session.patiently(self.session.check_open)
             worker = self._make(manifest)
-            self.session.patiently(worker.beater.beat)
+            self.session.patiently(worker.heartbeats.beat)
             self.worker = worker
         except (StoreError, SessionError) as error:
             self.reason = f"it could not begin: {error}"
             return
-        self.world.sim.spawn(f"{self.id}/beat", worker.beater.run, of=self.actor)
+        self.world.sim.spawn(f"{self.id}/beat", worker.heartbeats.run, of=self.actor)
         if self.staff is not None:
             self.world.sim.spawn(f"{self.id}/staff", self.staff.run, of=self.actor)
         self.reason = worker.run()
@@ -841,7 +841,7 @@ class World:
         """What all that live know of the queue."""
         for worker in self.workers.values():
             if worker.worker is not None and not worker.dead:
-                yield worker.id, worker.worker._queue
+                yield worker.id, worker.worker.batches.queue
         for client in self.clients:
             if client.opened and not client.dead:
                 yield client.name, client.watcher.queue

@@ -23,7 +23,7 @@ from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.protocol.records import Piece, Record
 from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.protocol.tasks_object import Queued, encode_tasks
-from starburst_executor.protocol.transitions import AttemptEnd
+from starburst_executor.protocol.transitions import AttemptEnd, WorkerUpdate
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.exceptions import describe
@@ -114,9 +114,8 @@ class Made:
     def begin(self, worker: str = "w-one", count: int = 1) -> None:
         """Have a worker hold so many tasks, and run them."""
         now = self.runtime.time()
-        self.change(
-            lambda r: transitions.advance(r, worker, now, claim=count, begin=count, solo=True)
-        )
+        claim = WorkerUpdate(claim=count, begin=count, solo=True)
+        self.change(lambda r: transitions.advance(r, worker, now, claim))
 
     def end(
         self,
@@ -138,7 +137,8 @@ class Made:
             outcome=Piece(inline=outcome),
             stdout=Piece(inline=stdout.encode()) if stdout else None,
         )
-        self.change(lambda r: transitions.advance(r, worker, now, finishes=[finish]))
+        update = WorkerUpdate(finishes=(finish,))
+        self.change(lambda r: transitions.advance(r, worker, now, update))
 
     def prints(self, position: int, text: str) -> None:
         self.session.put_live_log(self.batch, position, 1, LiveLog(stdout=text))

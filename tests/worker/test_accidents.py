@@ -18,10 +18,10 @@ import pytest
 from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, executor
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol import records
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat
+from starburst_executor.protocol.manifest import Heartbeat, WorkerState
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
-from starburst_executor.worker import loop as worker_module
+from starburst_executor.worker import loop, transfers
 from starburst_executor.worker.cache import DiskCache
 from starburst_executor.worker.loop import Worker
 from starburst_executor.worker.pool import ProcessPool, SlotsBroken
@@ -148,7 +148,7 @@ class Shop:
         )
         self.reason = ""
         self._threads = [
-            threading.Thread(target=self.worker.beater.run, daemon=True),
+            threading.Thread(target=self.worker.heartbeats.run, daemon=True),
             threading.Thread(target=self._run, daemon=True),
         ]
 
@@ -159,7 +159,7 @@ class Shop:
             self.reason = f"raised {error}"
 
     def open(self) -> None:
-        self.worker.beater.beat()
+        self.worker.heartbeats.beat()
         for thread in self._threads:
             thread.start()
 
@@ -174,7 +174,7 @@ class Shop:
     def close(self) -> None:
         self.worker.stop("the test is over")
         self._threads[1].join(PATIENCE)
-        self.worker.beater.close()
+        self.worker.heartbeats.close()
         self.slots.close()
         self.aside.shutdown()
 
@@ -183,7 +183,8 @@ class Shop:
 def shop(
     lone: StarburstExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Shop]:
-    monkeypatch.setattr(worker_module, "ENDURANCE", 2)
+    monkeypatch.setattr(loop, "ENDURANCE", 2)
+    monkeypatch.setattr(transfers, "ENDURANCE", 2)
     shop = Shop(lone, tmp_path / "shop")
     yield shop
     shop.close()
@@ -238,7 +239,7 @@ def test_a_worker_whose_disk_is_full_hands_back_and_leaves(
     future = lone.submit(np.sum, np.ones(100_000))
     shop.open()
     beat = shop.left()
-    assert beat.state == BROKEN
+    assert beat.state is WorkerState.BROKEN
     assert "No space left" in beat.reason
     task = task_of(lone, future)
     assert (task.state, task.losses, task.past[-1].how) == (
@@ -255,7 +256,7 @@ def test_a_worker_that_cannot_keep_callables_hands_back_and_leaves(
     lone.submit(double, 1)
     shop.open()
     beat = shop.left()
-    assert (beat.state, "No space left" in beat.reason) == (BROKEN, True)
+    assert (beat.state, "No space left" in beat.reason) == (WorkerState.BROKEN, True)
 
 
 def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
@@ -272,7 +273,7 @@ def test_a_worker_whose_children_cannot_begin_hands_back_and_leaves(
         monkey._wake()
     beat = shop.left()
     assert (beat.state, beat.reason) == (
-        BROKEN,
+        WorkerState.BROKEN,
         "no tasks can be run here any more: no process can be started",
     )
     assert task_of(lone, running).past[-1].how == "handed back"
@@ -285,9 +286,9 @@ def test_a_worker_hands_back_before_it_ends_by_an_accident(
     running = lone.submit(gate.hold, 1)
     shop.open()
     gate.await_arrivals()
-    monkeypatch.setattr(shop.worker, "_check_session", raises(RuntimeError("odd")))
-    shop.worker._signal.set()
-    assert shop.left().state == BROKEN
+    monkeypatch.setattr(shop.worker._check, "check", raises(RuntimeError("odd")))
+    shop.slots.signal.set()
+    assert shop.left().state is WorkerState.BROKEN
     assert shop.reason == "raised odd"
     assert task_of(lone, running).past[-1].how == "handed back"
 
@@ -300,7 +301,7 @@ def test_a_heart_beats_on_after_an_accident(
     shop.open()
     gate.await_arrivals()
     failed = threading.Event()
-    describe = shop.worker.beater._content
+    describe = shop.worker.heartbeats._content
 
     def fail_once() -> Heartbeat:
         if not failed.is_set():
@@ -308,11 +309,11 @@ def test_a_heart_beats_on_after_an_accident(
             raise RuntimeError("dictionary changed size during iteration")
         return describe()
 
-    monkeypatch.setattr(shop.worker.beater, "_content", fail_once)
+    monkeypatch.setattr(shop.worker.heartbeats, "_content", fail_once)
     assert failed.wait(PATIENCE)
-    last = shop.worker.beater.last
+    last = shop.worker.heartbeats.last
     until = threading.Event()
-    while shop.worker.beater.last == last:
+    while shop.worker.heartbeats.last == last:
         until.wait(0.05)
     gate.open()
     assert held.result(PATIENCE) == 1

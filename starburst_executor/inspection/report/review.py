@@ -21,8 +21,9 @@ from typing import NamedTuple
 from starburst_executor.costs.bill import CostSummary, WorkerLifetime, summarize
 from starburst_executor.errors import DamagedObject
 from starburst_executor.inspection.tasks import Found, TaskGroup, find, group_errors, view
-from starburst_executor.protocol.manifest import BROKEN, Heartbeat, Intervals, Manifest
-from starburst_executor.protocol.records import State, Task
+from starburst_executor.protocol.liveness import live_workers
+from starburst_executor.protocol.manifest import Heartbeat, Intervals, Manifest
+from starburst_executor.protocol.records import Interruption, State, Task
 from starburst_executor.protocol.session import HeartbeatListing, Session
 
 __all__ = [
@@ -216,8 +217,9 @@ def _stays(session: Session, heartbeats: HeartbeatListing, intervals: Intervals)
     calls = [partial(_heartbeat, session, worker, "ended") for worker in gone]
     calls += [partial(_heartbeat, session, worker, "workers") for worker in here]
     read = zip(session.runtime.gather(calls), gone + here, strict=True)
+    live = live_workers(heartbeats, intervals)
     return [
-        _stay(heartbeat, worker, heartbeats.now, intervals.lease)
+        _stay(heartbeat, worker, heartbeats.now, worker in live)
         for heartbeat, worker in read
         if heartbeat
     ]
@@ -230,9 +232,9 @@ def _heartbeat(session: Session, worker: str, folder: str) -> Heartbeat | None:
         return None  # its tasks tell when it lived
 
 
-def _stay(last: Heartbeat, worker: str, now: float, lease: float) -> Stay:
-    gone = last.state in ("left", "lost", BROKEN)
-    live = not gone and now - last.written <= lease
+def _stay(last: Heartbeat, worker: str, now: float, heard: bool) -> Stay:
+    gone = last.state.gone
+    live = heard and not gone
     lived = max(0.0, (now if live else last.written) - last.started)
     return Stay(
         worker=worker,
@@ -284,11 +286,11 @@ def _runs(
     for past in task.past:
         number = past.attempt
         ended = past.ended
-        if past.how == "lost" and past.worker in last_heard:
+        if past.how is Interruption.LOST and past.worker in last_heard:
             # Not when somebody noticed: the worker died before its next heartbeat.
             died = last_heard[past.worker] + heartbeat
             ended = max(past.started or past.claimed, min(ended, died))
-        yield Run(number, past.worker, since, past.claimed, past.started, ended, past.how)
+        yield Run(number, past.worker, since, past.claimed, past.started, ended, past.how.value)
         since = ended
     # The final lost attempt is among the past ones already.
     if task.worker and number != task.attempt:
