@@ -144,7 +144,7 @@ def submitting() -> Iterator[Result]:
     with directory() as store:
         # Without workers competing for the machine, this measures the client.
         ex = StarburstExecutor(4, store=store)
-        ex._staff.close()
+        ex._engine.autoscaler.close()
         began = time.perf_counter()
         results = ex.map(same, range(tasks))
         ex.flush()

@@ -290,11 +290,11 @@ def test_a_session_ended_by_somebody_else_raises_and_does_not_hang(
         )
         gate.await_arrivals(2)
         executor = executor_of_block()
-        executor._end = RuntimeError("ended by a test")
+        executor._engine.lifecycle.refusal = RuntimeError("ended by a test")
         gate.open()
         with pytest.raises(RuntimeError, match="ended by a test"):
             list(results)
-        executor._end = None
+        executor._engine.lifecycle.refusal = None
 
 
 def test_a_generator_given_up_stops_its_own_calls_and_no_others(

@@ -1,8 +1,7 @@
 """Executors that nobody holds any more: noticed, and ended from a thread that may take locks.
 
-The threads of an executor know it through a `Link`, weakly, or it would never be collected. When it is, it
-is held once more, by its own link, and put into a queue: a finalizer may run anywhere, with any lock held,
-and so must neither take one nor start a thread.
+A finalizer may run anywhere, with any lock held, and so must neither take one nor start a thread. It puts
+what has to be ended into a queue, and a thread that waits there does the rest.
 """
 
 from __future__ import annotations
@@ -11,48 +10,14 @@ import logging
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Callable
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from typing import Generic, TypeVar
 
-__all__ = ["Dropped", "Link"]
+__all__ = ["Dropped"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-R = TypeVar("R")
-P = ParamSpec("P")
-
-
-class Link(Generic[T]):
-    """Knows an object weakly, or, once it was told to hold it, strongly.
-
-    Args:
-        target: The object.
-    """
-
-    def __init__(self, target: T) -> None:
-        self._target: Callable[[], T | None] = weakref.ref(target)
-
-    def hold(self, target: T) -> None:
-        """Keep the object from being collected."""
-        # Given once more, for a collector of cycles clears references before it calls finalizers.
-        self._target = lambda: target
-
-    def release(self) -> None:
-        """Let it be collected again."""
-        target = self._target()
-        if target is not None:
-            self._target = weakref.ref(target)
-
-    def call(self, method: Callable[Concatenate[T, P], R]) -> Callable[P, R | None]:
-        """A function that calls this method of the object while there is one."""
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
-            target = self._target()
-            return None if target is None else method(target, *args, **kwargs)
-
-        return call
 
 
 class Dropped(Generic[T]):

@@ -10,25 +10,25 @@ import operator
 import os
 import re
 import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import msgspec
 
 from starburst_executor import config
-from starburst_executor.protocol.manifest import Intervals
+from starburst_executor.environment.capture import Wishes
+from starburst_executor.protocol.manifest import Intervals, Limits
 from starburst_executor.protocol.task_names import label_of
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime
 from starburst_executor.storage.base import Store
 
 __all__ = [
-    "check_initializer",
-    "check_intervals",
-    "check_min_workers",
-    "check_name",
-    "check_of_ecs",
+    "Options",
     "check_session_id",
     "check_store_reachable",
     "cost_limits",
@@ -36,13 +36,13 @@ __all__ = [
     "deployment",
     "label",
     "launcher_name",
+    "limits",
     "new_session_id",
     "owner",
     "scaled_workers",
-    "seconds",
-    "whole_number",
     "with_region",
     "worker_count",
+    "worker_spec",
 ]
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,106 @@ log = logging.getLogger(__name__)
 _MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the constructor was asked for, with the defaults filled in; one that is wrong cannot be made.
+
+    Attributes:
+        depth: How many sessions this one is inside of.
+        spec: What a worker is; of its environment, only the kind.
+        wishes: What is wished of an environment that is captured.
+        limits: The session's limits.
+        store: Where the session is kept, with the region in it.
+        max_workers: Most workers at once.
+        min_workers: Least.
+        initializer: Called first in each process that runs tasks.
+        initargs: Its arguments.
+        name: For lists of sessions.
+        modules: To be shipped to the workers.
+        max_hourly_cost: Dollars an hour; None: no limit.
+        cost_alert: Dollars in all; None: no alert.
+        intervals: How often clients and workers look; None: as suits the store.
+    """
+
+    depth: int
+    spec: WorkerSpec
+    wishes: Wishes
+    limits: Limits
+    store: str | Path
+    max_workers: int
+    min_workers: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    name: str | None
+    modules: Iterable[str | Path | ModuleType]
+    max_hourly_cost: float | None
+    cost_alert: float | None
+    intervals: Intervals | None
+
+    def __post_init__(self) -> None:
+        _check_min_workers(self.min_workers, self.max_workers)
+        _check_initializer(self.initializer, self.initargs)
+        _check_name(self.name)
+        _check_intervals(self.intervals)
+        check_store_reachable(self.spec.launcher, self.store)
+
+
+def worker_spec(
+    *,
+    launcher: str | None,
+    cpu: float,
+    memory: str,
+    launch_type: Literal["FARGATE", "EC2"] | None,
+    instance_type: str | None,
+    use_spot: bool,
+    spot_fallback: bool,
+    region: str | None,
+    slots: int,
+) -> WorkerSpec:
+    """What a worker is, apart from its environment."""
+    spec = WorkerSpec(
+        launcher=launcher_name(launcher),
+        cpu=cpu,
+        memory=memory,
+        launch_type="FARGATE" if launch_type is None else launch_type,
+        instance_type=instance_type,
+        use_spot=use_spot,
+        spot_fallback=spot_fallback,
+        region=region,
+        slots=slots,
+    )
+    _check_of_ecs(spec, launch_type)
+    return spec
+
+
+def limits(
+    *,
+    task_timeout: float | None,
+    max_attempts: int,
+    max_tasks_per_child: int | None,
+    idle_timeout: float,
+    session_timeout: float,
+    absolute_timeout: float,
+) -> Limits:
+    """The limits of a session and its tasks."""
+    return Limits(
+        task_timeout=None if task_timeout is None else _seconds("task_timeout", task_timeout),
+        max_attempts=_whole_number("max_attempts", max_attempts),
+        max_tasks_per_child=None
+        if max_tasks_per_child is None
+        else _whole_number("max_tasks_per_child", max_tasks_per_child),
+        idle_timeout=_seconds("idle_timeout", idle_timeout),
+        session_timeout=_seconds("session_timeout", session_timeout),
+        absolute_timeout=_seconds("absolute_timeout", absolute_timeout),
+    )
+
+
 def launcher_name(launcher: str | None) -> Any:
     """The launcher that was named, else the one that the settings name."""
     return launcher or config.load().settings.launcher
 
 
-def whole_number(name: str, value: object) -> int:
+def _whole_number(name: str, value: object) -> int:
     """A whole number of 1 or more."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
@@ -69,10 +163,10 @@ def whole_number(name: str, value: object) -> int:
 
 def worker_count(value: int | None) -> int:
     """How many workers; by default one for each of this machine's CPUs."""
-    return (os.cpu_count() or 1) if value is None else whole_number("max_workers", value)
+    return (os.cpu_count() or 1) if value is None else _whole_number("max_workers", value)
 
 
-def check_min_workers(value: object, most: int) -> None:
+def _check_min_workers(value: object, most: int) -> None:
     """Refuse what is no number of workers from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"min_workers must be a whole number, not {value!r}")
@@ -86,7 +180,7 @@ def scaled_workers(value: object) -> int | None:
         return None
     if isinstance(value, str):
         raise TypeError(f'workers must be a whole number or "auto", not {value!r}')
-    return whole_number("workers", value)
+    return _whole_number("workers", value)
 
 
 def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
@@ -95,7 +189,7 @@ def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
     return None if found is None else msgspec.structs.asdict(found)
 
 
-def seconds(name: str, value: object) -> float:
+def _seconds(name: str, value: object) -> float:
     """A positive, finite number of seconds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
@@ -124,7 +218,7 @@ def _dollars(name: str, value: object) -> float | None:
     return number
 
 
-def check_initializer(initializer: object, initargs: object) -> None:
+def _check_initializer(initializer: object, initargs: object) -> None:
     """Refuse an initializer that cannot be called, or arguments that are no tuple."""
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer must be callable, not {initializer!r}")
@@ -134,7 +228,7 @@ def check_initializer(initializer: object, initargs: object) -> None:
         )
 
 
-def check_name(name: object) -> None:
+def _check_name(name: object) -> None:
     """Refuse a name that is no text."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a text or None, not {name!r}")
@@ -160,14 +254,14 @@ def check_session_id(session_id: object) -> None:
         )
 
 
-def check_intervals(intervals: object) -> None:
+def _check_intervals(intervals: object) -> None:
     """Refuse intervals under which live workers would be taken for lost."""
     if intervals is None:
         return
     if not isinstance(intervals, Intervals):
         raise TypeError(f"intervals must be Intervals(...), or None, not {intervals!r}")
     for name in intervals.__struct_fields__:
-        seconds(f"intervals.{name}", getattr(intervals, name))
+        _seconds(f"intervals.{name}", getattr(intervals, name))
     if intervals.heartbeat > intervals.lease / 4:
         raise ValueError(
             f"intervals.heartbeat={intervals.heartbeat:g} must be at most a quarter of "
@@ -192,7 +286,7 @@ def check_store_reachable(launcher: str, store: str | Path) -> None:
         )
 
 
-def check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
+def _check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
     """Refuse workers on this machine that were asked for elsewhere, and say which size is not theirs.
 
     Args:

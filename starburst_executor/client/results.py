@@ -1,4 +1,4 @@
-"""results"""
+"""How finished tasks ended: their outcomes, brought from the store and opened."""
 
 from __future__ import annotations
 

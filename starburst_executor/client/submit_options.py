@@ -10,14 +10,14 @@ from starburst_executor.client import mapping
 from starburst_executor.client.future import TaskFuture
 from starburst_executor.runtime import Runtime
 
-__all__ = ["Options", "Submits"]
+__all__ = ["SubmitOptions", "Submits"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
 class Submits(Protocol):
-    """What `Options` asks of an executor."""
+    """What `SubmitOptions` asks of an executor."""
 
     def submit_call(
         self,
@@ -41,7 +41,7 @@ class Submits(Protocol):
         """Cancel those that have not begun."""
 
 
-class Options:
+class SubmitOptions:
     """`submit` and `map` of an executor, for tasks with options; made by `StarburstExecutor.options`.
 
     Args:
@@ -89,4 +89,4 @@ class Options:
         self._executor.cancel_all(futures)
 
     def __repr__(self) -> str:
-        return f"<Options label={self._label!r} of {self._executor!r}>"
+        return f"<SubmitOptions label={self._label!r} of {self._executor!r}>"

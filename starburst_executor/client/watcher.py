@@ -1,4 +1,4 @@
-"""watcher"""
+"""The watching half of a client: one thread that looks at the queue, settles futures and asks for workers."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def workers_are_replaced_and_logs_kept() -> None:
     try:
         await_that(lambda: executor.status().running, "a task runs")
         lost = live_workers(executor)
-        executor._launcher.stop(executor._session.url, lost, grace=0)
+        executor._engine.launcher.stop(executor._engine.session.url, lost, grace=0)
         values = [future.result(timeout=START) for future in executor.futures]
         assert values == [x * x for x in range(3)]
         await_that(lambda: last_words(executor, lost), "what they said is kept")

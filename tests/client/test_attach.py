@@ -23,9 +23,9 @@ from starburst_executor import (
     StarburstExecutor,
     TaskCrashed,
     VersionMismatch,
-    executor,
     list_sessions,
 )
+from starburst_executor.client import creation
 from starburst_executor.storage.base import Store
 from starburst_executor.storage.url import open_store
 from tests.support.servers import S3Server
@@ -101,7 +101,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[CountingStore]:
         stores.append(CountingStore(open_store(url)))
         return stores[-1]
 
-    monkeypatch.setattr(executor, "open_store", open_counting)
+    monkeypatch.setattr(creation, "open_store", open_counting)
     return stores
 
 
@@ -295,7 +295,7 @@ def test_workers_are_started_again_if_work_is_pending_and_none_lives(
     first.submit(gate.hold, 1)
     pids = gate.await_arrivals()
     first.detach()
-    first._launcher.stop(first._session.url, grace=2)
+    first._engine.launcher.stop(first._engine.session.url, grace=2)
     assert not live_workers(first)
     assert not is_alive(pids[0])
     second = attach(first.session_id, directory_url)
@@ -400,7 +400,7 @@ def test_past_the_deadline_results_are_readable_and_nothing_is_launched_until_it
     assert second.futures[0].result() == 2
     more = second.submit(double, 2)
     second.flush()
-    until(lambda: second._watcher._warned, "it says that it is past its limit")
+    until(lambda: second._engine.watcher._warned, "it says that it is past its limit")
     assert not live_workers(second)
     assert (second.status().pending, second.status().completed) == (2, 1)
     second.extend(60)

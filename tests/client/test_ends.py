@@ -21,8 +21,8 @@ from starburst_executor import (
     StarburstExecutor,
     StoreUnavailable,
     TaskFuture,
-    executor,
 )
+from starburst_executor.client import creation
 from starburst_executor.storage.base import Bytes, Store
 from starburst_executor.storage.url import open_store
 from tests.support.sessions import QUICK, CountingStore, live_workers
@@ -76,7 +76,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> list[Hooked]:
         stores.append(Hooked(open_store(url)))
         return stores[-1]
 
-    monkeypatch.setattr(executor, "open_store", open_hooked)
+    monkeypatch.setattr(creation, "open_store", open_hooked)
     return stores
 
 
@@ -210,7 +210,7 @@ def test_a_detach_that_was_interrupted_stores_everything_when_called_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(one._submitter, "flush", interrupted)
+        patch.setattr(one._engine.submitter, "flush", interrupted)
         with pytest.raises(KeyboardInterrupt):
             one.detach()
     assert not future.done()
@@ -230,8 +230,8 @@ def test_a_detach_that_failed_may_be_called_again(
 ) -> None:
     one = make()
     future = one.submit(double, 21)
-    place: Any = one._staff if "workers" in what else one
-    name = "need" if "workers" in what else "_give_back_lane"
+    place: Any = one._engine.autoscaler if "workers" in what else one._engine
+    name = "need" if "workers" in what else "give_back_lane"
 
     def fail(*_: object) -> None:
         raise StoreUnavailable("503")
@@ -246,7 +246,7 @@ def test_a_detach_that_failed_may_be_called_again(
     assert future.done()
     again = StarburstExecutor.attach(session_id, store=one.store)
     try:
-        assert not any(lane.taken for lane in again._session.load().lanes)
+        assert not any(lane.taken for lane in again._engine.session.load().lanes)
         assert [f.result(30) for f in again.futures] == [42]
     finally:
         again.cleanup(force=True)
@@ -280,8 +280,8 @@ def test_a_worker_that_is_just_leaving_keeps_nobody_from_starting_another(
     (worker,) = live_workers(one)
     until(lambda: not live_workers(one), "the worker left")
     # What it looks like while its process ends: no heartbeat, and its lock held.
-    launcher: Any = one._launcher
-    lock = os.open(launcher._session_folder(one._session.url) / worker, os.O_RDWR)
+    launcher: Any = one._engine.launcher
+    lock = os.open(launcher._session_folder(one._engine.session.url) / worker, os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert live_workers(one) == {worker}

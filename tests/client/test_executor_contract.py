@@ -115,7 +115,7 @@ def _start_all_threads(executor: StarburstExecutor) -> None:
     """Or the first test with many requests at once would seem to leave some running."""
     width = 8
     together = threading.Barrier(width)
-    executor._own_runtime.gather([together.wait] * width)
+    executor._engine.session.runtime.gather([together.wait] * width)
 
 
 @pytest.fixture(scope="module")
@@ -978,7 +978,7 @@ def test_a_forked_child_is_refused_and_its_end_does_nothing(make: Make, tmp_path
 
 def _forked(executor: StarburstExecutor, said: Path) -> int:
     """A forked child in which each method is tried, and whose leaving must do nothing."""
-    with _no_fork_warning(), executor._lock:  # as another thread may hold it
+    with _no_fork_warning(), executor._engine.lifecycle.admission:  # as another thread may hold it
         pid = os.fork()
     if pid:
         return pid
@@ -1001,7 +1001,7 @@ def _forked(executor: StarburstExecutor, said: Path) -> int:
         said.write_text("\n".join(lines))
         executor.shutdown()
         executor.__exit__(None, None, None)
-        executor._leave_at_exit()
+        executor._ending.leave_at_exit()
         os._exit(0)
     finally:
         os._exit(1)

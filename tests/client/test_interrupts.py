@@ -109,7 +109,7 @@ def test_who_has_no_patience_with_the_stop_is_told_how_to_do_it(
 ) -> None:
     text = """
     executor, future = start()
-    executor._launcher.stop = lambda *args, **kwargs: (print("stopping", flush=True), __import__("time").sleep(60))
+    executor._engine.launcher.stop = lambda *args, **kwargs: (print("stopping", flush=True), __import__("time").sleep(60))
     with executor:
         future.result()
     """
@@ -131,7 +131,7 @@ def test_an_interrupt_while_the_interpreter_leaves_a_session_is_not_silent(
     def slow():
         print("leaving", flush=True)
         __import__("time").sleep(60)
-    executor.flush = slow
+    executor._engine.flush = slow
     """
     script = Script(tmp_path, text)
     scripts.append(script)

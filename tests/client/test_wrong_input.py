@@ -18,9 +18,9 @@ from starburst_executor import (
     StoreError,
     StoreMissing,
     StoreNotConditional,
-    executor,
     list_sessions,
 )
+from starburst_executor.client import creation
 from starburst_executor.storage.base import Bytes, Store
 from starburst_executor.storage.directory import DirectoryStore
 from tests.support.servers import S3Server
@@ -238,7 +238,7 @@ def test_a_store_that_ignores_conditions_is_refused(
     def open_forgetful(url: str | Path) -> Store:
         return Forgetful(url)
 
-    monkeypatch.setattr(executor, "open_store", open_forgetful)
+    monkeypatch.setattr(creation, "open_store", open_forgetful)
     with pytest.raises(StoreNotConditional, match=f"(?s){directory_url}.*Use Amazon S3"):
         StarburstExecutor(store=directory_url)
     assert keys(directory_url) == []

@@ -533,7 +533,7 @@ def test_a_killed_workers_requests_are_on_the_bill_and_the_alert_is_seen_by_all(
 
 
 def _writes(executor: StarburstExecutor, worker: str) -> int:
-    found = executor._session.heartbeat(worker)
+    found = executor._engine.session.heartbeat(worker)
     return found.writes if found else 0
 
 

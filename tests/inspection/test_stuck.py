@@ -160,7 +160,7 @@ def test_the_limit_of_a_session_that_another_client_extended_is_not_warned_of(
     gate.await_arrivals()
     session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
     administration.extend(session, 3600)
-    until(lambda: executor._watcher.queue.now > deadline + 0.5, "past the first limit")
+    until(lambda: executor._engine.watcher.queue.now > deadline + 0.5, "past the first limit")
     gate.open()
     executor.shutdown()
     assert "past its limit" not in caplog.text

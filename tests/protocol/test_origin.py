@@ -77,7 +77,7 @@ def test_a_directory_that_is_gone_is_named_before_any_task_runs(
     assert isinstance(caught.value, LaunchFailed)
     assert f"mkdir -p {home}" in str(caught.value)
     elsewhere_too = StarburstExecutor.attach(
-        elsewhere.session_id, store=elsewhere._session.store.url
+        elsewhere.session_id, store=elsewhere._engine.session.store.url
     )
     home.mkdir()
     (future,) = elsewhere_too.futures

@@ -107,14 +107,14 @@ def _keys(store_url: str, prefix: str) -> Iterator[str]:
 
 def live_workers(executor: StarburstExecutor) -> set[str]:
     """Workers of an executor's session whose processes live."""
-    live = executor._launcher.live(executor._session.url)
+    live = executor._engine.launcher.live(executor._engine.session.url)
     assert live is not None
     return live
 
 
 def worker_pids(executor: StarburstExecutor) -> dict[str, int]:
     """Process ids, by worker id, from the heartbeats."""
-    session: Session = executor._session
+    session: Session = executor._engine.session
     beats = {worker: session.heartbeat(worker) for worker in session.beats().entries}
     return {worker: beat.pid for worker, beat in beats.items() if beat is not None}
 

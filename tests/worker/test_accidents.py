@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture, executor
+from starburst_executor import ExecutorBroken, StarburstExecutor, TaskFuture
+from starburst_executor.client import creation
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol import records
 from starburst_executor.protocol.manifest import Heartbeat, WorkerState
@@ -127,7 +128,7 @@ class Shop:
 
     def __init__(self, lone: StarburstExecutor, folder: Path) -> None:
         self.runtime = SystemRuntime(width=4)
-        self.session = Session(lone._session.store, lone.session_id, self.runtime)
+        self.session = Session(lone._engine.session.store, lone.session_id, self.runtime)
         manifest = self.session.load()
         self.library = DiskCache(self.session, folder / "library")
         self.slots = ProcessPool(
@@ -192,7 +193,7 @@ def shop(
 
 def task_of(lone: StarburstExecutor, future: TaskFuture[Any]) -> records.Task:
     assert future.batch is not None
-    known = lone._outcomes.record(future.batch)
+    known = lone._engine.results.record(future.batch)
     return known.tasks[future.number - future.batch.number]
 
 
@@ -335,7 +336,7 @@ def test_workers_that_cannot_run_anything_are_not_started_for_ever(
     def open_childless(*_: object) -> LocalLauncher:
         return LocalLauncher(command=[sys.executable, "-P", "-c", _CHILDLESS])
 
-    monkeypatch.setattr(executor, "open_launcher", open_childless)
+    monkeypatch.setattr(creation, "open_launcher", open_childless)
     lone = StarburstExecutor(1, store=directory_url, intervals=QUICK)
     future = lone.submit(double, 1)
     with pytest.raises(ExecutorBroken, match=r"3 workers of .* child processes in a row"):

@@ -29,8 +29,8 @@ from starburst_executor import (
     TaskFuture,
     TaskTimeout,
     WorkerLost,
-    executor,
 )
+from starburst_executor.client import creation
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol.tasks_object import read_header
 from starburst_executor.protocol.worker_spec import WorkerSpec
@@ -98,7 +98,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_blind(spec: WorkerSpec, *others: Any) -> LocalLauncher:
         return Blind()
 
-    monkeypatch.setattr(executor, "open_launcher", open_blind)
+    monkeypatch.setattr(creation, "open_launcher", open_blind)
 
 
 # --- workers that die ---------------------------------------------------------------
@@ -483,10 +483,10 @@ def _named_by(future: TaskFuture[Any], one: StarburstExecutor, part: str, url: s
 
     batch = future.batch
     assert batch is not None
-    tasks = one._session.tasks(batch)
+    tasks = one._engine.session.tasks(batch)
     if part == "functions":
         return f"sessions/{one.session_id}/functions/{tasks.header.functions[0]}"
-    [(digest, _)] = references(one._session.arguments(batch, tasks, 0))
+    [(digest, _)] = references(one._engine.session.arguments(batch, tasks, 0))
     return f"sessions/{one.session_id}/blobs/{digest}"
 
 

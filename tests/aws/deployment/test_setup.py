@@ -117,7 +117,7 @@ def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
 
     with StarburstExecutor(1, launcher="local") as executor:
         assert executor.submit(sum, (1, 2)).result(60) == 3
-        assert executor._session.url.startswith(f"s3://{BUCKET}/sessions/")
+        assert executor._engine.session.url.startswith(f"s3://{BUCKET}/sessions/")
 
     output = run("teardown", "--yes", "--delete-data").output
     assert "There remains" not in output
@@ -199,7 +199,7 @@ def test_no_changes_nothing(account: Clients) -> None:
 def test_teardown_refuses_while_tasks_are_unfinished(account: Clients) -> None:
     run("setup", "--yes")
     executor = StarburstExecutor(1, launcher="local", keep=True)
-    executor._staff.close()  # no worker takes it
+    executor._engine.autoscaler.close()  # no worker takes it
     executor.submit(pow, 2, 3)
     session_id = executor.detach()
     output = run("teardown", "--yes", code=Exit.OTHER).output

@@ -335,8 +335,8 @@ def test_no_more_workers_are_started_than_max_hourly_cost_allows_whoever_wants_t
         intervals=QUICK,
     )  # a worker costs some $0.054 an hour
     # As an older client would, which knows of no limit.
-    session = executor._session
-    executor._staff.manifest = session.amend(lambda m: replace(m, workers=5))
+    session = executor._engine.session
+    executor._engine.autoscaler.manifest = session.amend(lambda m: replace(m, workers=5))
     futures = [executor.submit(gate.hold, n) for n in range(5)]
     gate.await_arrivals(2)
     assert len(ecs.tasks(deployment.cluster)) == 2
@@ -399,7 +399,7 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
 
     with StarburstExecutor(max_workers=1) as executor:  # as the file says
         assert executor.submit(square, 3).result(timeout=60) == 9
-        assert executor._launcher.name == "ecs"
+        assert executor._engine.launcher.name == "ecs"
     gate = Gate(tmp_path / "gate")
     executor = StarburstExecutor(max_workers=1)
     executor.submit(gate.hold)
