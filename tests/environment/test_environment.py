@@ -183,7 +183,7 @@ def test_what_cannot_be_built_is_named_with_what_to_do(tmp_path: Path) -> None:
     broken = make_project(tmp_path / "b", "broken-lib", {"__init__.py": ""})
     (broken / "pyproject.toml").write_text("[project]\nname = 'broken-lib'\n")
     at = indexes.find()
-    for source, why in ((broken, "no wheel"), (tmp_path / "gone", "not there")):
+    for source, why in ((broken, "no wheel"), (tmp_path / "gone", "no longer exists")):
         package = Package(name="broken-lib", version="1", source=source)
         with pytest.raises(PackageError, match=why) as raised:
             build(package, tmp_path / "cache", at)
