@@ -1,4 +1,8 @@
-"""The watching half of a client: one thread that looks at the queue, settles futures and asks for workers."""
+"""The watching half of a client: lists the queue, settles futures, asks for workers.
+
+One thread per executor. A look is one LIST: 50 ms apart while results stream in, backing off to
+5 s, and never so often that parsing listings takes more than a tenth of a core.
+"""
 
 from __future__ import annotations
 

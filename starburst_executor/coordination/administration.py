@@ -1,4 +1,7 @@
-"""Extending, scaling, terminating and deleting sessions."""
+"""Extending, scaling, terminating and deleting sessions.
+
+Works from an id and a store alone: nothing here needs the Python that created the session.
+"""
 
 from __future__ import annotations
 

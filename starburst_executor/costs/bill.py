@@ -1,4 +1,18 @@
-"""The cost of a session so far."""
+"""What a session has cost so far.
+
+    each worker     its heartbeat: when it began, its requests to the store, its market
+                    `workers/<id>` while it lives, `ended/<id>` for good
+    a client        its requests, added to its lane when it gives the lane back
+    session.json    the prices of the day on which the session was created, and the limits
+       |
+       v
+    CostTracker.look     a CostSummary
+
+A worker's seconds are measured by its own clock, from its start to its last heartbeat, and by the
+store's clock from there on while it lives: the clocks of two machines are never compared. A lost
+worker is billed up to its last heartbeat, at most some 20 seconds too little. This is an estimate,
+known at once; what AWS charges is on the account's bill.
+"""
 
 from __future__ import annotations
 

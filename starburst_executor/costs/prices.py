@@ -1,4 +1,17 @@
-"""Prices of workers and requests, and what usage costs at them."""
+"""What workers and requests cost: arithmetic alone, on prices that say where they come from.
+
+    prices       `aws.prices` fetches them, or the table here
+       |
+       v
+    worker_hour  what one worker costs for an hour, by its size
+       |
+       +-- estimate    before a run: so many tasks on so many workers, in waves if fewer fit
+       +-- spent       afterwards: the seconds of each worker, and the requests
+       +-- affordable  how many workers an hourly limit allows
+
+US dollars, without taxes, discounts and free tiers. Storage, logs, traffic between regions or to
+the internet, NAT gateways, and disk beyond what comes with a worker are not included.
+"""
 
 from __future__ import annotations
 

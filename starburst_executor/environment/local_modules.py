@@ -47,8 +47,8 @@ __all__ = [
     "Source",
     "Tracker",
     "build_archive",
-    "is_local",
     "find_local_modules",
+    "is_local",
     "unpack",
 ]
 

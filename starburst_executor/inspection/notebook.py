@@ -1,4 +1,8 @@
-"""Sessions, status and outcomes as HTML, and a live display, in notebooks."""
+"""Sessions, status and outcomes as HTML, and a live display, in notebooks.
+
+Styles are inline and colours half transparent: notebooks have light and dark themes of their own,
+and apply the style sheets of an output to the whole page. Text from users and tasks is escaped.
+"""
 
 from __future__ import annotations
 

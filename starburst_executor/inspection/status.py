@@ -1,4 +1,7 @@
-"""How far a session is, and which sessions a store has."""
+"""How far a session is, and which sessions a store has.
+
+Works from an id and a store alone: nothing here needs the Python that created the session.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""Workers as processes of this machine."""
+"""Workers as processes of this machine.
+
+What happens on both sides, and what tells a live worker from a dead one:
+
+    client                                    worker (its own process session)
+      opens a lock file, takes flock
+      starts the worker with that fd ------->   holds the lock for as long as it lives
+      writes its pid, closes its own fd         `hold_lock`: keeps the fd from its children
+      may end at any time                       goes on
+
+    anyone with the same user on this machine, later
+      the lock cannot be taken: the worker lives, and the pid in the file is its own
+      the lock can be taken: the worker has ended, however it ended
+
+A pid never counts as proof of life, because pids are reused.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+from msgspec import field
+
 from starburst_executor.protocol.codec import SCHEMA, Stored, decodable
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.protocol.session_prices import SessionPrices
@@ -121,7 +123,8 @@ class Manifest(Stored, frozen=True, kw_only=True):
     intervals: Intervals
     lanes: tuple[Lane, ...] = ()
     initializer: str | None = None  # digest under functions/
-    modules: dict[str, str] = {}  # of the initializer: name -> digest under modules/
+    # Of the initializer: name -> digest under modules/
+    modules: dict[str, str] = field(default_factory=dict)
     rate: SessionPrices | None = None  # None: it costs nothing, or the prices are unknown
     max_hourly_cost: float | None = None  # dollars
     cost_alert: float | None = None  # dollars, for the whole session

@@ -1,4 +1,8 @@
-"""How a task ended: its value, or why it has none."""
+"""How a task ended: its value, or why it has none.
+
+A *failure* is what remains of a task that ended without a value; an *outcome* is either of the two.
+Reading an outcome unpickles nothing.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from msgspec import field
+
 from starburst_executor.errors import DamagedObject
 from starburst_executor.protocol.codec import SCHEMA, Stored, decodable, decode, encode
 from starburst_executor.protocol.records import Record
@@ -45,7 +47,8 @@ class Header(Stored, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     functions: tuple[str, ...]  # digests under functions/
-    modules: dict[str, str] = {}  # archives that the pickles need: name -> digest under modules/
+    # Archives that the pickles need: name -> digest under modules/
+    modules: dict[str, str] = field(default_factory=dict)
     calls: tuple[Call, ...]
     light: bool = True  # none of its arguments refer to a blob
 

@@ -1,4 +1,12 @@
-"""Every change of a record, as pure functions."""
+"""Every change of a record, as pure functions: `record, event, now -> record`.
+
+    pending ----> claimed ----> running ----> completed
+     ^   |           |             |--------> failed
+     |   +-> cancelled <-----------+
+     +---------------+-------------+   handed back, or the worker was lost: next round
+
+Applying a change, and what happens if somebody else wrote in the meantime, is up to `session`.
+"""
 
 from __future__ import annotations
 

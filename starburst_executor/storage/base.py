@@ -1,4 +1,16 @@
-"""The interface that every store implements."""
+"""The store: named byte strings, written once or swapped, with S3's guarantees.
+
+The protocol rests on these, and every store must give them:
+
+* a read sees every write that was answered before it began; nobody sees half an object;
+* `create` succeeds for one writer only; `replace` only if nobody wrote since the version was read;
+* a listing is ordered by key (as UTF-8 bytes), starts after any given key, and sees every answered
+  write;
+* there is one clock: `modified` and `now` are the store's own time and may be compared.
+
+A key is one or more names joined by `/`; a name is not empty and does not begin with a dot
+(directories keep such names for themselves: `..`, `.nfs0001`, `.DS_Store`).
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -40,7 +39,7 @@ def open_store(url: str | Path) -> Store:
     # A single slash is a typo, or a URL that went through `Path`.
     if colon or not text or text.startswith(("s3:", "file:")):
         raise ValueError(f"{text!r} does not name a store; expected {_URL_FORMS}")
-    if os.path.isfile(os.path.expanduser(text)):
+    if Path(text).expanduser().is_file():
         raise ValueError(f"{text!r} is a file; a store is {_URL_FORMS}")
     return DirectoryStore(text)
 

@@ -1,4 +1,20 @@
-"""child"""
+"""The process that runs tasks: one job in, one reply out, warm in between.
+
+    worker process                                     | child process, one per slot
+                                                       |
+    pool.ProcessPool ---- JobRequest --> unread jobs --|--> Child.serve
+            ^             (the socket is the queue)    |      unpickle, call, pickle
+            +-------------- Reply ---------------------|-----------+
+            |                                          |
+            +-- stdout and stderr: files <-------------|-- fd 1 and 2
+
+* The worker starts this module with `python -m`, sends requests, a few of them ahead, and can take
+  back those that were not read yet: one message is one request, and the kernel decides who reads it.
+* The child says `Ready` once it can read, `Initialized` once the initializer has run, and then
+  answers each request with one `Reply`. Only here does a worker unpickle user data.
+* A message too large for the socket goes into a file, which a smaller message names.
+* If the worker dies, however it dies, the child dies too.
+"""
 
 from __future__ import annotations
 

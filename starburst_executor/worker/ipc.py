@@ -9,12 +9,12 @@ import msgspec
 
 __all__ = [
     "CHILD_MODULE",
+    "MESSAGE_MAX",
     "Blob",
     "FromChild",
     "Initialized",
-    "Kind",
-    "MESSAGE_MAX",
     "JobRequest",
+    "Kind",
     "Ready",
     "Reply",
     "Spooled",

@@ -1,4 +1,23 @@
-"""pool"""
+"""The worker's side of its child processes: jobs in, results out, never blocking.
+
+    worker's loop                 | thread "starburst-slots"             | children
+                                  |                                      |
+    start ----> queue of jobs ----|--> feed ---- socket of each child ---|--> run
+    withdraw <--------------------|--- take back what was not read       |
+    take <----- results <---------|--- collect <-------------------------|--- reply
+    signal <----------------------|--- bury: blame, replace <------------|--- death
+
+* The worker's loop hands over jobs and fetches their results.
+* The thread sends each child one job, and a few ahead while jobs are tiny; it takes back what it
+  sent ahead when the job in front turns out to be long, enforces time limits, and replaces
+  children that died.
+* A child (`child.py`) runs one job at a time, in a process group of its own.
+
+There is never any doubt who owns a job. A message in a child's socket is read either by the child
+or, to take it back, by this process, which keeps the receiving end open too; the kernel decides
+which. So a child that died had begun at most one job without answering it: that one is to blame,
+and all others go to another child.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +61,7 @@ from starburst_executor.worker.ipc import (
 )
 from starburst_executor.worker.output import OUTPUT_MAX
 
-__all__ = ["JobResult", "ProcessPool", "ChildPool", "SlotsBroken"]
+__all__ = ["ChildPool", "JobResult", "ProcessPool", "SlotsBroken"]
 
 log = logging.getLogger(__name__)
 
