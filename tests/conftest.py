@@ -25,11 +25,16 @@ _LEAK_GRACE = 5.0  # seconds for what is already ending to end
 LAST = "test_aws_calls.py"  # looks at the calls that all others made
 
 LONGEST = (
-    "test_joblib.py",
-    "test_integrations.py",
-    "test_autoscaler.py",
+    "test_ecs_end_to_end.py",
     "test_process.py",
+    "test_joblib.py",
+    "test_environment_sync.py",
+    "test_shutdown.py",
+    "test_examples.py",
+    "test_protocol.py",
+    "test_integrations.py",
     "test_attach.py",
+    "test_autoscaler.py",
 )
 """Begun first, so that no process is left with one of them when the others have ended."""
 

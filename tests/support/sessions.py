@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from starburst_executor import Intervals, StarburstExecutor
@@ -25,6 +25,9 @@ QUICK = Intervals(
     session_check=0.5,
 )
 """Workers that are lost are found within seconds."""
+
+Make = Callable[..., StarburstExecutor]
+"""Makes an executor; takes down what a failing test leaves."""
 
 
 class CountingStore:
