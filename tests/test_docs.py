@@ -107,10 +107,10 @@ def test_the_cost_formula_is_that_of_the_code() -> None:
         + minutes * int(client[1])
     )
     reads = 10_000 * alone[2] + 100 * minutes * int(busy[2]) + minutes * int(client[2])
-    assert found.prices.requests == pytest.approx(writes * prices.write + reads * prices.read)
+    assert found.cost.requests == pytest.approx(writes * prices.write + reads * prices.read)
     [said] = re.findall(r"some ([\d,]+) PUTs and LISTs and ([\d,]+) GETs: \$(\d+\.\d+)", text)
     assert (writes // 1000, reads // 1000) == tuple(int(n.split(",")[0]) for n in said[:2])
-    assert f"{found.prices.requests:.2f}" == said[2]
+    assert f"{found.cost.requests:.2f}" == said[2]
 
 
 def test_limits_in_the_reference_are_those_of_the_code() -> None:

@@ -696,7 +696,7 @@ def test_a_package_finds_its_data_and_shows_its_path_wherever_it_arrives(
     if not same_machine:
         shutil.rmtree(root)
     script = (
-        "import sys; from starburst_executor import shipped; shipped.add_to_path(sys.argv[1:])\n"
+        "import sys; from starburst_executor.environment import shipped_modules; shipped_modules.add_to_path(sys.argv[1:])\n"
         "from rich import reader\n"
         "print(reader.read(), reader.resource(), reader.read.__code__.co_filename, reader.__file__)"
     )
