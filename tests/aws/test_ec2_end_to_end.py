@@ -12,7 +12,7 @@ import pytest
 from starburst_executor import StarburstExecutor
 from starburst_executor.aws.account import Clients
 from starburst_executor.aws.deployment.removal import Owner, remove_capacity
-from starburst_executor.aws.ecs import launcher, tasks
+from starburst_executor.aws.ecs import observer, spot_fallback, tasks
 from starburst_executor.aws.ecs.capacity import Capacity
 from starburst_executor.aws.ecs.diagnosis import Retryability
 from starburst_executor.aws.ecs.instances import describe_instance_type
@@ -55,8 +55,8 @@ def deployment(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances that have not come at once are asked about."""
     monkeypatch.setattr(tasks, "_ASK_SHORTAGE", 0.0)
-    monkeypatch.setattr(launcher, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(launcher, "_ASK_AGAIN", 0.0)
+    monkeypatch.setattr(observer, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(spot_fallback, "_ASK_AGAIN", 0.0)
 
 
 def on_ec2(

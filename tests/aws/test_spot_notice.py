@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.aws.ecs import spot_notice
@@ -16,11 +17,11 @@ from tests.support.metadata_server import MetadataServer, metadata_server
 from tests.support.sessions import QUICK, live_workers
 from tests.support.tasks import Gate, until
 
-ON_EC2_SPOT: dict[str, Any] = {
-    "launch_type": "EC2",
-    "instance_type": "c8a.xlarge",
-    "use_spot": True,
-}
+
+def put_on_spot(executor: StarburstExecutor) -> None:
+    """Have the session's workers, which run on this machine, believe that they are on Spot instances."""
+    spot: dict[str, Any] = {"launch_type": "EC2", "instance_type": "c8a.xlarge", "use_spot": True}
+    executor._session.amend(lambda m: replace(m, spec=replace(m.spec, **spot)))
 
 
 @pytest.fixture
@@ -96,9 +97,8 @@ def test_a_worker_on_spot_hands_back_when_its_instance_is_taken_back(
     monkeypatch.setenv("STARBURST_MARKET", "spot")
     gate = Gate(tmp_path / "gate")
     # A single attempt: were it lost, the task would fail.
-    with StarburstExecutor(
-        1, store=directory_url, intervals=QUICK, max_attempts=1, **ON_EC2_SPOT
-    ) as executor:
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK, max_attempts=1) as executor:
+        put_on_spot(executor)
         future = executor.submit(gate.hold, "kept")
         gate.await_arrivals()
         [first] = live_workers(executor)
@@ -113,6 +113,7 @@ def test_a_worker_elsewhere_asks_nobody(
     metadata: MetadataServer, directory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STARBURST_MARKET", "on-demand")
-    with StarburstExecutor(1, store=directory_url, intervals=QUICK, **ON_EC2_SPOT) as executor:
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK) as executor:
+        put_on_spot(executor)
         assert executor.submit(pow, 2, 3).result(timeout=60) == 8
     assert metadata.looks == 0

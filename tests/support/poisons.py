@@ -176,7 +176,8 @@ def surroundings() -> dict[str, object]:
     return {
         "directory": str(Path.cwd()),
         "umask": mask,
-        "environment": dict(os.environ),
+        # The variable names a file of this very process, which another has elsewhere.
+        "environment": {k: v for k, v in os.environ.items() if k != "STARBURST_MAIN"},
         "locale": locale.setlocale(locale.LC_ALL),
         "handlers": [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)],
         "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),

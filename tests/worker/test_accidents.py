@@ -34,7 +34,9 @@ PATIENCE = 30.0
 @pytest.fixture
 def lone(directory_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An executor that starts no workers."""
-    monkeypatch.setattr("starburst_executor.coordination.autoscaler.Autoscaler.need", lambda *_: None)
+    monkeypatch.setattr(
+        "starburst_executor.coordination.autoscaler.Autoscaler.need", lambda *_: None
+    )
     one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
     yield one
     one.cleanup(force=True)
@@ -321,7 +323,7 @@ _CHILDLESS = """
 import sys
 sys.executable = "/bin/false"
 sys.argv[1:1] = ["worker"]
-from starburst_executor.cli.main import main
+from starburst_executor.cli import main
 main()
 """
 

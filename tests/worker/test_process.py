@@ -94,7 +94,7 @@ class Blind(LocalLauncher):
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_blind(spec: WorkerSpec, deployment: Any = None) -> LocalLauncher:
+    def open_blind(spec: WorkerSpec, deployment: Any = None, origin: Any = None) -> LocalLauncher:
         return Blind()
 
     monkeypatch.setattr(executor, "open_launcher", open_blind)
@@ -439,7 +439,8 @@ def object_keys(one: StarburstExecutor, store_url: str, part: str, name: str) ->
     return [key for key in found if key.endswith(name)]
 
 
-@pytest.mark.parametrize("cut", [0, 3, 60, -20])
+# The last one is within the arguments, behind which are the names for people.
+@pytest.mark.parametrize("cut", [0, 3, 60, -120])
 def test_tasks_that_are_truncated_fail_and_the_rest_goes_on(
     make: Make, gate: Gate, directory_url: str, cut: int
 ) -> None:
