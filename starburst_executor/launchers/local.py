@@ -31,6 +31,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import starburst_executor
 from starburst_executor.config import data_home
 from starburst_executor.environment import bootstrap
 from starburst_executor.errors import LaunchFailed, StarburstError
@@ -390,7 +391,7 @@ def _log_of(lock: Path) -> Path:
 
 def _worker_environment(fd: int) -> dict[str, str]:
     environment = {**os.environ, _LOCK_FD: str(fd)}
-    source = Path(__file__).resolve().parents[2]
+    source = Path(starburst_executor.__file__).resolve().parent.parent
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
     # Never for an installed package: all of site-packages would then precede the standard library.
     if source not in installed:
