@@ -33,7 +33,8 @@ from starburst_executor.serialization.pickling import dumps, loads, pack_call
 from starburst_executor.worker import child_handle
 from starburst_executor.worker.child_handle import Job
 from starburst_executor.worker.ipc import frame
-from starburst_executor.worker.pool import ChildPool, JobResult, ProcessPool, SlotsBroken, _order
+from starburst_executor.worker.pool import ChildPool, JobResult, ProcessPool, SlotsBroken
+from starburst_executor.worker.scheduling import job_request
 
 PATIENCE = 30.0  # seconds until a test that waits has failed
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -467,7 +468,7 @@ def test_recall_knows_what_the_child_read_in_between(tmp_path: Path) -> None:
     ours, theirs = child_handle._socket_pair()
     with ours, theirs:
         for entry in entries:
-            ours.send(frame(_order(entry), tmp_path / "unused"))
+            ours.send(frame(job_request(entry), tmp_path / "unused"))
         child._theirs = Contested(theirs)
         assert child.recall() == entries[::2]
     assert list(child.sent) == entries[1::2]
