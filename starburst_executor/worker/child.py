@@ -1,4 +1,4 @@
-"""child"""
+"""A child process: runs one job after another, and is the only part of the worker that unpickles."""
 
 from __future__ import annotations
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import selectors
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 from starburst_executor.runtime import Runtime
 from starburst_executor.worker.child_handle import ChildHandle, Ruling
 
 __all__ = ["LEAVE", "Children", "SlotsBroken"]
+
+log = logging.getLogger(__name__)
 
 STARTS_MAX = 5  # children in a row that die before they can read: then it is the machine
 
@@ -102,6 +105,22 @@ class Children:
     def add(self, child: ChildHandle) -> None:
         """Count a child among those that there are."""
         self._all.append(child)
+
+    def running(self, key: Hashable) -> ChildHandle | None:
+        """The child that runs a job."""
+        for child in self._all:
+            if child.sent and child.sent[0].job.key == key:
+                return child
+        return None
+
+    def shorten_output(self) -> int:
+        """Keep what running jobs print from filling the disk; the bytes left of the largest."""
+        busy = [child for child in self._all if child.sent]
+        try:
+            return max((child.shorten_output() for child in busy), default=0)
+        except OSError as error:
+            log.warning("what tasks print cannot be cut to its end: %s", error)
+            return 0
 
     def note_ready(self, child: ChildHandle) -> None:
         """A child has started and reads its messages."""

@@ -1,4 +1,4 @@
-"""What a worker and its children say to each other."""
+"""The messages between a worker and its children."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import msgspec
 
 __all__ = [
     "CHILD_MODULE",
+    "MESSAGE_MAX",
     "Blob",
     "FromChild",
     "Initialized",
-    "Kind",
-    "MESSAGE_MAX",
     "JobRequest",
+    "Kind",
     "Ready",
     "Reply",
     "Spooled",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from starburst_executor.protocol.outcome import Failure
+from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.worker.child_handle import Job
 from starburst_executor.worker.ipc import Kind, Reply
 
-__all__ = ["JobResult", "death_failure", "last_lines", "result_of_reply"]
+__all__ = ["JobResult", "death_failure", "last_lines", "result_of_failure", "result_of_reply"]
 
 STDERR_TAIL = 4096  # bytes of stderr shown in the message of a crash
 
@@ -51,6 +51,33 @@ def result_of_reply(job: Job, reply: Reply, now: float) -> JobResult:
         blobs=tuple((digest, Path(file), size) for digest, file, size in reply.blobs),
         stdout=reply.stdout,
         stderr=reply.stderr,
+    )
+
+
+def result_of_failure(
+    job: Job, failure: Failure, seconds: float, now: float, output: tuple[bytes, bytes]
+) -> JobResult:
+    """The result of a job that failed without its child reporting it.
+
+    Args:
+        job: The job.
+        failure: What happened.
+        seconds: For how long it ran.
+        now: UTC seconds.
+        output: The last that it wrote to stdout and stderr.
+    """
+    kind = failure.kind
+    assert kind in ("crashed", "timeout", "initializer")
+    return JobResult(
+        key=job.key,
+        began=now - seconds,
+        ended=now,
+        outcome=encode_outcome(Outcome(failure=failure)),
+        ok=False,
+        kind=kind,
+        blobs=(),
+        stdout=output[0],
+        stderr=output[1],
     )
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.protocol.outcome import Failure
 from starburst_executor.runtime import Runtime, Signal
 from starburst_executor.worker.child_handle import (
     REPLIES,
@@ -31,6 +31,7 @@ from starburst_executor.worker.job_result import (
     JobResult,
     death_failure,
     last_lines,
+    result_of_failure,
     result_of_reply,
 )
 from starburst_executor.worker.output import OUTPUT_MAX
@@ -89,9 +90,9 @@ _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromCh
 class ProcessPool:
     """A `ChildPool` of processes.
 
-    A child that died is replaced by a fresh one. Functions and imports stay warm in a
-    child; so does whatever else a task leaves in it, its threads and background
-    processes included, until the child ends.
+    A child that died is replaced by a fresh one. Functions and imports stay warm in a child,
+    and so does whatever else a task leaves in it, such as threads and background processes,
+    until the child ends.
 
     Args:
         size: How many jobs run at once.
@@ -202,13 +203,11 @@ class ProcessPool:
     def live_output(self, key: Hashable) -> tuple[bytes, bytes]:
         """The last 1 MiB that a running job has written to stdout and to stderr so far."""
         with self._lock:
-            for child in self._children:
-                if child.sent and child.sent[0].job.key == key:
-                    return child.output()
-        return b"", b""
+            child = self._children.running(key)
+            return child.output() if child else (b"", b"")
 
     def close(self) -> None:
-        """Kill running jobs, let idle children go, delete every file; twice is fine."""
+        """Kill running jobs, let idle children go, delete every file; may be called twice."""
         with self._lock:
             self._wake()
             self._closing = True
@@ -383,13 +382,9 @@ class ProcessPool:
         now = self._runtime.monotonic()
         if now < self._scheduler.look_at_output:
             return
-        busy = [child for child in self._children if child.sent]
-        try:
-            most = max((child.shorten_output() for child in busy), default=0)
-        except OSError as error:
-            log.warning("what tasks print cannot be cut to its end: %s", error)
-            most = 0
+        most = self._children.shorten_output()
         pause = LOOK_SOON if most >= OUTPUT_MAX else LOOK_LATER
+        busy = any(child.sent for child in self._children)
         self._scheduler.look_at_output = now + pause if busy else math.inf
 
     def _stop_late(self, child: ChildHandle) -> None:
@@ -435,22 +430,9 @@ class ProcessPool:
     def _report(self, child: ChildHandle, entry: QueuedJob, failure: Failure) -> None:
         """Let a job end with a failure that its child did not tell of."""
         self._remove_files(entry)
-        stdout, stderr = child.output()
+        seconds = self._runtime.monotonic() - entry.since
         now = self._runtime.time()
-        kind = failure.kind
-        assert kind in ("crashed", "timeout", "initializer")
-        ended = JobResult(
-            key=entry.job.key,
-            began=now - (self._runtime.monotonic() - entry.since),
-            ended=now,
-            outcome=encode_outcome(Outcome(failure=failure)),
-            ok=False,
-            kind=kind,
-            blobs=(),
-            stdout=stdout,
-            stderr=stderr,
-        )
-        self._done.append(ended)
+        self._done.append(result_of_failure(entry.job, failure, seconds, now, child.output()))
 
     def _remove_files(self, entry: QueuedJob) -> None:
         for file in self._folder.glob(f"{entry.number}.*"):
