@@ -2,7 +2,7 @@
 
 Everything here is named by the digest of its content, so that it is fetched once and never
 stale. A callable is small (its large buffers are blobs); blobs may be of any size and are
-fetched aside, so that the worker's own loop does not stand still.
+fetched on another thread, so that the worker's loop never waits for them.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class ObjectCache(Protocol):
         """Digests of the blobs that a callable and its arguments name and that are not here yet."""
 
     def fetch(self, blobs: Iterable[str]) -> None:
-        """Bring blobs here; may take long."""
+        """Download blobs; this may take long."""
 
 
 class DiskCache:
-    """A library in a folder of the worker's own.
+    """An `ObjectCache` in a folder of the worker's own.
 
     Args:
         session: Where to fetch from.
-        folder: Where to keep; made if need be, removed by `close`.
+        folder: Where things are kept; made if necessary, removed by `close`.
     """
 
     def __init__(self, session: Session, folder: Path) -> None:
@@ -61,7 +61,7 @@ class DiskCache:
         """The file of a callable's cargo.
 
         Raises:
-            DamagedObject: it is gone from the store, or is not what its name says.
+            DamagedObject: it is gone from the store, or its content does not match its name.
         """
         target = self._folder / "functions" / digest
         if not target.exists():
@@ -69,7 +69,7 @@ class DiskCache:
         return target
 
     def path(self, archives: dict[str, str]) -> tuple[str, ...]:
-        """Folders with the shipped modules, one an archive."""
+        """Folders with the shipped modules, one for each archive."""
         return tuple(self._unpacked(digest) for _, digest in sorted(archives.items()))
 
     def missing(self, function: str, call: bytes = b"") -> list[str]:

@@ -1,4 +1,4 @@
-"""What a worker and its children say to each other."""
+"""The messages between a worker and its children."""
 
 from __future__ import annotations
 

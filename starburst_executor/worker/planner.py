@@ -1,8 +1,8 @@
-"""How much a worker has to do, how long that will take, how much more it should claim, and where.
+"""How much work a worker has, how long it will take, and how much more to claim, and where.
 
-The order in which tasks begin
-    Tasks are claimed in submission order (of several clients: by lane, then number), and run in the
-    order in which they were claimed, but for what follows.
+The order in which tasks start
+    Tasks are claimed in submission order (with several clients: by lane, then number), and run in
+    the order in which they were claimed, with these exceptions.
 
     up to `FEW_WORKERS` workers: all claim from the first open batch. A task begins before an earlier one
         only where another worker holds that one: at most `CLAIM_SECONDS` of work for each worker. Where tasks
@@ -43,28 +43,28 @@ __all__ = [
 
 # A task that ends sooner has its start written together with its end.
 LONG_TASK = 2.0
-# As much work is claimed at a time, in seconds of all slots.
+# Work claimed at a time, in seconds of all slots.
 CLAIM_SECONDS = 1.0
-# What has not begun by then, because the task before it turned out long, is handed back.
+# A task that has not started by then, behind one that turned out to be long, is handed back.
 STUCK_SECONDS = 5.0
-# So many may all write one record, which takes some 15 writes a second on S3.
+# Up to this many workers may all write one record; on S3 it takes about 15 writes a second.
 FEW_WORKERS = 8
-# After so long one of a few workers looks whether there is work before the batch that it stays with.
+# How often one of few workers looks for work in front of the batch it is staying with.
 FRONT_SECONDS = 5.0
-# A batch of tiny tasks that is run within so many seconds is left to one worker.
+# A batch of tiny tasks that takes no longer than this many seconds is left to one worker.
 SHORT_BATCH = 4.0
 TINY_TASK = 0.05
-# Nobody is at a record that was not written for so long, or writes it seldom.
+# Nobody is writing a record that was not written for this long, or only seldom.
 QUIET_SECONDS = 5.0
 
 
 class ClaimPlanner:
-    """What a worker holds, as work. Makes no requests.
+    """The work a worker holds. Makes no requests.
 
     Args:
         slots: What runs the tasks.
         runtime: The clocks.
-        last_chance: What was lost while running so often must be held alone.
+        last_chance: A task that was lost this many times while running must be held alone.
     """
 
     def __init__(self, slots: ChildPool, runtime: Runtime, last_chance: int) -> None:
@@ -77,18 +77,18 @@ class ClaimPlanner:
 
     @property
     def working(self) -> bool:
-        """Whether anything is unfinished or unsaid; may be asked by any thread."""
+        """Whether anything is unfinished or unwritten; may be read by any thread."""
         return any(hold.busy for hold in list(self.assignments.values()))
 
     @property
     def queued(self) -> int:
-        """How many tasks are still to be run, or run; may be asked by any thread."""
+        """How many tasks are yet to run, or running; may be read by any thread."""
         holds = list(self.assignments.values())
         return sum(len(hold.waiting) + len(hold.dispatched) for hold in holds)
 
     @property
     def dispatched(self) -> int:
-        """How many tasks the slots have."""
+        """How many tasks the child pool has."""
         return sum(len(hold.dispatched) for hold in self.assignments.values())
 
     @property
@@ -98,16 +98,16 @@ class ClaimPlanner:
 
     @property
     def current(self) -> Assignment | None:
-        """The batch that the worker stays with while it lasts: the last one claimed from."""
+        """The batch last claimed from, which the worker stays with while it lasts."""
         return next(reversed(self.assignments.values()), None)
 
     def learn_run(self, hold: Assignment, position: int, seconds: float) -> None:
-        """A task of this batch took so long."""
+        """Learn how long a task of this batch took."""
         function = hold.function(position)
         self._recent.setdefault(function, deque(maxlen=5)).append(seconds)
 
     def learn_round_trip(self, seconds: float) -> None:
-        """A write took so long."""
+        """Learn how long a write took."""
         self._round_trip += 0.2 * (seconds - self._round_trip)
 
     def wanted(self, hold: Assignment) -> int:
@@ -126,7 +126,7 @@ class ClaimPlanner:
         return min(more, half, tasks_object.MAX_BATCH_TASKS)
 
     def short(self, tasks: int) -> bool:
-        """Whether so many tasks like the last ones claimed would soon be run by this worker alone."""
+        """Whether this worker alone would soon have run that many tasks like those last claimed."""
         current = self.current
         pace = self._pace_of(current.tasks) if current else None
         if pace is None or pace > TINY_TASK:
@@ -140,13 +140,13 @@ class ClaimPlanner:
         return not self.free and self._ahead() > self.lead
 
     def until_not_full(self) -> float:
-        """Seconds until more should be claimed, if nothing ends before; inf if only an end can tell."""
+        """Seconds until more should be claimed if nothing ends first; inf if only an end can tell."""
         if self._last_chance_held():
             return math.inf
         return max(self._ahead() - self.lead, 0.002)
 
     def until_due(self) -> float:
-        """Seconds until a start should be written or something has been stuck for too long."""
+        """Seconds until a start must be written, or a task has been stuck for too long."""
         now, wall = self._runtime.monotonic(), self._runtime.time()
         begun = self._slots.begun()
         due = math.inf
@@ -175,7 +175,7 @@ class ClaimPlanner:
         }
 
     def stuck(self) -> list[tuple[Assignment, list[AttemptKey]]]:
-        """What has waited for too long behind tasks that turned out long."""
+        """What has waited too long behind tasks that turned out to be long."""
         if self.free:
             return []
         now = self._runtime.monotonic()
@@ -192,7 +192,7 @@ class ClaimPlanner:
         return found
 
     def unbegun(self) -> list[tuple[Assignment, list[AttemptKey]]]:
-        """What is held and has not begun."""
+        """What is held and has not started."""
         begun = self._slots.begun()
         found = [
             (hold, [key for key in hold.queued if key not in begun])
@@ -202,7 +202,7 @@ class ClaimPlanner:
 
     @property
     def lead(self) -> float:
-        """How long before the work runs out the next is claimed: a few round trips."""
+        """How long before work runs out more is claimed: a few round trips."""
         return min(0.5, 5 * self._round_trip)
 
     def _ahead(self) -> float:
@@ -237,7 +237,7 @@ class ClaimPlanner:
         return max(paces) if paces and len(paces) == len(recents) else None
 
     def _last_chance_held(self) -> bool:
-        """Whether a task is held that must be alone, so that its fate is blamed on nobody else."""
+        """Whether a task is held that must be alone, so that no other is blamed for what it does."""
         return any(
             (task := hold.task(key)).lost > 0 and task.losses >= self.last_chance
             for hold in self.assignments.values()
@@ -250,20 +250,20 @@ def _first_pending_was_lost(record: records.Record) -> bool:
 
 
 def spread(workers: int) -> int:
-    """Among how many batches that nobody is at one of so many workers chooses."""
+    """How many of the batches that nobody is working on each of that many workers chooses among."""
     return 1 if workers <= FEW_WORKERS else -(-workers // 2)
 
 
 def worth_claiming(
     sights: Sequence[BatchListing], workers: int, now: float, *, short: bool = False
 ) -> Sequence[BatchListing]:
-    """Those of the open batches, which are in order, from which a worker should claim at random.
+    """Those of the open batches from which a worker should pick one at random.
 
     Args:
-        sights: The open batches, from the first of all on or from the first that was looked at.
+        sights: The open batches in order, from the first one that was listed.
         workers: How many workers there are.
         now: The store's clock when they were listed.
-        short: The first of them would soon be run by one worker.
+        short: One worker alone would soon have run the first of them.
     """
     if workers <= FEW_WORKERS and not short:
         return sights[:1]
@@ -273,5 +273,5 @@ def worth_claiming(
 
 
 def _nobody_is_at(sight: BatchListing, now: float) -> bool:
-    """Whether a claim most likely meets no other: of what nobody has begun with, or not for a while."""
+    """Whether a claim most likely meets no other: the record is missing, or has not changed lately."""
     return sight.record is None or now - sight.record.modified >= QUIET_SECONDS

@@ -26,83 +26,43 @@ import math
 import os
 import selectors
 import shutil
-import sys
 import threading
-from collections import deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
-from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
+from starburst_executor.protocol.outcome import Failure
 from starburst_executor.runtime import Runtime, Signal
 from starburst_executor.worker.child_handle import (
     REPLIES,
     ChildHandle,
     Job,
     QueuedJob,
-    Ruling,
     death_kind,
     seconds_left,
 )
-from starburst_executor.worker.ipc import (
-    FromChild,
-    Initialized,
-    JobRequest,
-    Kind,
-    Reply,
-    Spooled,
-    Unable,
-    frame,
-    unspool,
+from starburst_executor.worker.children import LEAVE, Children, SlotsBroken
+from starburst_executor.worker.ipc import FromChild, Initialized, Reply, Spooled, Unable, unspool
+from starburst_executor.worker.job_result import (
+    JobResult,
+    death_failure,
+    last_lines,
+    result_of_failure,
+    result_of_reply,
 )
 from starburst_executor.worker.output import OUTPUT_MAX
+from starburst_executor.worker.scheduling import LOOK_LATER, LOOK_SOON, SLOW, JobScheduler
 
 __all__ = ["ChildPool", "JobResult", "ProcessPool", "SlotsBroken"]
 
 log = logging.getLogger(__name__)
 
-SLOW = 0.1  # seconds; a job that runs longer keeps none waiting behind it
-
-STDERR_TAIL = 4096  # bytes of stderr shown in the message of a crash
-
-STARTS_MAX = 5  # children in a row that die before they can read: then it is the machine
-
-PAUSE = 0.05  # seconds before the second try to start a child, then twice that, ...
-
-LEAVE = 1.0  # seconds that idle children have for their own clean-up
-
 # Children that begin a job and cannot carry it out: then it is the job. Children in a row
 # that cannot even begin: then it is the machine.
 UNABLE_MAX = 3
-
-# Seconds between looks at how much running jobs have printed: when it was much, and else.
-LOOK_SOON, LOOK_LATER = 0.05, 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
-    """What became of a job.
-
-    The files of `blobs` belong to whoever took this: to be uploaded, then deleted.
-    """
-
-    key: Hashable
-    began: float  # UTC seconds by this machine's clock
-    ended: float
-    outcome: bytes  # of `encode_outcome`
-    ok: bool  # it returned a value
-    kind: Kind
-    blobs: tuple[tuple[str, Path, int], ...]  # digest, file, bytes
-    stdout: bytes  # the last 1 MiB of it
-    stderr: bytes
-
-
-class SlotsBroken(RuntimeError):
-    """No jobs can be run here any more, whatever they are."""
 
 
 class ChildPool(Protocol):
@@ -147,11 +107,11 @@ _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromCh
 
 
 class ProcessPool:
-    """Slots that are child processes of this one. Implements `Slots`.
+    """A `ChildPool` of processes.
 
-    A child that died is replaced by a fresh one. Functions and imports stay warm in a
-    child; so does whatever else a task leaves in it, its threads and background
-    processes included, until the child ends.
+    A child that died is replaced by a fresh one. Functions and imports stay warm in a child,
+    and so does whatever else a task leaves in it, such as threads and background processes,
+    until the child ends.
 
     Args:
         size: How many jobs run at once.
@@ -176,25 +136,25 @@ class ProcessPool:
         memory_max: float = math.inf,
     ) -> None:
         self.size = size
-        self._jobs_max = math.inf if jobs_max is None else jobs_max
-        self._memory_max = memory_max
         self.signal = signal
         self._folder = folder.absolute()  # tasks may change the directory
-        self._initializer = initializer
         self._runtime = runtime
         self._lock = threading.Lock()  # over all that follows
-        self._queue: deque[QueuedJob] = deque()
-        self._children: list[ChildHandle] = []
+        self._children = Children(
+            size,
+            self._folder,
+            initializer,
+            runtime,
+            math.inf if jobs_max is None else jobs_max,
+            memory_max,
+            self._wake,
+        )
+        self._scheduler = JobScheduler(
+            size, self._folder, runtime, partial(self._children.condemn, verdict="replaced")
+        )
         self._done: list[JobResult] = []
-        self._arrived = 0  # jobs, in all
-        self._spawned = 0  # children, in all
-        self._mean: float | None = None  # recent run time, seconds
-        self._due = math.inf  # when to look for jobs that are slow or over their limit
-        self._stillborn = 0  # children in a row that died before they were ready
         self._unable = 0  # children in a row that could not even begin a job
         self._fatal: SlotsBroken | None = None
-        self._look_at_output = math.inf
-        self._spawn_at = -math.inf  # not before
         self._woken = False
         self._closing = False
         self._broken: Exception | None = None
@@ -214,10 +174,9 @@ class ProcessPool:
         with self._lock:
             if self._closing:
                 raise SlotsBroken(f"{job.label}: the slots are closed") from self._broken
-            if not self._queue:  # else the thread knows, or has no child to spare
+            if self._scheduler.empty:  # else the thread knows, or has no child to spare
                 self._wake()
-            self._arrived += 1
-            self._queue.append(QueuedJob(self._arrived, job))
+            self._scheduler.add(job)
 
     def withdraw(self, keys: Iterable[Hashable]) -> set[Hashable]:
         """Take back those of the jobs that no child has begun."""
@@ -225,11 +184,7 @@ class ProcessPool:
             return self._withdraw(set(keys))
 
     def _withdraw(self, wanted: set[Hashable]) -> set[Hashable]:
-        for child in self._children:
-            if any(entry.job.key in wanted for entry in child.sent):
-                self._recall(child)
-        withdrawn = {e.job.key for e in self._queue if e.job.key in wanted}
-        self._queue = deque(e for e in self._queue if e.job.key not in wanted)
+        withdrawn = self._scheduler.withdraw(wanted, self._children)
         self._wake()  # to send again what was not meant
         return withdrawn
 
@@ -248,10 +203,10 @@ class ProcessPool:
                 # What it was sent besides is taken back, so it kills no other job.
                 if child.sent and child.sent[0].job.key == key:
                     child.sent[0].unwanted = True
-                    self._condemn(child, "killed")
+                    self._children.condemn(child, "killed")
             for ended in self._done:
                 if ended.key == key:
-                    _unlink(ended)
+                    ended.delete_blobs()
             self._done = [ended for ended in self._done if ended.key != key]
 
     def take(self) -> list[JobResult]:
@@ -267,13 +222,11 @@ class ProcessPool:
     def live_output(self, key: Hashable) -> tuple[bytes, bytes]:
         """The last 1 MiB that a running job has written to stdout and to stderr so far."""
         with self._lock:
-            for child in self._children:
-                if child.sent and child.sent[0].job.key == key:
-                    return child.output()
-        return b"", b""
+            child = self._children.running(key)
+            return child.output() if child else (b"", b"")
 
     def close(self) -> None:
-        """Kill running jobs, let idle children go, delete every file; twice is fine."""
+        """Kill running jobs, let idle children go, delete every file; may be called twice."""
         with self._lock:
             self._wake()
             self._closing = True
@@ -289,7 +242,7 @@ class ProcessPool:
     def _pump(self) -> None:
         try:
             while not self._closing:
-                self._turn()
+                self._step()
         except Exception as error:
             log.exception("the children are stopped, because of an error around them")
             with self._lock:
@@ -300,19 +253,19 @@ class ProcessPool:
             finally:
                 self.signal.set()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         self._spawn_missing()
         with self._lock:
-            self._feed()
+            self._scheduler.feed(self._children)
             patience = self._patience()
         events = self._selector.select(patience)
         with self._lock:
             for key, _ in events:
                 key.data()
-            if self._runtime.monotonic() >= self._due:
+            if self._runtime.monotonic() >= self._scheduler.due:
                 self._check_times()
             self._shorten_output()
-            dying = [child for child in self._children if child.verdict]
+            dying = self._children.dying
         for child in dying:
             self._bury(child)
         if self._fatal is not None:
@@ -321,111 +274,26 @@ class ProcessPool:
             self.signal.set()
 
     def _patience(self) -> float | None:
-        until = min(self._due, self._look_at_output)
-        if self._lacking():
-            until = min(until, self._spawn_at)
+        until = min(self._scheduler.due, self._scheduler.look_at_output)
+        if self._children.lacking:
+            until = min(until, self._children.spawn_at)
         return None if until == math.inf else max(0.0, until - self._runtime.monotonic())
 
     def _hear(self) -> None:
         os.read(self._bell, 16)
         self._woken = False
 
-    # Children come
-
     def _spawn_missing(self) -> None:
         """Start what is missing, without the lock: it takes milliseconds for each."""
-        while self._lacking() and not self._closing:
-            if self._runtime.monotonic() < self._spawn_at:
-                return
-            try:
-                child = self._spawn()
-            except OSError as error:  # out of processes, memory or descriptors
-                self._count_stillborn(str(error))
+        while self._children.lacking and not self._closing:
+            child = self._children.spawn()
+            if child is None:
                 return
             with self._lock:
-                self._children.append(child)
-            heed, kinds = self._selector.register, selectors.EVENT_READ
-            heed(child.channel, kinds, partial(self._collect, child))
-            heed(child.life, kinds, partial(self._condemn, child, "gone"))
-
-    def _lacking(self) -> bool:
-        return sum(not child.leaving for child in self._children) < self.size
-
-    def _spawn(self) -> ChildHandle:
-        self._spawned += 1
-        stem = self._folder / f"child-{self._spawned}"
-        outputs = (stem.with_suffix(".stdout"), stem.with_suffix(".stderr"))
-        initializer = str(self._initializer or "")
-        arguments = [str(self._folder), initializer, str(self._memory_max)]
-        child = ChildHandle(outputs, arguments, self._jobs_max)
-        child.initialized = self._initializer is None
-        return child
-
-    def _count_stillborn(self, reason: str) -> None:
-        self._stillborn += 1
-        if self._stillborn == STARTS_MAX:
-            raise SlotsBroken(
-                f"{STARTS_MAX} child processes in a row could not start; is"
-                f" {sys.executable} complete, and is there memory left?\n{reason}"
-            )
-        pause = PAUSE * 2 ** (self._stillborn - 1)
-        self._spawn_at = self._runtime.monotonic() + pause
-
-    # Jobs go out
-
-    def _feed(self) -> None:
-        """Send queued jobs to the least loaded children, in the order of their arrival."""
-        window = _window(self._mean)
-        free = [c for c in self._children if len(c.sent) < c.window(window)]
-        for load in range(window):
-            for child in list(free):
-                if not self._queue:
-                    return
-                if len(child.sent) <= load and not self._offer(child, window):
-                    free.remove(child)
-
-    def _offer(self, child: ChildHandle, window: int) -> bool:
-        """Send a child the next job; False if it cannot take it, or nothing after it."""
-        entry = self._queue[0]
-        if not _adds_to(child.path, entry.job.path):
-            if not child.sent:
-                self._replace(child)
-            return False
-        if not child.send(frame(_order(entry), self._folder)):
-            (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
-            return False
-        self._queue.popleft()
-        child.path = entry.job.path
-        child.sent.append(entry)
-        if len(child.sent) == 1:
-            self._begin(entry)
-        if self._look_at_output == math.inf:
-            self._look_at_output = self._runtime.monotonic() + LOOK_SOON
-        return len(child.sent) < child.window(window)
-
-    def _replace(self, child: ChildHandle) -> None:
-        """End a child that was shown other modules than the next job needs."""
-        used = [c for c in self._children if not c.verdict and (c.path or c.sent)]
-        fresh = self.size - len(used)  # now or soon
-        if fresh < len(self._queue):
-            self._condemn(child, "replaced")
-
-    def _begin(self, entry: QueuedJob) -> None:
-        entry.began = self._runtime.time()
-        entry.since = self._runtime.monotonic()
-        self._due = min(self._due, entry.since + min(SLOW, entry.job.timeout or SLOW))
-
-    def _recall(self, child: ChildHandle) -> None:
-        """Put back into the queue what a child was sent and has not read."""
-        recalled = child.recall()
-        for entry in recalled:
-            (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
-        self._put_back(recalled)
-
-    def _put_back(self, entries: list[QueuedJob]) -> None:
-        if entries:
-            everything = [*entries, *self._queue]
-            self._queue = deque(sorted(everything, key=lambda entry: entry.number))
+                self._children.add(child)
+            register, kinds = self._selector.register, selectors.EVENT_READ
+            register(child.channel, kinds, partial(self._collect, child))
+            register(child.life, kinds, partial(self._children.condemn, child, "gone"))
 
     # Replies come in
 
@@ -439,7 +307,7 @@ class ProcessPool:
         except (msgspec.DecodeError, OSError, LookupError) as error:
             # The job wrote into our socket or deleted our files: no telling what else.
             log.warning("a child is replaced, for it sent nonsense: %r", error)
-            self._condemn(child, "crashed")
+            self._children.condemn(child, "crashed")
 
     def _hear_from(self, child: ChildHandle, message: FromChild) -> None:
         if isinstance(message, Reply):
@@ -448,10 +316,9 @@ class ProcessPool:
             self._take_back(child, message)
         elif isinstance(message, Initialized):
             child.initialized = True
-            self._begin(child.sent[0])
+            self._scheduler.begin(child.sent[0])
         else:
-            child.ready = True
-            self._stillborn = 0
+            self._children.note_ready(child)
 
     def _finish(self, child: ChildHandle, reply: Reply) -> None:
         if child.sent[0].number != reply.number:
@@ -459,13 +326,12 @@ class ProcessPool:
         entry = child.sent.popleft()
         self._unable = 0
         child.slow = False
-        mean = reply.seconds if self._mean is None else self._mean
-        self._mean = mean + 0.2 * (reply.seconds - mean)
+        self._scheduler.learn(reply.seconds)
         if child.sent:
-            self._begin(child.sent[0])
-        ended = _ended(entry.job, reply, self._runtime.time())
+            self._scheduler.begin(child.sent[0])
+        ended = result_of_reply(entry.job, reply, self._runtime.time())
         if entry.unwanted:
-            _unlink(ended)
+            ended.delete_blobs()
         else:
             self._done.append(ended)
         child.jobs_left -= 1
@@ -478,10 +344,10 @@ class ProcessPool:
         """Let a child end by itself, in its own time but not for ever; another takes its place."""
         if child.leaving:
             return
-        self._recall(child)
+        self._scheduler.recall(child)
         child.leave()
         child.leave_by = self._runtime.monotonic() + LEAVE
-        self._due = min(self._due, child.leave_by)
+        self._scheduler.look_by(child.leave_by)
 
     def _take_back(self, child: ChildHandle, message: Unable) -> None:
         """Have another child try what one could not carry out for reasons of its own."""
@@ -489,7 +355,7 @@ class ProcessPool:
             raise LookupError(f"no reply to order {message.number}")
         entry = child.sent.popleft()
         log.warning("a child is replaced at %s: %s", entry.job.label, message.reason)
-        self._condemn(child, "replaced")
+        self._children.condemn(child, "replaced")
         entry.refusals += message.begun
         self._unable += not message.begun
         why = (
@@ -500,14 +366,14 @@ class ProcessPool:
         elif entry.refusals >= UNABLE_MAX and not entry.unwanted:
             self._report(child, entry, Failure(kind="crashed", message=why))
         elif not entry.unwanted:
-            self._put_back([entry])
+            self._scheduler.put_back([entry])
 
     # Time passes
 
     def _check_times(self) -> None:
         """Take back what waits behind a slow job, and stop what is over its limit."""
         now = self._runtime.monotonic()
-        self._due = math.inf
+        self._scheduler.due = math.inf
         for child in self._children:
             if child.leaving and not child.verdict:
                 self._check_leaving(child, now)
@@ -516,48 +382,39 @@ class ProcessPool:
             slow_at = child.sent[0].since + SLOW
             if not child.slow and now >= slow_at:
                 child.slow = True
-                self._recall(child)
+                self._scheduler.recall(child)
             limit = seconds_left(child)
             if now >= limit:
                 self._stop_late(child)
-            self._due = min([self._due, *(t for t in (slow_at, limit) if t > now)])
+            for due in (slow_at, limit):
+                if due > now:
+                    self._scheduler.look_by(due)
 
     def _check_leaving(self, child: ChildHandle, now: float) -> None:
         if now >= child.leave_by:
-            self._condemn(child, "replaced")
+            self._children.condemn(child, "replaced")
         else:
-            self._due = min(self._due, child.leave_by)
+            self._scheduler.look_by(child.leave_by)
 
     def _shorten_output(self) -> None:
         """Keep what running jobs print from filling the disk."""
         now = self._runtime.monotonic()
-        if now < self._look_at_output:
+        if now < self._scheduler.look_at_output:
             return
-        busy = [child for child in self._children if child.sent]
-        try:
-            most = max((child.shorten_output() for child in busy), default=0)
-        except OSError as error:
-            log.warning("what tasks print cannot be cut to its end: %s", error)
-            most = 0
+        most = self._children.shorten_output()
         pause = LOOK_SOON if most >= OUTPUT_MAX else LOOK_LATER
-        self._look_at_output = now + pause if busy else math.inf
+        busy = any(child.sent for child in self._children)
+        self._scheduler.look_at_output = now + pause if busy else math.inf
 
     def _stop_late(self, child: ChildHandle) -> None:
         late = child.sent[0]
-        self._recall(child)
+        self._scheduler.recall(child)
         self._collect(child)
         # What it was sent besides is taken back, so it cannot have gone on to that.
         if child.sent and child.sent[0] is late:
-            self._condemn(child, "timeout")
+            self._children.condemn(child, "timeout")
 
     # Children go
-
-    def _condemn(self, child: ChildHandle, verdict: Ruling) -> None:
-        if child.verdict is None:
-            child.verdict = verdict
-            if verdict != "gone":
-                child.kill()  # else it is seen first how it ended
-            self._wake()
 
     def _bury(self, child: ChildHandle) -> None:
         """Settle the jobs of a child that is dead or was killed, and forget it."""
@@ -566,7 +423,7 @@ class ProcessPool:
         code = child.reap()
         with self._lock:
             self._collect(child)
-            self._recall(child)
+            self._scheduler.recall(child)
             if child.sent:
                 self._blame(child, child.sent.popleft(), code, fate)
             self._selector.unregister(child.channel)
@@ -575,7 +432,7 @@ class ProcessPool:
             stderr = child.output()[1]
             child.close()
         if not child.ready and child.verdict in ("gone", "crashed"):
-            self._count_stillborn(f"code {code}: {_last_lines(stderr)}")
+            self._children.count_stillborn(f"code {code}: {last_lines(stderr)}")
 
     def _blame(self, child: ChildHandle, entry: QueuedJob, code: int, fate: str) -> None:
         """Report the job that a child was running when it died."""
@@ -586,28 +443,15 @@ class ProcessPool:
         kind = death_kind(child)
         log.info("%s: %s after %.3g s, code %d", entry.job.label, kind, seconds, code)
         stderr = child.output()[1]
-        failure = _failure(kind, entry.job, seconds, code, stderr, fate)
+        failure = death_failure(kind, entry.job, seconds, code, stderr, fate)
         self._report(child, entry, failure)
 
     def _report(self, child: ChildHandle, entry: QueuedJob, failure: Failure) -> None:
         """Let a job end with a failure that its child did not tell of."""
         self._remove_files(entry)
-        stdout, stderr = child.output()
+        seconds = self._runtime.monotonic() - entry.since
         now = self._runtime.time()
-        kind = failure.kind
-        assert kind in ("crashed", "timeout", "initializer")
-        ended = JobResult(
-            key=entry.job.key,
-            began=now - (self._runtime.monotonic() - entry.since),
-            ended=now,
-            outcome=encode_outcome(Outcome(failure=failure)),
-            ok=False,
-            kind=kind,
-            blobs=(),
-            stdout=stdout,
-            stderr=stderr,
-        )
-        self._done.append(ended)
+        self._done.append(result_of_failure(entry.job, failure, seconds, now, child.output()))
 
     def _remove_files(self, entry: QueuedJob) -> None:
         for file in self._folder.glob(f"{entry.number}.*"):
@@ -616,109 +460,12 @@ class ProcessPool:
     def _end(self) -> None:
         with self._lock:
             self._closing = True
-            for child in self._children:
-                if child.ready and not child.sent:
-                    child.leave()
-                else:
-                    child.kill()
-        self._wait_for_ends()
-        for child in self._children:
-            child.kill()  # those that did not leave, and what others left running
-            child.reap()
+            self._children.dismiss()
+        self._children.reap()
         with self._lock:
-            for child in self._children:
-                child.close()
             self._children.clear()
             self._selector.close()
             os.close(self._bell)
             os.close(self._rope)
         # A process that a task has hidden from us may still write there.
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _wait_for_ends(self) -> None:
-        until = self._runtime.monotonic() + LEAVE
-        with selectors.DefaultSelector() as lives:
-            for child in self._children:
-                lives.register(child.life, selectors.EVENT_READ)
-            while lives.get_map():
-                patience = until - self._runtime.monotonic()
-                if patience <= 0:
-                    return
-                for key, _ in lives.select(patience):
-                    lives.unregister(key.fileobj)
-
-
-def _window(mean: float | None) -> int:
-    """How many jobs to give to one child at once, by the recent mean run time.
-
-    About 40 ms of work, so that a child never waits for its next tiny job; and fewer
-    messages than a socket holds (10 on Linux, unless the machine is set up otherwise).
-    """
-    if mean is None or mean > 0.2:
-        return 1
-    return 9 if mean < 0.005 else 2
-
-
-def _adds_to(shown: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """Whether a child that was shown some directories may run a job with this path."""
-    return path == shown or set(path).issuperset(shown)
-
-
-def _order(entry: QueuedJob) -> JobRequest:
-    job = entry.job
-    return JobRequest(
-        entry.number,
-        str(job.function),
-        job.function_digest,
-        job.call,
-        str(job.blobs),
-        job.path,
-    )
-
-
-def _ended(job: Job, reply: Reply, now: float) -> JobResult:
-    return JobResult(
-        key=job.key,
-        began=now - reply.seconds,
-        ended=now,
-        outcome=reply.outcome,
-        ok=reply.kind == "returned",
-        kind=reply.kind,
-        blobs=tuple((digest, Path(file), size) for digest, file, size in reply.blobs),
-        stdout=reply.stdout,
-        stderr=reply.stderr,
-    )
-
-
-def _unlink(ended: JobResult) -> None:
-    for _, file, _ in ended.blobs:
-        file.unlink(missing_ok=True)
-
-
-def _failure(
-    kind: Literal["timeout", "initializer", "crashed"],
-    job: Job,
-    seconds: float,
-    code: int,
-    stderr: bytes,
-    fate: str,
-) -> Failure:
-    text = _last_lines(stderr)
-    if fate:
-        return Failure(kind=kind, message=fate, stderr=text)
-    if kind == "timeout":
-        message = (
-            f"it ran for {seconds:.3g} s, over its limit of {job.timeout:g} s,"
-            " and was killed with the processes that it had started"
-        )
-        return Failure(kind=kind, message=message, stderr=text)
-    return Failure(
-        kind=kind,
-        exit_code=code if code >= 0 else None,
-        signal=-code if code < 0 else None,
-        stderr=text,
-    )
-
-
-def _last_lines(stderr: bytes) -> str:
-    return stderr[-STDERR_TAIL:].decode(errors="replace")

@@ -1,6 +1,6 @@
 """Clients, workers and launchers of the real protocol code, as actors of the simulator.
 
-What is real: `Session`, `Submitter`, `Watcher`, `Roster`, `Staff`, `Worker`, `Beater`, `catalog`.
+What is real: `Session`, `Submitter`, `Watcher`, `FutureRegistry`, `Autoscaler`, `Worker`.
 What is not: time, the store (`Ledger` behind a `SimStore`), the processes that run tasks
 (`SimSlots`), the worker's disk (`SimLibrary`) and what starts workers (`SimLauncher`).
 

@@ -1,4 +1,4 @@
-"""In which order tasks begin, in virtual time: see `workload` for what is promised."""
+"""In which order tasks begin, in virtual time: see `planner` for what is promised."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from starburst_executor.serialization.exceptions import rebuild
 from starburst_executor.worker import child_handle
 from starburst_executor.worker.child_handle import Job
 from starburst_executor.worker.ipc import frame
-from starburst_executor.worker.pool import _order
+from starburst_executor.worker.scheduling import job_request
 from tests.support.bench import (
     PATIENCE,
     AtPickle,
@@ -311,7 +311,7 @@ def test_recall_knows_what_the_child_read_in_between(tmp_path: Path) -> None:
     ours, theirs = child_handle._socket_pair()
     with ours, theirs:
         for entry in entries:
-            ours.send(frame(_order(entry), tmp_path / "unused"))
+            ours.send(frame(job_request(entry), tmp_path / "unused"))
         child._theirs = Contested(theirs)
         assert child.recall() == entries[::2]
     assert list(child.sent) == entries[1::2]
@@ -443,7 +443,7 @@ from pathlib import Path
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.serialization.pickling import dumps, pack_call
 from starburst_executor.worker.child_handle import Job
-from starburst_executor.worker.pool import ProcessPool as ProcessSlots
+from starburst_executor.worker.pool import ProcessPool
 
 def hang(path):
     import signal, time
@@ -458,7 +458,7 @@ if __name__ == "__main__":
     function = folder / "function"
     function.write_bytes(dumps(hang, None))
     runtime = SystemRuntime()
-    slots = ProcessSlots(
+    slots = ProcessPool(
         2, folder=folder / "spool", runtime=runtime, signal=runtime.signal()
     )
     slots.start(Job(
