@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starburst_executor.client.future import Settled
-from starburst_executor.errors import (
-    StoreError,
-    StoreUnavailable,
-)
+from starburst_executor.errors import DamagedObject, StoreError, StoreUnavailable
+from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
-from starburst_executor.protocol.records import Record, Task
+from starburst_executor.protocol.records import Piece, Record, Task
 from starburst_executor.protocol.session import Session, VersionedRecord
 
 __all__ = ["ResultReader"]
@@ -50,6 +48,33 @@ class ResultReader:
             raise
         except StoreError as error:
             return False, error
+
+    def in_few_reads(self, batch: Batch, record: Record, ended: Iterable[int]) -> dict[int, Task]:
+        """The tasks with packed outcomes made inline: one read for each pack, not for each task."""
+        tasks = {position: record.tasks[position] for position in ended}
+        packs: dict[str, list[int]] = {}
+        for position, task in tasks.items():
+            if task.outcome is not None and task.outcome.pack:
+                packs.setdefault(task.outcome.pack, []).append(position)
+        for pack, positions in packs.items():
+            if len(positions) > 1:
+                tasks |= self._read_pack(batch, pack, {p: tasks[p] for p in positions})
+        return tasks
+
+    def _read_pack(self, batch: Batch, pack: str, tasks: dict[int, Task]) -> dict[int, Task]:
+        places = {p: task.outcome for p, task in tasks.items() if task.outcome is not None}
+        start = min(piece.start for piece in places.values())
+        stop = max(piece.start + piece.size for piece in places.values())
+        try:
+            data = self._session.get_piece(batch, Piece(pack=pack, start=start, size=stop - start))
+        except DamagedObject:
+            return {}  # each task's own read tells which of them can still be had
+        return {
+            p: transitions.inlined(
+                tasks[p], data[piece.start - start : piece.start + piece.size - start]
+            )
+            for p, piece in places.items()
+        }
 
     def later(self, batch: Batch, position: int) -> Settled:
         """How a task of a finished batch ended, with the record read now if it is not at hand."""

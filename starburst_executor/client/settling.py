@@ -1,0 +1,236 @@
+"""Futures of stored tasks that have not ended, and how they end: by the records that looks find changed.
+
+    batch -> futures by position, the record as last read, the listing as last seen
+
+A future leaves the table once it is settled. A record whose outcomes could not all be had is read again, so
+a store that is away for a while only delays them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starburst_executor.client.future import TaskFuture
+from starburst_executor.client.results import ResultReader
+from starburst_executor.errors import (
+    InitializerFailed,
+    NewerSchema,
+    ObjectNotFound,
+    SessionTerminated,
+    StoreError,
+    StoreUnavailable,
+)
+from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.listing import BatchListing, QueueReader
+from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.storage.base import ListedObject
+
+__all__ = ["Settling"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Waited:
+    """A stored batch with futures that have not ended."""
+
+    futures: dict[int, TaskFuture[Any]]
+    known: VersionedRecord
+    listing: BatchListing | None = None
+
+
+class Settling:
+    """Settles the futures of one client.
+
+    Args:
+        session: The session.
+        queue: What is known of its queue.
+        outcomes: Opens outcomes.
+        grace: Seconds until a record that was not there before is read, unless its batch is done.
+        broken: Called with an error after which nothing can go on: an initializer failed.
+
+    Attributes:
+        run_time: Seconds that tasks take, as a moving average; None until one has ended.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        queue: QueueReader,
+        outcomes: ResultReader,
+        grace: float,
+        broken: Callable[[Exception], None],
+    ) -> None:
+        self._session = session
+        self._queue = queue
+        self._outcomes = outcomes
+        self._grace = grace
+        self._broken = broken
+        self._runtime = session.runtime
+        self._lock = threading.Lock()
+        self._waited: dict[Batch, _Waited] = {}
+        self._unfinished = 0
+        self._idle = self._runtime.signal()
+        self._idle.set()
+        self._abandoned: BaseException | None = None  # why nothing is watched any more
+        self.run_time: float | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """How many futures have not ended."""
+        return self._unfinished
+
+    def add(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
+        """Take in the futures of a batch that is stored; once all were abandoned, these are too."""
+        fresh = VersionedRecord(Record.fresh(batch.size), None)
+        with self._lock:
+            abandoned = self._abandoned
+            if abandoned is None:
+                self._watch(batch, futures, fresh)
+        if abandoned is not None:
+            _end(futures, abandoned)
+
+    def _watch(
+        self, batch: Batch, futures: dict[int, TaskFuture[Any]], fresh: VersionedRecord
+    ) -> None:
+        waited = self._waited.setdefault(batch, _Waited({}, fresh))
+        self._unfinished += len(futures.keys() - waited.futures.keys())
+        self._idle.clear()
+        waited.futures.update(futures)
+        waited.known = fresh  # read again: it may tell of these futures already
+
+    def pending_positions(self) -> dict[Batch, list[int]]:
+        """Positions, by batch, of the futures that are not known to run."""
+        with self._lock:
+            return {
+                batch: [p for p, f in waited.futures.items() if not f.running()]
+                for batch, waited in self._waited.items()
+            }
+
+    def learn(self, batch: Batch, known: VersionedRecord) -> None:
+        """Take over a record that was read or written elsewhere in this client."""
+        with self._lock:
+            waited = self._waited.get(batch)
+        if waited is not None:
+            self._take_in(batch, waited, known)
+
+    def abandon(self, error: BaseException) -> None:
+        """End every future with an error, and every one that is added later."""
+        with self._lock:
+            self._abandoned = self._abandoned or error
+            waited, self._waited = self._waited, {}
+            self._unfinished = 0
+        for one in waited.values():
+            _end(one.futures, error)
+        self._idle.set()
+
+    def wait_until_idle(self) -> None:
+        """Return when every future has ended."""
+        self._idle.wait()
+
+    def records_seen(self) -> list[ListedObject]:
+        """The records of unfinished batches, as last listed."""
+        with self._lock:
+            listings = [waited.listing for waited in self._waited.values()]
+        return [listing.record for listing in listings if listing and listing.record]
+
+    def read_changed(self, listings: dict[Batch, BatchListing]) -> bool:
+        """Read what is new in a look, and settle what has ended; whether anything had."""
+        with self._lock:
+            changed = []
+            for batch, waited in self._waited.items():
+                listing = listings.get(batch) or waited.listing
+                waited.listing = listing
+                if self._worth_reading(batch, listing, waited.known):
+                    changed.append((batch, waited))
+        calls = [partial(self._read, batch, waited.known) for batch, waited in changed]
+        reads = self._runtime.gather(calls)
+        progress = False
+        for (batch, waited), known in zip(changed, reads, strict=True):
+            if known is not None:
+                progress = self._take_in(batch, waited, known) or progress
+        return progress
+
+    def _worth_reading(
+        self, batch: Batch, listing: BatchListing | None, known: VersionedRecord
+    ) -> bool:
+        """Whether its record is new; not yet if it says, most likely, that it was just claimed."""
+        if self._queue.done(batch):
+            # Listings need not show it any more; perhaps none did since it is waited for.
+            return True
+        if not listing or not listing.record or listing.record.version == known.version:
+            return False
+        age = self._queue.now - listing.record.modified
+        return known.version is not None or age >= self._grace
+
+    def _read(self, batch: Batch, known: VersionedRecord) -> VersionedRecord | None:
+        try:
+            return self._session.read(batch, known)
+        except (NewerSchema, SessionTerminated):
+            raise
+        except (ObjectNotFound, StoreError) as error:
+            log.warning("batch %s: %s", batch, error)
+            return None
+
+    def _take_in(self, batch: Batch, waited: _Waited, known: VersionedRecord) -> bool:
+        """Settle what has ended; whether anything had."""
+        with self._lock:
+            futures = dict(waited.futures)
+        ended: dict[int, TaskFuture[Any]] = {}
+        for position, future in futures.items():
+            task = known.record.tasks[position]
+            if task.state.final:
+                ended[position] = future
+            elif task.state is State.RUNNING:
+                future.note_running()
+        settled = self._settle_all(batch, known.record, ended)
+        if len(settled) == len(ended):
+            waited.known = known  # else it is read again, and what lacks is settled then
+        with self._lock:
+            for position in settled:
+                if waited.futures.pop(position, None) and batch in self._waited:
+                    self._unfinished -= 1
+            if not waited.futures:
+                self._waited.pop(batch, None)
+            if not self._unfinished:
+                self._idle.set()
+        return bool(settled)
+
+    def _settle_all(
+        self, batch: Batch, record: Record, ended: dict[int, TaskFuture[Any]]
+    ) -> list[int]:
+        """Settle the futures of ended tasks; the positions of those whose outcome could be had."""
+        settled: list[int] = []
+        try:
+            tasks = self._outcomes.in_few_reads(batch, record, ended)
+            for position, future in ended.items():
+                self._settle(batch, position, tasks[position], future)
+                settled.append(position)
+        except StoreUnavailable as error:
+            log.warning("batch %s: an outcome cannot be had yet: %s", batch, error)
+        return settled
+
+    def _settle(self, batch: Batch, position: int, task: Task, future: TaskFuture[Any]) -> None:
+        if task.state is State.CANCELLED:
+            future.settle_cancelled()
+            return
+        if task.started:
+            seconds = task.ended - task.started
+            self.run_time = (
+                seconds if self.run_time is None else 0.9 * self.run_time + 0.1 * seconds
+            )
+        settled = self._outcomes.settled(batch, position, task)
+        future.settle(settled)
+        if isinstance(settled[1], InitializerFailed):
+            self._broken(settled[1])
+
+
+def _end(futures: dict[int, TaskFuture[Any]], error: BaseException) -> None:
+    for future in futures.values():
+        future.settle((False, error))
