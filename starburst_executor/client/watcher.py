@@ -1,4 +1,4 @@
-"""The watching half of a client: one thread that looks at the queue, settles futures and asks for workers."""
+"""The watching half of a client: one thread that looks at the queue and acts on what it sees."""
 
 from __future__ import annotations
 
