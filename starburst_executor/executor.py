@@ -1,18 +1,19 @@
 """`StarburstExecutor`: a `concurrent.futures.Executor` whose futures are records in a store.
 
-This is the face of a client and nothing else: each method says what it promises and hands on to the part
-that does it.
+This is the face of a client and nothing else: each method says what it promises and hands on to the
+part that does it.
 
-    submit, map                   Submission (caller's thread)   pickles the call, queues it, returns a future
-                                  Submitter (thread)             stores what has gathered, in batches
-    future.result                 Watcher (thread)               one LIST a look; settles futures
-                                  Autoscaler (thread)            starts workers as tasks need them
-    futures, status, collect      SessionReader                  tells what is stored
-    cancel, retry, extend, scale  Engine                         owns those parts, changes the session
-    detach, shutdown, cleanup     Ending, Lifecycle              end all of it, once
+    submit, map                   Submission           pickles calls, on the caller's thread
+                                  Submitter (thread)   stores what has gathered, in batches
+    future.result                 Watcher (thread)     one LIST a look; settles futures
+                                  Autoscaler (thread)  starts workers as tasks need them
+    futures, status, collect      SessionReader        tells what is stored
+    cancel, retry, extend, scale  Engine               owns those parts, changes the session
+    detach, shutdown, cleanup     Ending, Lifecycle    end all of it, once
 
-Large buffers are stored by `submit` itself, so that the task does not see what the caller changes afterwards.
-Nothing here knows what a worker does with a batch: `protocol` is all that the two sides share.
+Large buffers are stored by `submit` itself, so that the task does not see what the caller changes
+afterwards. Nothing here knows what a worker does with a batch: `protocol` is all that the two sides
+share.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ E = TypeVar("E")
 
 
 def default_store() -> str:
-    """Where sessions are kept by default: `STARBURST_STORE`, the configuration file, a folder of this user's."""
+    """Where sessions are kept by default: `STARBURST_STORE`, else the settings, else a user folder."""
     return config.load().settings.store
 
 
@@ -64,8 +65,8 @@ def list_sessions(store: str | Path | None = None) -> status.SessionList:
         store: URL or directory; by default, `default_store()`.
 
     Returns:
-        For each session: session_id, name, created_at, last_activity, total, pending, claimed, running,
-        completed, failed, cancelled, workers, state. The list prints as a table.
+        For each session: session_id, name, created_at, last_activity, total, pending, claimed,
+        running, completed, failed, cancelled, workers, state. The list prints as a table.
     """
     opened = open_store(store or default_store())
     try:
@@ -79,57 +80,62 @@ class StarburstExecutor(Executor):
 
     Args:
         max_workers: Most worker processes at once; by default, the number of CPUs of this machine.
-        min_workers: Start this many workers right away and keep them, even when there is nothing to do,
-            until the session times out.
+        min_workers: Start this many workers right away and keep them, even when there is nothing to
+            do, until the session times out.
         store: `s3://bucket/prefix` or a directory; by default, `default_store()`.
-        launcher: "local" (this machine) or "ecs"; by default, what `STARBURST_LAUNCHER` or the configuration
-            file says, else "local".
+        launcher: "local" (this machine) or "ecs"; by default, what `STARBURST_LAUNCHER` or the
+            configuration file says, else "local".
         cpu: vCPUs of each worker, on ECS.
         memory: Memory of each worker on ECS, such as "2GB".
-        launch_type: "FARGATE" or "EC2", on ECS; "FARGATE" by default. This option and the next three are
-            refused for workers on this machine.
+        launch_type: "FARGATE" or "EC2", on ECS; "FARGATE" by default. This option and the next
+            three are refused for workers on this machine.
         instance_type: EC2 instance type, such as "c8a.xlarge".
         use_spot: Use Spot capacity.
         spot_fallback: Use on-demand capacity when there is not enough Spot capacity.
         region: AWS region of the bucket and the workers; by default, that of your AWS settings.
-        environment: Where the workers' packages come from. "none": workers have what they need (the default
-            on this machine, where they run in your own environment). "sync": they get what is installed here
-            (the default on ECS). "image": the container image has it (the default if an image is given or
-            configured).
-        image: Container image of the workers, on ECS; by default, the configured one, else a stock image of
-            this version of Python.
-        requirements: With "sync", what to install instead of what is installed here: a list of requirements,
-            or the path of a requirements file.
-        packages: With "sync", requirements to install as well, or in place of the versions installed here.
+        environment: Where the workers' packages come from. "none": workers have what they need (the
+            default on this machine, where they run in your own environment). "sync": they get what
+            is installed here (the default on ECS). "image": the container image has it (the default
+            if an image is given or configured).
+        image: Container image of the workers, on ECS; by default, the configured one, else a stock
+            image of this version of Python.
+        requirements: With "sync", what to install instead of what is installed here: a list of
+            requirements, or the path of a requirements file.
+        packages: With "sync", requirements to install as well, or in place of the versions
+            installed here.
         exclude: With "sync", names of packages to leave out.
         initializer: Called once in each process that runs tasks, before its first task.
         initargs: Arguments of `initializer`.
         slots: How many tasks a worker runs at once, each in a process of its own.
         task_timeout: Seconds a task may run; no limit by default.
-        max_tasks_per_child: How many tasks a process runs before a fresh one replaces it; no limit by default.
+        max_tasks_per_child: How many tasks a process runs before a fresh one replaces it; no limit
+            by default.
         max_attempts: How often a task is tried if its worker is lost while running it.
         idle_timeout: A worker with nothing to do leaves after this many seconds.
         session_timeout: Workers leave when nothing has been unfinished for this many seconds.
-        absolute_timeout: Workers leave this many seconds after the session began, whatever is left to do.
-            Nothing is lost, and `extend` lets it go on. A week by default: workers with nothing to do leave
-            long before, so what this bounds is a task that hangs, at some $8 a week for a worker with 1 vCPU
-            and 2 GB.
+        absolute_timeout: Workers leave this many seconds after the session began, whatever is left
+            to do. Nothing is lost, and `extend` lets it go on. A week by default: workers with
+            nothing to do leave long before, so what this bounds is a task that hangs, at some $8 a
+            week for a worker with 1 vCPU and 2 GB.
         name: A name to show in lists of sessions.
         progress: Show progress on stderr.
         modules: Modules or packages to ship to the workers, besides those imported from outside
             site-packages: names, module objects or paths.
         keep: Keep the session's objects after `shutdown`.
-        max_hourly_cost: Dollars. More workers than this pays for, by the hour, are refused here, by `attach`
-            and by `scale`, and are never started by anyone. By default, the limit in your settings, if any.
-        cost_alert: Dollars. Once the session has cost this much, it is logged once, and shown in the
-            session's status from then on.
+        max_hourly_cost: Dollars. More workers than this pays for, by the hour, are refused here, by
+            `attach` and by `scale`, and are never started by anyone. By default, the limit in your
+            settings, if any.
+        cost_alert: Dollars. Once the session has cost this much, it is logged once, and shown in
+            the session's status from then on.
         intervals: How often clients and workers look at the store; for tests and unusual stores.
 
     Raises:
         ValueError, TypeError: an argument is wrong; nothing is left behind.
-        NestingError: this is a task inside too many others, or a worker importing a module for a task.
+        NestingError: this is a task inside too many others, or a worker importing a module for a
+            task.
         StoreDenied, StoreMissing, StoreNotConditional: the store cannot be used.
-        PackageError: a package of this machine cannot be brought to the workers; the message names it.
+        PackageError: a package of this machine cannot be brought to the workers; the message names
+            it.
 
     Attributes:
         session_id: Id of the session. With the store, it is all that `attach` needs.
@@ -176,12 +182,14 @@ class StarburstExecutor(Executor):
         depth = check_nesting()
         # fmt: off
         worker = arguments.worker_spec(
-            launcher=launcher, cpu=cpu, memory=memory, launch_type=launch_type, instance_type=instance_type,
-            use_spot=use_spot, spot_fallback=spot_fallback, region=region, slots=slots)
+            launcher=launcher, cpu=cpu, memory=memory, launch_type=launch_type,
+            instance_type=instance_type, use_spot=use_spot, spot_fallback=spot_fallback, region=region, slots=slots)
         limits = arguments.limits(
-            task_timeout=task_timeout, max_attempts=max_attempts, max_tasks_per_child=max_tasks_per_child,
-            idle_timeout=idle_timeout, session_timeout=session_timeout, absolute_timeout=absolute_timeout)
-        spec, wishes = choose_environment(worker, environment, image, requirements, packages, exclude)
+            task_timeout=task_timeout, max_attempts=max_attempts,
+            max_tasks_per_child=max_tasks_per_child, idle_timeout=idle_timeout,
+            session_timeout=session_timeout, absolute_timeout=absolute_timeout)
+        spec, wishes = choose_environment(
+            worker, environment, image, requirements, packages, exclude)
         hourly, alert = arguments.cost_limits(max_hourly_cost, cost_alert)
         options = arguments.Options(
             depth=depth, spec=spec, wishes=wishes, limits=limits,
@@ -209,19 +217,21 @@ class StarburstExecutor(Executor):
     ) -> Self:
         """Pick up a session: its futures, finished or not, and the right to submit more.
 
-        Starts workers if work is pending and none are alive, unless the session's absolute time limit has
-        passed. Works whether or not the session was detached, and alongside other clients.
+        Starts workers if work is pending and none are alive, unless the session's absolute time
+        limit has passed. Works whether or not the session was detached, and alongside other
+        clients.
 
         Args:
             session_id: What `detach` returned, or a list of sessions shows. May be shortened to its
-                beginning, or to the beginning of its last part, as long as it fits only one session.
+                beginning, or to the beginning of its last part, as long as it fits only one
+                session.
             store: Where the session is; by default, `default_store()`.
             launcher: What starts workers; by default, what the session says.
             max_workers: Most workers at once from now on; by default, what the session says.
             progress: Show progress on stderr.
             modules: As for the constructor.
-            max_hourly_cost: As for the constructor, from now on; by default, what the session says, else your
-                settings.
+            max_hourly_cost: As for the constructor, from now on; by default, what the session says,
+                else your settings.
             cost_alert: As for the constructor, from now on; by default, what the session says.
 
         Raises:
@@ -258,9 +268,9 @@ class StarburstExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
         """Queue a call and return its future at once; see `concurrent.futures.Executor.submit`.
 
-        The callable and its arguments are pickled right away, so later changes to them are not seen. Large
-        buffers (of arrays, say) are stored before this returns, once for each content. If something cannot be
-        pickled, the future ends with a `SerializationError` that names it.
+        The callable and its arguments are pickled right away, so later changes to them are not
+        seen. Large buffers (of arrays, say) are stored before this returns, once for each content.
+        If something cannot be pickled, the future ends with a `SerializationError` that names it.
 
         Raises:
             RuntimeError, SessionDetached, BrokenExecutor: nothing can be submitted any more.
@@ -279,13 +289,14 @@ class StarburstExecutor(Executor):
         return self._submission.submit(fn, args, kwargs, label)
 
     def options(self, *, label: str) -> SubmitOptions:
-        """An object whose `submit` and `map` submit to this executor with options; the executor is unchanged.
+        """This executor with options for its tasks: `submit` and `map` of what is returned take them.
 
-        `executor.options(label="warm-up").submit(fn, x)` passes `fn` and its arguments on untouched.
+        `executor.options(label="warm-up").submit(fn, x)` passes `fn` and its arguments on
+        untouched.
 
         Args:
-            label: What to call the tasks in lists, errors and reports, instead of by function and arguments;
-                cut off after 80 characters.
+            label: What to call the tasks in lists, errors and reports, instead of by function and
+                arguments; cut off after 80 characters.
 
         Raises:
             TypeError, ValueError: `label` is not a string, or is empty.
@@ -390,8 +401,8 @@ class StarburstExecutor(Executor):
     ) -> Iterator[T]:
         """Like `map(fn, *iterables)`, with the calls made by workers; results are in order.
 
-        The callable is pickled once. Tasks are stored in batches whatever `chunksize` is, so it matters only
-        for very short calls, as each task then makes that many of them.
+        The callable is pickled once. Tasks are stored in batches whatever `chunksize` is, so it
+        matters only for very short calls, as each task then makes that many of them.
 
         Args:
             fn: What to call.
@@ -402,8 +413,8 @@ class StarburstExecutor(Executor):
 
         Raises:
             TimeoutError: from the iterator, when a result is not there in time.
-            SerializationError: the callable cannot be pickled. An argument that cannot be pickled fails only
-                its own call.
+            SerializationError: the callable cannot be pickled. An argument that cannot be pickled
+                fails only its own call.
         """
         return mapping.map_on(
             self,
@@ -446,8 +457,9 @@ class StarburstExecutor(Executor):
     def futures(self) -> list[TaskFuture[Any]]:
         """The futures of all tasks of the session, in submission order.
 
-        Those of finished tasks are done at once, and fetch their result when asked for it. Once this executor
-        has been shut down or detached, only futures that are still referenced somewhere.
+        Those of finished tasks are done at once, and fetch their result when asked for it. Once
+        this executor has been shut down or detached, only futures that are still referenced
+        somewhere.
         """
         return self._reader.futures()
 
@@ -457,11 +469,11 @@ class StarburstExecutor(Executor):
         return self._engine.session.store.url
 
     def status(self) -> status.SessionStatus:
-        """How far the session is, counting all clients' tasks; what is queued here is stored first."""
+        """How far the session is, over all clients; what is queued here is stored first."""
         return self._reader.status()
 
     def report(self, path: str | Path) -> None:
-        """Write an HTML page about the session: what workers and tasks did when, and what held them up.
+        """Write an HTML page about what workers and tasks did when, and what held them up.
 
         The page needs no network. What is queued here is stored first.
 
@@ -473,10 +485,10 @@ class StarburstExecutor(Executor):
         self._reader.report(path)
 
     def collect(self, wait: bool = False, timeout: float | None = None) -> list[TaskOutcome]:
-        """One outcome for each finished task, in submission order; failures are included, not raised.
+        """One outcome per finished task, in submission order; failures are included, not raised.
 
-        Each outcome is downloaded once, however often this is called. A task that was retried has the outcome
-        of its last try that has ended; the tries themselves are not listed.
+        Each outcome is downloaded once, however often this is called. A task that was retried has
+        the outcome of its last try that has ended; the tries themselves are not listed.
 
         Args:
             wait: Wait until all tasks are finished.
@@ -553,10 +565,12 @@ class StarburstExecutor(Executor):
     ) -> list[TaskFuture[Any]]:
         """Submit the calls of finished tasks again, as new tasks; returns the new tasks' futures.
 
-        The old tasks and their futures stay as they ended. `collect` gives the outcome of the last try.
+        The old tasks and their futures stay as they ended. `collect` gives the outcome of the last
+        try.
 
         Args:
-            tasks: A future, or futures or task ids; by default, all that failed and were not retried yet.
+            tasks: A future, or futures or task ids; by default, all that failed and were not
+                retried yet.
             cancelled: By default, retry cancelled tasks too.
 
         Raises:
@@ -577,13 +591,13 @@ class StarburstExecutor(Executor):
     def scale(self, workers: int | Literal["auto"]) -> None:
         """Allow this many workers at once from now on, whether more or fewer than before.
 
-        New ones are started as far as there are tasks waiting. Surplus ones leave within about a minute
-        (`Intervals.session_check`): they finish what they are running and hand back what has not begun. Two
-        stay while anything is unfinished, so that each can take over from the other.
+        New ones are started as far as there are tasks waiting. Surplus ones leave within about a
+        minute (`Intervals.session_check`): they finish what they are running and hand back what has
+        not begun. Two stay while anything is unfinished, so that each can take over from the other.
 
         Args:
-            workers: How many. "auto": as many as tasks need, between `min_workers` and `max_workers`, as
-                before the first `scale`.
+            workers: How many. "auto": as many as tasks need, between `min_workers` and
+                `max_workers`, as before the first `scale`.
 
         Raises:
             TypeError, ValueError: not such a number, or more than `max_hourly_cost` allows.
@@ -594,11 +608,11 @@ class StarburstExecutor(Executor):
     # --- leaving --------------------------------------------------------------------
 
     def detach(self) -> str:
-        """Let go of the session: workers carry on, and `attach` with the id returned picks it up again.
+        """Let go of the session: workers carry on, and `attach` picks it up by the id returned.
 
-        Everything queued is stored before this returns. Unfinished futures of this executor end with
-        `SessionDetached`, so that nobody waits for them forever. If this raises, call it again: until
-        everything is stored, the executor can be used as before.
+        Everything queued is stored before this returns. Unfinished futures of this executor end
+        with `SessionDetached`, so that nobody waits for them forever. If this raises, call it
+        again: until everything is stored, the executor can be used as before.
 
         Raises:
             StoreError: not everything could be stored, or workers could not be counted.
@@ -606,10 +620,10 @@ class StarburstExecutor(Executor):
         return self._ending.detach()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more tasks; once all have ended, stop the workers and remove the session's objects.
+        """Accept no more tasks; once all have ended, stop the workers and remove the session.
 
-        The objects are kept if `keep` was given, if the session was attached to, or if another client is
-        using it. May be called again. Does nothing after `detach`.
+        The objects are kept if `keep` was given, if the session was attached to, or if another
+        client is using it. May be called again. Does nothing after `detach`.
 
         Args:
             wait: Return only when all of that is done.

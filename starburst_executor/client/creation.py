@@ -1,8 +1,8 @@
 """Sessions made and picked up again: everything that happens before a client begins to work on one.
 
-    create    check the launcher, open the store, see that it honours conditions, capture the environment,
-              store what the manifest names, then the manifest: the session exists
-    attach    find the session, read its manifest, write back what shall be different from now on
+    create    open launcher and store, see that the store honours conditions, capture the
+              environment, store what the manifest names, then the manifest: the session exists
+    attach    find the session, read its manifest, write back what is to be different from now on
 
 Whatever fails on the way leaves no session behind, and the store closed.
 """
@@ -190,7 +190,7 @@ def _amended(
     hourly: float | None,
     alert: float | None,
 ) -> Manifest:
-    """The manifest with what `attach` was asked for; the session's own limit goes before the settings'."""
+    """With what `attach` was asked for; the session's own limit takes precedence over settings."""
     limit = hourly if asked is not None else manifest.max_hourly_cost or hourly
     amended = replace(
         manifest,

@@ -1,7 +1,7 @@
 """Executors that nobody holds any more: noticed, and ended from a thread that may take locks.
 
-A finalizer may run anywhere, with any lock held, and so must neither take one nor start a thread. It puts
-what has to be ended into a queue, and a thread that waits there does the rest.
+A finalizer may run anywhere, with any lock held, and so must neither take one nor start a thread.
+It puts what has to be ended into a queue, and a thread that waits there does the rest.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Every way in which one client ends its work on a session.
 
-    detach            everything is stored, workers are there; the session goes on without this client
-    shutdown, with    on a thread of its own: waits for every task, then stops workers, removes the session
-    cleanup           at once: every future ends; the session is marked terminated, or deleted
-    Ctrl-C            at once, on a thread that no interrupt reaches: workers stop, tasks go back to pending
-    dropped           nobody holds the executor: goes on until all is done, then ends as by `shutdown`
-    exit              the interpreter ends: as by `shutdown` if all is done, else as by `detach`
+    detach         everything is stored, workers are there; the session goes on without this client
+    shutdown       on a thread of its own: waits for every task, stops workers, removes the session
+    cleanup        at once: every future ends; the session is marked terminated, or deleted
+    Ctrl-C         at once, on a thread that no interrupt reaches: workers stop, tasks are pending again
+    dropped        nobody holds the executor: goes on until all is done, then as by `shutdown`
+    exit           the interpreter ends: as by `shutdown` if all is done, else as by `detach`
 
-`Lifecycle` decides which of them may still begin and which one takes the client down; here is what they do.
+`Lifecycle` decides which of them may still begin and which one takes the client down; here is what
+they do.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Ending:
         self._lifecycle.note_left()
 
     def _store_and_refuse(self) -> SessionDetached:
-        """Have everything stored and workers there, and refuse more; as it was before if that fails."""
+        """Store everything, have workers there, and refuse more; undone if that fails."""
         detached = SessionDetached(
             f"session {self._session_id} was detached; "
             f"StarburstExecutor.attach({self._session_id!r}) picks it up again"
@@ -163,12 +164,12 @@ class Ending:
                 # Python 3.12 starts none at exit; `_leave_at_exit` ends this one too, or has
 
     def _await(self) -> None:
-        """Return when the thread that ends the session has; at once in a callback, for which it waits."""
+        """Wait for the thread that ends the session; not in a callback, for which it waits itself."""
         if self._thread is not None and threading.current_thread() not in self._engine.threads:
             self._thread.join()
 
     def _end_when_done(self, cancel_futures: bool, clean: bool) -> None:
-        """Wait as the standard says, then take everything down; on a thread of its own, but at exit."""
+        """Wait until all is done, then take everything down; on its own thread, except at exit."""
         try:
             if cancel_futures:
                 self._engine.cancel_pending()
@@ -226,7 +227,7 @@ class Ending:
             self._close()
 
     def _stop_at_once(self) -> None:
-        """Stop workers without waiting for their tasks, which go back to pending; safe to interrupt."""
+        """Stop workers; what they run goes back to pending. Safe to interrupt."""
         try:
             self._stopping.run()
         except BaseException:
@@ -311,7 +312,7 @@ class Ending:
             self._end_when_done(False, clean=True)
 
     def _start_last_workers(self) -> None:
-        """What was submitted last may have no worker yet; but Python 3.12 starts no process at exit."""
+        """The last tasks may have no worker yet; but Python 3.12 starts no process at exit."""
         try:
             self._engine.flush()
             self._engine.autoscaler.need(self._engine.watcher.unfinished)
@@ -335,8 +336,8 @@ _dropped: Dropped[Ending] = Dropped(Ending.outlive)
 def register_at_exit() -> None:
     """Have clients end before the threads that they need are refused.
 
-    `atexit` would be too late: by then no thread can be started, and storing needs some. The standard
-    library's own executors use this hook for the same reason.
+    `atexit` would be too late: by then no thread can be started, and storing needs some. The
+    standard library's own executors use this hook for the same reason.
     """
     register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]  # noqa: SLF001
     register(_leave_all_at_exit)

@@ -2,12 +2,12 @@
 
     the caller's thread   Submission       pickles and queues calls
     starburst-submit      Submitter.run    stores batches, then has their futures watched
-    starburst-watch       Watcher.run      settles futures; once a second, says how many workers are needed
+    starburst-watch       Watcher.run      settles futures; once a second, asks for workers
     starburst-staff       Autoscaler.run   starts those that are missing
 
-Nothing here knows the `StarburstExecutor`. The threads keep an engine alive for as long as they run, while
-the executor in front of it can be collected as soon as nobody holds it; that is how a dropped one is noticed
-(see `ending`). Futures outlive both, so they know their engine weakly.
+Nothing here knows the `StarburstExecutor`. The threads keep an engine alive for as long as they
+run, while the executor in front of it can be collected as soon as nobody holds it; that is how a
+dropped one is noticed (see `ending`). Futures outlive both, so they know their engine weakly.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Engine:
         self._alert.look(self.manifest)
 
     def fail(self, error: Exception) -> None:
-        """Nothing can go on: end every future and refuse new ones. Called by the parts, on any thread."""
+        """End every future and refuse new ones: nothing can go on. Called on any thread."""
         log.error("session %s: %s", self.session.id, error)
         self.lifecycle.fail(error)
         self.watcher.abandon(error)
@@ -148,7 +148,7 @@ class Engine:
         self.watcher.wait_until_idle()
 
     def stop(self) -> None:
-        """Return when the threads have ended, all but the caller's; what is queued is stored first."""
+        """Store what is queued, then return when all threads but the caller's have ended."""
         self.autoscaler.close()
         self.submitter.close()
         self.watcher.close()

@@ -14,14 +14,14 @@
           v
         TAKEN_DOWN ---> REMOVED                     the session's objects are gone too
 
-Whoever first moves a client to TAKEN_DOWN or LEAVING takes it down; everybody else waits, or has nothing
-to do. `refusal` says why no more calls are taken. The first reason stays, whatever happens afterwards, so
-that users are told what went wrong first. Once the interpreter exits, an open client takes no calls either, but
-can still be detached or ended.
+Whoever first moves a client to TAKEN_DOWN or LEAVING takes it down; everybody else waits, or has
+nothing to do. `refusal` says why no more calls are taken. The first reason stays, whatever happens
+afterwards, so that users are told what went wrong first. Once the interpreter exits, an open client
+takes no calls either, but can still be detached or ended.
 
-Two locks. `admission` is held while a call is being submitted and by whoever stops submissions: what was
-let in before is then complete and can be waited for. The other guards the state itself, for an instant at
-a time, so that a failure is never held up by a call that is being pickled.
+Two locks. `admission` is held while a call is being submitted and by whoever stops submissions:
+what was let in before is then complete and can be waited for. The other guards the state itself,
+for an instant at a time, so that a failure is never held up by a call that is being pickled.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Lifecycle:
 
     @property
     def detached(self) -> bool:
-        """Whether the session was let go of; if `detach` failed on the way, it may be called again."""
+        """Whether the session was let go of, even if `detach` has not come to its end."""
         return isinstance(self.refusal, SessionDetached)
 
     @property

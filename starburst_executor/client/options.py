@@ -1,4 +1,4 @@
-"""The arguments of `StarburstExecutor`: checked before anything is done, with what would be right."""
+"""The arguments of `StarburstExecutor`, checked before anything is done."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the constructor was asked for, with the defaults filled in; one that is wrong cannot be made.
+    """What the constructor was asked for, defaults filled in; checked when it is made.
 
     Attributes:
         depth: How many sessions this one is inside of.
@@ -184,7 +184,7 @@ def scaled_workers(value: object) -> int | None:
 
 
 def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
-    """Where workers on ECS are, as the session remembers it; None for others, or if nothing is configured."""
+    """Where workers on ECS run, as the session remembers it; None if that is not configured."""
     found = config.load_deployment() if spec.launcher == "ecs" else None
     return None if found is None else msgspec.structs.asdict(found)
 
@@ -287,7 +287,7 @@ def check_store_reachable(launcher: str, store: str | Path) -> None:
 
 
 def _check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
-    """Refuse workers on this machine that were asked for elsewhere, and say which size is not theirs.
+    """Refuse options of ECS for workers on this machine, and warn of sizes that limit nothing.
 
     Args:
         spec: What a worker shall be.

@@ -1,7 +1,7 @@
 """What a client can tell about its session: futures, progress, outcomes, output.
 
-Whatever is queued here is stored first, so that it is told of too. All of it goes on working after the
-session was left, for whom the store is opened again and closed after each call.
+Whatever is queued here is stored first, so that it is counted too. All of it still works after the
+session was left; the store is then opened for the call and closed again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Futures of stored tasks that have not ended, and how they end: by the records that looks find changed.
+"""The futures of stored tasks, until the records that looks find changed settle them.
 
     batch -> futures by position, the record as last read, the listing as last seen
 
-A future leaves the table once it is settled. A record whose outcomes could not all be had is read again, so
-a store that is away for a while only delays them.
+A future leaves the table once it is settled. A record whose outcomes could not all be had is read
+again, so a store that is away for a while only delays them.
 """
 
 from __future__ import annotations

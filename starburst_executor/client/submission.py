@@ -1,6 +1,7 @@
 """From a call to a queued task: pickled now, numbered, and handed to the submitter.
 
-All of it happens on the caller's thread, under the lock that also guards whether calls are still taken.
+All of it happens on the caller's thread, under the lock that also guards whether calls are still
+taken.
 """
 
 from __future__ import annotations

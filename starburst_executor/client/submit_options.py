@@ -42,7 +42,7 @@ class Submits(Protocol):
 
 
 class SubmitOptions:
-    """`submit` and `map` of an executor, for tasks with options; made by `StarburstExecutor.options`.
+    """`submit` and `map` with options; made by `StarburstExecutor.options`.
 
     Args:
         executor: Whose.
