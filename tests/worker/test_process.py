@@ -32,7 +32,6 @@ from starburst_executor import (
     executor,
 )
 from starburst_executor.launchers.local import LocalLauncher
-from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.storage.url import open_store
 from tests.support.servers import S3Server
 from tests.support.sessions import QUICK, is_alive, keys, live_workers, worker_pids
@@ -94,7 +93,7 @@ class Blind(LocalLauncher):
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_blind(spec: WorkerSpec, deployment: Any = None) -> LocalLauncher:
+    def open_blind(*_: object) -> LocalLauncher:
         return Blind()
 
     monkeypatch.setattr(executor, "open_launcher", open_blind)
