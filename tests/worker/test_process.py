@@ -438,7 +438,7 @@ def object_keys(one: StarburstExecutor, store_url: str, part: str, name: str) ->
     return [key for key in found if key.endswith(name)]
 
 
-@pytest.mark.parametrize("cut", [0, 3, 60, -20])
+@pytest.mark.parametrize("cut", [0, 3, 60, -100])  # the last: behind the arguments are names
 def test_tasks_that_are_truncated_fail_and_the_rest_goes_on(
     make: Make, gate: Gate, directory_url: str, cut: int
 ) -> None:
