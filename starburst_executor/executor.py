@@ -523,7 +523,7 @@ class StarburstExecutor(Executor):
     def _how(self) -> str:
         match self._engine.lifecycle.refusal:
             case None:
-                return "open"
+                return self._engine.watcher.past_limit or "open"
             case SessionDetached():
                 return "detached"
             case SessionTerminated():

@@ -214,6 +214,11 @@ class Watcher:
             )
         self.queue.learn(self.manifest.lanes)
 
+    @property
+    def past_limit(self) -> str:
+        """That the session is past its absolute time limit, as of the last look; "" if it is not."""
+        return past_limit(self.manifest).reason if "past" in self._warned else ""
+
     def _warn_of_deadline(self) -> None:
         left = self.manifest.deadline - self.queue.now
         if left <= 0 and "past" not in self._warned:

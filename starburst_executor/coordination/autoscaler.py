@@ -207,6 +207,7 @@ class Autoscaler:
         count = lacking(len(live), len(live - heard))
         if count > 0:
             self._launch_with_lease(live | (known or set()), len(live), count)
+        self._lease.note_shortage(self._launcher.shortage(url))
 
     def _tell(self, ended: set[str]) -> None:
         fresh = ended - self.ended

@@ -19,31 +19,15 @@ from __future__ import annotations
 
 import math
 
-import msgspec
-
 from starburst_executor.errors import Conflict, ObjectNotFound
 from starburst_executor.protocol import codec
+from starburst_executor.protocol.launching import LAUNCHING_KEY, Launching, read_launching
 from starburst_executor.protocol.session import Session
 
 __all__ = ["LaunchLease"]
 
-_KEY = "launching"
 
-
-@codec.decodable
-class _Launching(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    omit_defaults=True,
-):
-    """What is stored: who holds the lease, for how many seconds from when it was written."""
-
-    schema: int = codec.SCHEMA
-    nonce: str
-    by: str
-    seconds: float
+_NOTE_AGAIN = 300.0  # seconds
 
 
 class LaunchLease:
@@ -58,31 +42,56 @@ class LaunchLease:
         self._by = session.runtime.new_id(10)
         self._version: str | None = None
         self._until = -math.inf  # on the monotonic clock
+        self._noted = -math.inf  # when this process last wrote why workers are missing
+        self._shortage = ""  # as stored, when this process last read or wrote it
 
     def take(self, seconds: float) -> bool:
         """Try to get the lease for `seconds` from now; return whether this process holds it."""
         if self._session.runtime.monotonic() + seconds <= self._until:
             return True
-        try:
-            got = self._session.store.get(self._session.key(_KEY))
-        except ObjectNotFound:
-            return self._write(seconds, None)
-        assert got is not None
-        now = codec.decode(got.data, _Launching, _KEY)
-        if now.by != self._by and got.now - got.modified < now.seconds:
-            return False
-        return self._write(seconds, got.version)
+        return self._is_free() and self._write(seconds)
 
     def give_back(self, seconds: float) -> None:
         """Let others take it in `seconds`, when they can see what was started."""
-        self._write(seconds, self._version)
+        self._write(seconds)
         self._until = -math.inf
 
-    def _write(self, seconds: float, version: str | None) -> bool:
+    def note_shortage(self, shortage: str) -> None:
+        """Tell `status` why workers are missing, or with "" that none are.
+
+        Written when it changes, and again now and then so that it does not look outdated; only
+        while no other process holds the lease, for that one notes its own.
+        """
+        now = self._session.runtime.monotonic()
+        if shortage == self._shortage and not (shortage and now >= self._noted + _NOTE_AGAIN):
+            return
+        if not self._is_free():
+            return
+        before, self._shortage = self._shortage, shortage
+        if self._write(max(0.0, self._until - now)):
+            self._noted = now
+        else:
+            self._shortage = before
+
+    def _is_free(self) -> bool:
+        """Read what is stored; whether no other process holds the lease."""
+        stored = read_launching(self._session)
+        if stored is None:
+            self._version = None
+            return True
+        self._version, self._shortage = stored.version, stored.value.shortage
+        return stored.value.by == self._by or stored.age >= stored.value.seconds
+
+    def _write(self, seconds: float) -> bool:
         began = self._session.runtime.monotonic()
-        nonce = self._session.runtime.new_id(8)
-        data = codec.encode(_Launching(nonce=nonce, by=self._by, seconds=seconds))
-        store, key = self._session.store, self._session.key(_KEY)
+        value = Launching(
+            nonce=self._session.runtime.new_id(8),
+            by=self._by,
+            seconds=seconds,
+            shortage=self._shortage,
+        )
+        store, key = self._session.store, self._session.key(LAUNCHING_KEY)
+        data, version = codec.encode(value), self._version
         try:
             self._version = (
                 store.create(key, data) if version is None else store.replace(key, data, version)

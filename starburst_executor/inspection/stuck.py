@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from starburst_executor.launchers.local import LocalLauncher
+from starburst_executor.protocol.launching import read_launching
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session
@@ -15,6 +16,7 @@ __all__ = ["Stuck", "explain", "known_to_have_ended", "past_limit"]
 
 # Workers on this machine start work within a second or two, on Fargate within a minute or two.
 _START_SECONDS = {"local": 10.0, "ecs": 240.0}
+_SHORTAGE_KEPT = 900.0  # seconds; a client or a worker that lacks workers tries again each minute
 _PRINTED = 300  # characters shown of a worker's last output
 
 
@@ -89,6 +91,8 @@ def explain(
         return _dying(session, manifest, stillborn)
     if held and heartbeats.entries.keys() & set(gone):
         return _unattended(manifest, f"its workers have died (tasks they had: {held})")
+    if shortage := _shortage(session):
+        return Stuck(reason="no capacity for workers", advice=shortage)
     if heartbeats.now - last_activity <= _START_SECONDS[manifest.spec.launcher]:
         return None
     return _unattended(manifest, "it has no workers")
@@ -98,6 +102,14 @@ def _stillborn(session: Session, heartbeats: HeartbeatListing, gone: Collection[
     """Workers that ended before their first heartbeat."""
     silent = set(gone) - heartbeats.entries.keys()
     return sorted(w for w in silent if session.heartbeat(w, "ended") is None)
+
+
+def _shortage(session: Session) -> str:
+    """What the last process that tried to start workers lacked for them, if that is not long ago."""
+    launching = read_launching(session)
+    if launching is None or launching.age > _SHORTAGE_KEPT:
+        return ""
+    return launching.value.shortage
 
 
 def _dying(session: Session, manifest: Manifest, stillborn: list[str]) -> Stuck:

@@ -64,6 +64,9 @@ class Launcher(Protocol):
     def taken_away(self, session_url: str, worker_id: str) -> bool:
         """Whether an ended worker is known to have been ended by others: a reclaim, or a stop."""
 
+    def shortage(self, session_url: str) -> str:
+        """Why fewer workers could be started than wanted; "" if all could, or nobody knows."""
+
     def halt(self) -> None:
         """Start no more workers; a `launch` in progress returns soon, with those it has started."""
 

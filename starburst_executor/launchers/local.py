@@ -199,6 +199,10 @@ class LocalLauncher:
         """Always False: a lock does not tell how its holder ended."""
         return False
 
+    def shortage(self, session_url: str) -> str:
+        """This machine starts as many as it is told to."""
+        return ""
+
     def halt(self) -> None:
         """Start no more workers."""
         self._halted = True

@@ -12,10 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from starburst_executor import StarburstExecutor
+from starburst_executor.client import creation
 from starburst_executor.coordination import administration
+from starburst_executor.coordination.launch_lease import LaunchLease
 from starburst_executor.inspection import status
 from starburst_executor.inspection.terminal import Meter
 from starburst_executor.launchers.local import LocalLauncher
+from starburst_executor.protocol.launching import read_launching
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
@@ -144,6 +147,7 @@ def test_the_limit_is_warned_of_before_and_when_it_is_reached(
     assert now.stuck.reason.startswith("past its limit since ")
     line = str(Meter().take_in(now, 0.0))
     assert now.stuck.reason in line
+    assert now.stuck.reason in repr(executor)
     assert " left" not in line
     gate.open()
     executor.extend(3600)
@@ -178,3 +182,40 @@ def test_who_attaches_past_the_limit_is_told_at_once(
     again = StarburstExecutor.attach(executor.session_id, store=directory_url)
     until(lambda: "past its limit" in caplog.text, "said again")
     again.cleanup(force=True)
+
+
+class Full(LocalLauncher):
+    """A place without room for another worker."""
+
+    def launch(self, session_url: str, count: int) -> list[str]:
+        return []
+
+    def shortage(self, session_url: str) -> str:
+        return "there is no room in eu-west-1; another region has some"
+
+
+def test_what_a_launcher_lacks_is_told_to_everybody_who_asks(
+    directory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creation, "open_launcher", lambda *_: Full())
+    with StarburstExecutor(1, store=directory_url, intervals=QUICK, keep=True) as executor:
+        future = executor.submit(pow, 2, 3)
+        until(lambda: executor.status().stuck is not None, "that there is no room")
+        stuck = executor.status().stuck
+        assert stuck is not None
+        assert stuck.reason == "no capacity for workers"
+        assert "there is no room in eu-west-1" in str(stuck)
+        future.cancel()
+
+
+def test_a_shortage_that_is_over_is_told_no_more(left: Session) -> None:
+    lease = LaunchLease(left)
+    lease.note_shortage("no room")
+    stored = read_launching(left)
+    assert stored is not None
+    assert stored.value.shortage == "no room"
+    LaunchLease(left).note_shortage("no room for another process")  # which does not hold the lease
+    lease.note_shortage("")
+    stored = read_launching(left)
+    assert stored is not None
+    assert stored.value.shortage == ""

@@ -26,7 +26,7 @@ sys.setswitchinterval(1e-6)
 def decode_everything():
     from starburst_executor import config
     from starburst_executor.client import resubmit
-    from starburst_executor.coordination import launch_lease
+    from starburst_executor.protocol.launching import Launching
     from starburst_executor.protocol import codec, outcome as outcomes
     from starburst_executor.protocol.manifest import (
         Heartbeat, Intervals, Lane, Limits, LiveLog, Manifest
@@ -43,7 +43,7 @@ def decode_everything():
         Heartbeat(worker="w"),
         LiveLog(),
         Header(functions=("f",), calls=()),
-        launch_lease._Launching(nonce="n", by="b", seconds=1.0),
+        Launching(nonce="n", by="b", seconds=1.0),
         resubmit._Retries(tasks={}),
     ]
     assert {type(value) for value in values} == set(codec._decoders)

@@ -512,6 +512,9 @@ class SimLauncher:
     def taken_away(self, session_url: str, worker_id: str) -> bool:
         return self._world.workers[worker_id].taken_away
 
+    def shortage(self, session_url: str) -> str:
+        return ""
+
     def halt(self) -> None:
         """One process's wish; see `SimView`."""
 

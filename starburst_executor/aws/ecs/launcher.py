@@ -234,6 +234,12 @@ class EcsLauncher:
         stop = self._stop_of(session_url, worker_id)
         return stop is not None and stop.code in _TAKEN_AWAY
 
+    def shortage(self, session_url: str) -> str:
+        """What ECS lacked capacity or quota for at the last launch, in its words."""
+        with self._lock:
+            session_tasks = self._tasks_of(session_url)
+            return session_tasks.fell_short or session_tasks.shortage
+
     def halt(self) -> None:
         """Start no more workers; a launch in progress ends after its current group."""
         self._starter.halted = True

@@ -203,6 +203,7 @@ class TaskStarter:
     ) -> None:
         if started:
             log.info("session %s: ECS starts %d workers", session_tasks.session_id, started)
+        session_tasks.fell_short = diagnosis.text if diagnosis else ""
         if diagnosis is None:
             session_tasks.pause = 0.0
             return

@@ -108,6 +108,7 @@ class SessionTasks:
     not_before: float = 0.0
     pause: float = 0.0
     on_demand_until: float = 0.0  # Spot has no capacity
+    fell_short: str = ""  # why the last launch started fewer than asked
     shortage: str = ""  # why no instance comes; logged already
     ask_shortage_at: float = 0.0
 
