@@ -257,7 +257,8 @@ class Ending:
 
     def note_dropped(self) -> None:
         """Nobody holds the executor any more; called by its finalizer, and so takes no lock."""
-        if not self._engine.forked and self._lifecycle.untended:
+        # In this order: once the interpreter has ended, modules may be gone, and nothing is untended.
+        if self._lifecycle.untended and not self._engine.forked:
             _dropped.put(self)
 
     def outlive(self) -> None:

@@ -334,7 +334,7 @@ class Autoscaler:
         if self._stillborn == _STILLBORN_MAX:
             self._broken(
                 ExecutorBroken(
-                    f"{_STILLBORN_MAX} workers in a row of session {self._session.id} ended before "
+                    f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
                     f"they started work; the last, {worker}, {last}\n"
                     "Most likely they cannot reach the store or import starburst_executor, or "
                     "have run out of memory, disk space or processes."

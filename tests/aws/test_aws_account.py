@@ -46,14 +46,14 @@ def test_an_account_from_nothing_to_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     own = ("--yes", "--profile", STACK, "--stack", STACK)
     image = ("--image", IMAGE) if IMAGE else ()
     try:
-        assert "A worker there ran one" in run("setup", *own, *image)
+        assert "A worker ran the test task" in run("setup", *own, *image)
         monkeypatch.setenv("STARBURST_PROFILE", STACK)
         for check in (workers_are_replaced_and_logs_kept, spot_works, quota_is_read):
             check()
     finally:
         said = run("teardown", *own, "--force", "--delete-data")
     assert f"The stack {STACK} is gone." in said
-    assert "There remains" not in said
+    assert "Still there" not in said
 
 
 def workers_are_replaced_and_logs_kept() -> None:

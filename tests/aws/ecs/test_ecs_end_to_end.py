@@ -244,7 +244,7 @@ def test_a_quota_of_nothing_is_an_error_on_the_futures(
 ) -> None:
     ecs.set(vcpus={"FARGATE": 0.0})
     executor = StarburstExecutor(max_workers=2, intervals=QUICK)
-    with pytest.raises(LaunchFailed, match="quota is 0 Fargate vCPUs"):
+    with pytest.raises(LaunchFailed, match="quota is 0 concurrent Fargate vCPUs"):
         executor.submit(square, 7).result(timeout=60)
     executor.shutdown()
 
@@ -391,7 +391,7 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
 
     setup = ("setup", "--yes", "--image")
     said = run(*setup, "registry.test/missing:1", code=Exit.OTHER)
-    assert "everything is set up, but the task failed" in said
+    assert "everything is set up, but the test task failed" in said
     assert "CannotPullContainerError" in said
     said = run(*setup, "registry.test/python:3")
     assert "nothing to change" in said
