@@ -66,6 +66,8 @@ class Lifecycle:
         self.exiting = False
         self._lock = threading.RLock()  # a signal handler may end it too
         self._phase = Phase.OPEN
+        # Here and not in a global, which is gone when the last finalizers ask.
+        self._untended = (Phase.OPEN, Phase.BROKEN, Phase.DETACHING)
         self._failure: Exception | None = None
 
     # --- asking -------------------------------------------------------------------------
@@ -93,7 +95,7 @@ class Lifecycle:
     @property
     def untended(self) -> bool:
         """Whether nobody is about to end it. Takes no lock, for finalizers ask."""
-        return not self.exiting and self._phase in (Phase.OPEN, Phase.BROKEN, Phase.DETACHING)
+        return not self.exiting and self._phase in self._untended
 
     def check_open(self) -> None:
         """Raise the refusal, if there is one."""
