@@ -277,7 +277,7 @@ def test_standalone_bootstrap_imports_the_standard_library_alone() -> None:
 
 
 def test_no_module_counts_the_folders_above_its_own_file() -> None:
-    """That of the package is `starburst_executor.__file__`, and its name is `starburst_executor`."""
+    """Of the package it is `starburst_executor.__file__`, and its name is `starburst_executor`."""
     counted = re.compile(
         r"Path\(__file__\)[^\n]*\.parents?\b|__package__\.|__name__\.partition\(\"\.\"\)\[0\]$"
     )

@@ -1,4 +1,4 @@
-"""Settings: who wins, where each value came from, what is said of wrong ones, and the file kept in order."""
+"""Settings: who wins, where values come from, what is said of wrong ones, and the file itself."""
 
 from __future__ import annotations
 
@@ -272,5 +272,8 @@ def test_every_setting_can_be_set_by_a_variable(
 
 
 def test_reading_settings_does_not_import_boto3() -> None:
-    code = "import sys; from starburst_executor import config; config.load(); assert 'boto3' not in sys.modules"
+    code = (
+        "import sys; from starburst_executor import config; config.load(); "
+        "assert 'boto3' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))

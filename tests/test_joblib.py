@@ -1,6 +1,7 @@
 """The joblib backend behaves as joblib documents, and scikit-learn runs on it unchanged.
 
-scikit-learn is imported by its tests alone: workers import this module too, for the functions in it.
+scikit-learn is imported by its tests alone: workers import this module too, for the functions in
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Block = Callable[..., Any]
 
 @pytest.fixture
 def block(directory_url: str) -> Iterator[Block]:
-    """A function that makes `parallel_config` blocks; their sessions must be gone after the test."""
+    """Makes `parallel_config` blocks; their sessions must be gone after the test."""
 
     def make(n_jobs: int = 2, **options: Any) -> Any:
         options = {"store": directory_url, "intervals": QUICK} | options

@@ -24,7 +24,8 @@ BASH = """\
 def bash(code):
     import os, subprocess
     known = {k: v for k, v in globals().items() if type(v) is str and k[0] != "_"}
-    subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True, env={**os.environ, **known})
+    command = ["bash", "-euo", "pipefail", "-c", code]
+    subprocess.run(command, check=True, env={**os.environ, **known})
 """
 
 

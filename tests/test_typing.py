@@ -18,7 +18,7 @@ MISTAKE = re.compile(r"  # type: ignore\[([a-z-]+)\]")
 
 @pytest.mark.slow
 def test_mypy_finds_the_types_and_the_mistakes_of_the_samples(tmp_path: Path) -> None:
-    """Without their comments, exactly the mistakes are reported, and no type is another than asserted."""
+    """Without their comments, exactly the mistakes are reported, and each type is as asserted."""
     lines = SAMPLES.read_text().splitlines()
     marked = {n: MISTAKE.findall(line) for n, line in enumerate(lines, 1)}
     expected = {(n, code) for n, codes in marked.items() for code in codes}

@@ -1,4 +1,7 @@
-"""Whose credentials are in use; quotas, what is used of them, prices and their age; and that the policies name every call that the code makes."""
+"""Whose credentials are in use; quotas, what is used of them, prices and their age.
+
+And that the policies name every call that the code makes.
+"""
 
 from __future__ import annotations
 
@@ -457,7 +460,7 @@ MODULES = {
 
 
 def operations() -> dict[str, set[str]]:
-    """Python name of an operation -> "service:Operation", of the services that this package uses."""
+    """Python name of an operation -> "service:Operation", of the services that the package uses."""
     session = botocore.session.get_session()
     found: dict[str, set[str]] = {}
     for service in SERVICES:

@@ -2,8 +2,9 @@
 
     STARBURST_AWS_TEST=1 STARBURST_IMAGE=... python -m pytest -m aws tests/aws/test_aws_account.py
 
-With the usual AWS settings. STARBURST_IMAGE is the workers' image; without, they install this environment. What it makes is named after its own stack and
-removed at the end; the profile that you use is left as it is.
+With the usual AWS settings. STARBURST_IMAGE is the workers' image; without, they install this
+environment. What it makes is named after its own stack and removed at the end; the profile that you
+use is left as it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What is allowed against what is called: every call of AWS that the tests made the package make, and both policies.
+"""What is allowed against what is called.
+
+Every call of AWS that the tests made the package make, and both policies.
 
 It runs last. With a part of the suite it checks only that what was called is allowed.
 """
@@ -36,8 +38,8 @@ SHARED = {
     "aws/s3_transfer",
 }
 
-# Operation -> its actions in IAM, where that is not the operation's own name. From the service authorization
-# reference: docs.aws.amazon.com/service-authorization/latest/reference/
+# Operation -> its actions in IAM, where that is not the operation's own name. From the service
+# authorization reference: docs.aws.amazon.com/service-authorization/latest/reference/
 ACTIONS = {
     "s3:CompleteMultipartUpload": {"s3:PutObject"},
     "s3:CreateMultipartUpload": {"s3:PutObject"},
@@ -56,8 +58,8 @@ MORE = {
     ("ecs", "taskDefinition", "RunTask"): "iam:PassRole",
     ("cloudformation", "Tags"): "cloudformation:TagResource",
 }
-# Operation -> what AWS checks besides, or does in the caller's name. From the same reference, and from the guides
-# of EC2 Auto Scaling (launch template support) and of ECS (capacity providers).
+# Operation -> what AWS checks besides, or does in the caller's name. From the same reference, and
+# from the guides of EC2 Auto Scaling (launch template support) and of ECS (capacity providers).
 IMPLIED = {
     "autoscaling:CreateAutoScalingGroup": {
         "autoscaling:CreateOrUpdateTags",
@@ -120,7 +122,10 @@ def recorded() -> set[Call]:
 
 
 def allowed() -> dict[str, set[str]]:
-    """The actions that each may take: of people as `--print-policy` prints them, of workers as the template has them."""
+    """The actions that each may take.
+
+    Of people as `--print-policy` prints them, of workers as the template has them.
+    """
     scope = policy.Scope(account="1", region="r", bucket="b", prefix="p/", stack="s")
     client = _actions(policy.client_policy(scope)["Statement"])
     return {
@@ -180,7 +185,12 @@ def test_calls_of_the_package_are_recorded_in_whichever_process(
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "PYTHONPATH": root, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
+        env={
+            **os.environ,
+            "PYTHONPATH": root,
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -283,8 +293,8 @@ def test_nothing_is_allowed_that_no_call_took(request: pytest.FixtureRequest) ->
         pytest.skip(f"takes the calls of the whole suite, and {partial}")
     unused = unused_actions(recorded())
     assert not any(unused.values()), (
-        f"allowed, but no test made the package take them: {unused}. Take them out of policy.py or template.yaml, "
-        "or test what needs them."
+        f"allowed, but no test made the package take them: {unused}. "
+        "Take them out of policy.py or template.yaml, or test what needs them."
     )
 
 
@@ -292,7 +302,8 @@ def forbidden(calls: set[Call]) -> list[str]:
     """Calls that their policy does not allow, with what it lacks."""
     may = allowed()
     return sorted(
-        f"{call.name} by {call.whose} ({call.module}) lacks {sorted(call.actions - may[call.whose])}"
+        f"{call.name} by {call.whose} ({call.module}) "
+        f"lacks {sorted(call.actions - may[call.whose])}"
         for call in calls
         if not call.actions <= may[call.whose]
     )

@@ -390,7 +390,7 @@ def test_a_wrong_secret_is_denied(
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, aws_keys: None) -> Iterator[Callable[[type[Toy]], Store]]:
-    """A function that starts a toy server and opens a store on it; botocore's waits take no time."""
+    """Starts a toy server and opens a store on it; botocore's waits take no time."""
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
     with contextlib.ExitStack() as stack:
 

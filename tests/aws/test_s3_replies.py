@@ -1,4 +1,7 @@
-"""Replies that are not S3's: every operation answers, or raises an error of the store, but never an accident."""
+"""Replies that are not S3's.
+
+Every operation answers, or raises an error of the store, but never an accident.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def listing(body: str) -> bytes:
     return xml(f"<ListBucketResult><Name>b</Name>{body}</ListBucketResult>")
 
 
-LISTED = "<Contents><Key>prefix/k</Key><ETag>{}</ETag><Size>1</Size><LastModified>{}</LastModified></Contents>"
+LISTED = (
+    "<Contents><Key>prefix/k</Key><ETag>{}</ETag><Size>1</Size>"
+    "<LastModified>{}</LastModified></Contents>"
+)
 NONE_LEFT = "<IsTruncated>false</IsTruncated>"
 
 ODD: dict[str, Reply] = {
@@ -64,7 +70,9 @@ ODD: dict[str, Reply] = {
     "a date that is none": (200, {**WHOLE, "Date": "soon"}, listing(NONE_LEFT)),
     "a listing that does not say whether it goes on": (200, WHOLE, listing("")),
     "a listing that goes on and is empty": (200, WHOLE, listing("<IsTruncated>true</IsTruncated>")),
-    "an entry without size": (200, WHOLE, listing(f"<Contents><Key>prefix/k</Key></Contents>{NONE_LEFT}")),
+    "an entry without size": (
+        200, WHOLE, listing(f"<Contents><Key>prefix/k</Key></Contents>{NONE_LEFT}"),
+    ),
 }  # fmt: skip
 
 OPERATIONS: dict[str, Callable[[Store], object]] = {
@@ -111,7 +119,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def fate(store: Store, operation: str, reply: Reply) -> str:
-    """What becomes of an operation: "ok", or the class of the store's error; whatever else is raised passes."""
+    """What becomes of an operation: "ok", or the class of the store's error.
+
+    Whatever else is raised passes.
+    """
     Odd.odd = reply
     try:
         OPERATIONS[operation](store)

@@ -106,7 +106,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[CountingStore]:
 
 
 def start_client(tmp_path: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
-    """Run a client in a process of its own; it prints its session's id when it is where it should be."""
+    """Run a client in a process of its own.
+
+    It prints its session's id when it is where it should be.
+    """
     script = tmp_path / "client.py"
     script.write_text(
         "import sys\n"

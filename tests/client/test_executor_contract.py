@@ -1,4 +1,4 @@
-"""The standard library's contract: the same behaviours of its pools and of a `StarburstExecutor`."""
+"""The standard library's contract: its pools and a `StarburstExecutor` behave the same."""
 
 from __future__ import annotations
 

@@ -109,7 +109,10 @@ def test_who_has_no_patience_with_the_stop_is_told_how_to_do_it(
 ) -> None:
     text = """
     executor, future = start()
-    executor._engine.launcher.stop = lambda *args, **kwargs: (print("stopping", flush=True), __import__("time").sleep(60))
+    def stop(*args, **kwargs):
+        print("stopping", flush=True)
+        __import__("time").sleep(60)
+    executor._engine.launcher.stop = stop
     with executor:
         future.result()
     """

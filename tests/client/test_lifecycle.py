@@ -1,4 +1,4 @@
-"""Which end of a client may still begin, and which one takes it down, without any threads or store."""
+"""Which end of a client may still begin, and which takes it down, without any threads or store."""
 
 from __future__ import annotations
 

@@ -425,7 +425,9 @@ def test_local_modules_travel_with_the_session(tmp_path: Path, directory_url: st
         sys.path[0] = "/nowhere"
         with StarburstExecutor(1, store=sys.argv[1]) as ex:
             print(ex.submit(shapes.area, 2).result())
-            where = ex.submit(lambda: sys.modules["shapes"].__spec__.origin if "shapes" in sys.modules else "").result()
+            def origin():
+                return sys.modules["shapes"].__spec__.origin if "shapes" in sys.modules else ""
+            where = ex.submit(origin).result()
             assert not where.startswith(sys.argv[2]), where
         """,
     )

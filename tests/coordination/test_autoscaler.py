@@ -1,4 +1,4 @@
-"""How many workers a session has, with nobody attached: in virtual time, then with real processes."""
+"""How many workers a session has, with nobody attached: in virtual time, then for real."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def by_id(world: World) -> list[SimWorker]:
 def test_a_detached_session_that_loses_half_of_a_hundred_workers_has_them_again_in_minutes(
     knows: bool,
 ) -> None:
-    # Half a lease until it shows who is the first now, a session check until that one looks, and the start.
-    # Where no launcher tells who ended, it is found by its lease.
+    # Half a lease until it shows who is the first now, a session check until that one looks, and
+    # the start. Where no launcher tells who ended, it is found by its lease.
     within = 60 + 60 + 5 if knows else 1.5 * 120 + 60 + 5
     with a_world(workers=100, knows=knows) as world:
         client = world.client("c", detached(1200, 60.0))
@@ -477,7 +477,7 @@ _CLIENT = """
 
 
 def left_behind(tmp_path: Path, store: str, gate: Gate, how: str) -> str:
-    """Id of the session of a client that has ended, while its four workers hold tasks at the gate."""
+    """Id of the session of a client that has ended; its four workers hold tasks at the gate."""
     script = tmp_path / "client.py"
     script.write_text(textwrap.dedent(_CLIENT))
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""What a session has cost so far, and the limits on it: reckoned by hand here, counted on the wire, refused in time."""
+"""What a session has cost so far, and the limits on it.
+
+Reckoned by hand here, counted on the wire, refused in time.
+"""
 
 from __future__ import annotations
 
@@ -296,7 +299,7 @@ def test_where_nothing_costs_anything_nothing_is_read(session: Session) -> None:
 
 @pytest.fixture
 def ecs_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cluster that is configured and never asked, and prices in the cache: $1 for a worker of 1 vCPU."""
+    """A cluster that is configured and never asked; in the cache, $1 for a worker of 1 vCPU."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name, value in {
         "AWS_DEFAULT_REGION": "eu-west-1",
@@ -333,7 +336,7 @@ def test_a_session_on_spot_keeps_the_price_on_demand_for_what_falls_back(
     found = rate_for(spec, "s3://bucket/prefix", SystemRuntime())
     assert found is not None
     assert (found.worker_hour, found.fallback_hour) == (0.25, 1.0)
-    assert (found.hour(""), found.hour("spot"), found.hour("on-demand")) == (0.25, 0.25, 1)  # fmt: skip
+    assert (found.hour(""), found.hour("spot"), found.hour("on-demand")) == (0.25, 0.25, 1)
     assert str(found).startswith("Spot prices of eu-west-1 from the AWS Pricing API, ")
 
 
@@ -356,13 +359,13 @@ def test_a_session_that_would_cost_too_much_an_hour_is_refused_before_anything_i
 ) -> None:
     if limit.pop("by", None):
         monkeypatch.setenv("STARBURST_MAX_HOURLY_COST", "5")
-    with pytest.raises(ValueError, match=r"max_workers=6 would cost \$6 .* use max_workers=5"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"max_workers=6 would cost \$6 .* use max_workers=5"):
         StarburstExecutor(6, **limit)
 
 
 @pytest.fixture
 def dear(directory_url: str) -> Session:
-    """A session with five workers on Spot for $18 an hour, which is all that it allows; nobody is there."""
+    """A session with five workers on Spot for $18 an hour, all that it allows; nobody is there."""
     made = manifest(workers=5, max_hourly_cost=18.0, python=python_version())
     return Session.create(open_store(directory_url), made, SystemRuntime())
 
@@ -401,8 +404,13 @@ def test_attaching_is_refused_where_it_would_cost_too_much_and_changes_nothing(
 
 def test_whoever_attaches_may_set_other_limits(dear: Session) -> None:
     executor = StarburstExecutor.attach(
-        "s", store=dear.store.url, launcher="local", max_workers=6, max_hourly_cost=22, cost_alert=7,
-    )  # fmt: skip
+        "s",
+        store=dear.store.url,
+        launcher="local",
+        max_workers=6,
+        max_hourly_cost=22,
+        cost_alert=7,
+    )
     status = executor.status()
     assert status.cost is not None
     assert status.workers_wanted == 6
@@ -427,8 +435,15 @@ def test_no_more_workers_are_launched_than_the_limit_allows() -> None:
 
 @pytest.mark.parametrize("name", ["max_hourly_cost", "cost_alert"])
 @pytest.mark.parametrize(
-    ("value", "error"), [("5", TypeError), (True, TypeError), (0, ValueError), (-1, ValueError), (float("nan"), ValueError)],
-)  # fmt: skip
+    ("value", "error"),
+    [
+        ("5", TypeError),
+        (True, TypeError),
+        (0, ValueError),
+        (-1, ValueError),
+        (float("nan"), ValueError),
+    ],
+)
 def test_what_is_no_amount_of_dollars_is_refused(
     name: str, value: Any, error: type[Exception], directory_url: str
 ) -> None:

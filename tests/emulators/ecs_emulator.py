@@ -1,10 +1,13 @@
-"""A program: ministack, whose ECS runs tasks as processes of this machine. `python ecs_emulator.py PORT FOLDER`.
+"""A program: ministack, whose ECS runs tasks as processes of this machine.
+
+    python ecs_emulator.py PORT FOLDER
 
 Clusters, task definitions, roles and logs are ministack's own; RunTask, StopTask, DescribeTasks and
-ListTasks are replaced by what is here, which also refuses what ECS refuses. The image's name says nothing but
-whether it can be pulled: entry point and command must name a program of this machine.
+ListTasks are replaced by what is here, which also refuses what ECS refuses. The image's name says
+nothing but whether it can be pulled: entry point and command must name a program of this machine.
 
-The action `Control` is for tests: `reset` or `set` some of `Settings`, `kill`, `reclaim`, `tasks`, `calls`, `end`.
+The action `Control` is for tests: `reset` or `set` some of `Settings`, `kill`, `reclaim`, `tasks`,
+`calls`, `end`.
 """
 
 from __future__ import annotations
@@ -48,7 +51,10 @@ PASSED = (
     *("PATH", "HOME", "LANG", "TMPDIR"),
     *("CALL_RECORD_FOLDER", "PYTHONPATH", "BOTOCORE_EXPERIMENTAL__PLUGINS"),
 )
-NO_CAPACITY = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
+NO_CAPACITY = (
+    "Capacity is unavailable at this time. "
+    "Please try again later or in a different availability zone"
+)
 NO_QUOTA = "You've reached the limit on the number of vCPUs you can run concurrently"
 
 
@@ -368,9 +374,9 @@ def _check_run(request: Request) -> tuple[Request, str]:
     if provider not in cluster["capacityProviders"]:
         raise Refusal(
             "InvalidParameterException",
-            "The specified capacity provider strategy cannot contain a capacity provider that is not associated with "
-            "the cluster. Associate the capacity provider with the cluster or specify a valid capacity provider and "
-            "try again.",
+            "The specified capacity provider strategy cannot contain a capacity provider that is "
+            "not associated with the cluster. Associate the capacity provider with the cluster or "
+            "specify a valid capacity provider and try again.",
         )
     kind = "FARGATE" if provider.startswith("FARGATE") else "EC2"
     if kind not in definition["requiresCompatibilities"]:
@@ -393,21 +399,22 @@ def _start_problem(container: Request) -> str:
     image = container["image"]
     if "missing" in image:
         return (
-            f"CannotPullContainerError: pull image manifest has been retried 1 time(s): failed to resolve ref "
-            f"{image}: {image}: not found"
+            f"CannotPullContainerError: pull image manifest has been retried 1 time(s): "
+            f"failed to resolve ref {image}: {image}: not found"
         )
     if "unreachable" in image:
         return (
-            "ResourceInitializationError: unable to pull secrets or registry auth: The task cannot pull registry "
-            "auth: RequestError: send request failed caused by: dial tcp: i/o timeout"
+            "ResourceInitializationError: unable to pull secrets or registry auth: "
+            "The task cannot pull registry auth: RequestError: send request failed "
+            "caused by: dial tcp: i/o timeout"
         )
     group = container["logConfiguration"]["options"]["awslogs-group"]
     groups = json.loads(cloudwatch_logs._describe_log_groups({"logGroupNamePrefix": group})[2])
     if not groups["logGroups"]:
         return (
-            "ResourceInitializationError: failed to validate logger args: create stream has been retried 1 times: "
-            "failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does not "
-            "exist."
+            "ResourceInitializationError: failed to validate logger args: "
+            "create stream has been retried 1 times: failed to create Cloudwatch log stream: "
+            "ResourceNotFoundException: The specified log group does not exist."
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""An ECS, with the rest of AWS that is needed beside it, whose tasks are processes of this machine."""
+"""An ECS, with the rest of AWS that it needs beside it, whose tasks are local processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The emulated ECS keeps to what AWS documents: RunTask and its refusals, the life of a task, its end, quotas."""
+"""The emulated ECS keeps to what AWS documents.
+
+RunTask and its refusals, the life of a task, its end, quotas.
+"""
 
 from __future__ import annotations
 

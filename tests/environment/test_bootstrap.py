@@ -1,4 +1,7 @@
-"""The file that a stock Python is given: it brings a worker's environment here, from a store or by installing it."""
+"""The file that a stock Python is given.
+
+It brings a worker's environment here, from a store or by installing it.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +178,7 @@ def test_one_that_is_told_to_end_takes_what_it_started_along(world: World, tmp_p
     programs, ready = tmp_path / "programs", tmp_path / "ready"
     programs.mkdir()
     slow = programs / "tar"
-    slow.write_text(f"#!/bin/sh\necho $$ > {ready}.new\nmv {ready}.new {ready}\nexec sleep 600\n")  # fmt: skip
+    slow.write_text(f"#!/bin/sh\necho $$ > {ready}.new\nmv {ready}.new {ready}\nexec sleep 600\n")
     slow.chmod(0o755)
     environment = {**os.environ, "STARBURST_CACHE": str(world.cache)}
     environment["PATH"] = f"{programs}:{os.environ['PATH']}"
@@ -207,7 +210,9 @@ def test_a_pack_that_is_not_whole_is_not_used(world: World) -> None:
     assert got is not None
     for part in (got.data[:1024], got.data[:-10240], b"nonsense"):
         world.store.put(key, part)
-        code, _, said = world.provide(digest, PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="")  # fmt: skip
+        code, _, said = world.provide(
+            digest, PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS=""
+        )
         assert code == 1  # it goes on to install, which it cannot here
         assert "the pack cannot be used" in said
         assert "uv could not be installed by pip" in said

@@ -205,7 +205,7 @@ def test_the_digest_tells_versions_and_sources_and_nothing_else(
     six = Package(name="six", version="1.16.0", line="six==1.16.0")
     first = prepare(Wishes(), platform=HERE, packages=[six, own])
     monkeypatch.setenv("STARBURST_CACHE", str(tmp_path / "another machine"))
-    assert prepare(Wishes(), platform=HERE, packages=[own, six]) .digest == first.digest  # fmt: skip
+    assert prepare(Wishes(), platform=HERE, packages=[own, six]).digest == first.digest
     newer = Package(name="six", version="1.17.0", line="six==1.17.0")
     second = prepare(Wishes(), platform=HERE, packages=[newer, own])
     assert own.source is not None

@@ -1,4 +1,7 @@
-"""The caller's packages on its workers, for real: environments are made, packed, and made again from the pack."""
+"""The caller's packages on its workers, for real.
+
+Environments are made, packed, and made again from the pack.
+"""
 
 from __future__ import annotations
 

@@ -649,7 +649,7 @@ def test_whoever_refreshes_meanwhile_waits_for_the_shipping(tmp_path: Path) -> N
 
 def test_a_function_of_a_shipped_module_runs_in_another_process(root: Path, tmp_path: Path) -> None:
     write(root / "sums" / "__init__.py")
-    write(root / "sums" / "plus.py", "from sums_helper import one\ndef f(x): return x + one()\n")  # fmt: skip
+    write(root / "sums" / "plus.py", "from sums_helper import one\ndef f(x): return x + one()\n")
     write(root / "sums_helper.py", "def one(): return 1\n")
     cargo = dumps(imported("sums.plus").f, lambda digest, data: None)
     path = [

@@ -30,8 +30,9 @@ MOMENT = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 def status(**changes: Any) -> SessionStatus:
     given: dict[str, Any] = {
-        "session_id": "20260131-120000-abcdef", "name": None, "state": "open", "total": 10, "pending": 4,
-        "claimed": 0, "running": 1, "completed": 3, "failed": 2, "cancelled": 0, "workers": 1,
+        "session_id": "20260131-120000-abcdef", "name": None, "state": "open",
+        "total": 10, "pending": 4, "claimed": 0, "running": 1,
+        "completed": 3, "failed": 2, "cancelled": 0, "workers": 1,
         "workers_wanted": 2, "created_at": MOMENT, "last_activity": MOMENT, "deadline": MOMENT,
     }  # fmt: skip
     return SessionStatus(**{**given, **changes})
@@ -55,9 +56,12 @@ def test_a_session_without_tasks_has_an_empty_bar() -> None:
 
 
 def test_an_outcome_shows_its_value_or_its_error() -> None:
-    good = TaskOutcome(index=0, task_id="0-0", state="completed", value=[1, 2], worker="w", attempt=1, seconds=0.5)  # fmt: skip
+    good = TaskOutcome(
+        index=0, task_id="0-0", state="completed", value=[1, 2], worker="w", attempt=1, seconds=0.5
+    )
     bad = TaskOutcome(
-        index=1, task_id="0-1", state="failed", error=ValueError("<b>"), type="ValueError", message="<b>",
+        index=1, task_id="0-1", state="failed",
+        error=ValueError("<b>"), type="ValueError", message="<b>",
         traceback="Traceback ...\nValueError: <b>", worker="w", attempt=2,
     )  # fmt: skip
     assert "[1, 2]" in html(good)
@@ -90,9 +94,10 @@ def test_a_value_is_shown_escaped_short_and_whatever_its_repr_does(
 
 def summary(**changes: Any) -> SessionSummary:
     given: dict[str, Any] = {
-        "session_id": "s", "name": None, "created_at": MOMENT, "last_activity": MOMENT, "total": 9, "pending": 0,
-        "claimed": 0, "running": 0, "completed": 8, "failed": 1, "cancelled": 0, "workers": 2, "state": "open",
-        "idle": 3.2,
+        "session_id": "s", "name": None, "state": "open",
+        "created_at": MOMENT, "last_activity": MOMENT,
+        "total": 9, "pending": 0, "claimed": 0, "running": 0,
+        "completed": 8, "failed": 1, "cancelled": 0, "workers": 2, "idle": 3.2,
     }  # fmt: skip
     return SessionSummary(**{**given, **changes})
 
@@ -102,8 +107,9 @@ def test_a_list_of_sessions_prints_as_a_table_of_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     long = summary(
-        session_id="20260131-120000-abcdef", name="a name\nof great length" * 5, state="terminated",
-        total=1_000_000, completed=999_998, running=120, failed=1, cancelled=1, workers=120, idle=1e6,
+        session_id="20260131-120000-abcdef", name="a name\nof great length" * 5,
+        state="terminated", total=1_000_000, completed=999_998, running=120,
+        failed=1, cancelled=1, workers=120, idle=1e6,
     )  # fmt: skip
     lines = str(SessionList([long])).splitlines()
     assert len(lines) == 2
@@ -119,7 +125,7 @@ def test_a_list_says_what_is_done_only_when_it_is(
     monkeypatch.setenv("COLUMNS", "200")
     almost = summary(total=1000, completed=999, failed=0, name="run 7")
     line = str(SessionList([almost])).splitlines()[1]
-    assert line.split() == ["s", "run", "7", "open", "99%", "1000", "0", "0", "0", "2", "3s"]  # fmt: skip
+    assert line.split() == ["s", "run", "7", "open", "99%", "1000", "0", "0", "0", "2", "3s"]
 
 
 def test_a_list_of_sessions_is_a_table_and_still_a_list() -> None:
@@ -175,7 +181,9 @@ def test_outside_a_notebook_there_is_no_notebook_display(
 
 CELLS = """
 from starburst_executor import Intervals, StarburstExecutor, list_sessions
-quick = Intervals(lease=2, heartbeat=0.25, poll_first=0.02, poll_last=0.2, look_first=0.01, look_last=0.1)
+quick = Intervals(
+    lease=2, heartbeat=0.25, poll_first=0.02, poll_last=0.2, look_first=0.01, look_last=0.1
+)
 ex = StarburstExecutor(2, store="STORE", name="notebook", keep=True, progress=True, intervals=quick)
 ---
 import time
@@ -230,9 +238,13 @@ def notebook(tmp_path: Path) -> Any:
 
 def _cell(source: str) -> dict[str, Any]:
     return {
-        "cell_type": "code", "id": f"c{abs(hash(source))}", "source": source.strip(), "metadata": {},
-        "outputs": [], "execution_count": None,
-    }  # fmt: skip
+        "cell_type": "code",
+        "id": f"c{abs(hash(source))}",
+        "source": source.strip(),
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+    }
 
 
 def outputs(cell: Any, kind: str) -> list[str]:

@@ -65,9 +65,9 @@ from tests.support.tasks import Gate, until
 
 def manifest(**changes: Any) -> Manifest:
     given: dict[str, Any] = {
-        "session_id": "20260131-120000-abcdef", "owner": "ada@host", "python": "3.11", "package": "1",
-        "created": 0, "deadline": 9e9, "workers": 1, "spec": WorkerSpec(), "limits": Limits(),
-        "intervals": Intervals(), "lanes": (Lane(client="c"),),
+        "session_id": "20260131-120000-abcdef", "owner": "ada@host", "python": "3.11",
+        "package": "1", "created": 0, "deadline": 9e9, "workers": 1, "spec": WorkerSpec(),
+        "limits": Limits(), "intervals": Intervals(), "lanes": (Lane(client="c"),),
     }  # fmt: skip
     return Manifest(**{**given, **changes})
 
@@ -188,12 +188,16 @@ def test_curves_end_at_what_was_finished() -> None:
     [
         ([], "Nothing was submitted to this session."),
         ([task(0, "pending", 0, 1)], "None of 1 task has started."),
-        ([trace(0, 0, 10)], "1 task took 10.0 s for 10.0 s of work: no faster than running them one after another."),
+        ([trace(0, 0, 10)],
+         "1 task took 10.0 s for 10.0 s of work: no faster than running them one after another."),
         ([trace(i, 0, 90, worker=f"{i}") for i in range(4)],
-         "4 tasks took 1 min 30 s for 6 min of work: 4 times as fast as running them one after another."),
-        ([trace(0, 8, 10)], "1 task took 10.0 s for 2.0 s of work: slower than running them one after another."),
+         ("4 tasks took 1 min 30 s for 6 min of work: "
+          "4 times as fast as running them one after another.")),
+        ([trace(0, 8, 10)],
+         "1 task took 10.0 s for 2.0 s of work: slower than running them one after another."),
         ([trace(0, 0, 4), task(1, "pending", 0, 4)],
-         "1 of 2 tasks so far took 4.0 s for 4.0 s of work: no faster than running them one after another."),
+         ("1 of 2 tasks so far took 4.0 s for 4.0 s of work: "
+          "no faster than running them one after another.")),
     ],
 )  # fmt: skip
 def test_the_headline_says_whether_it_was_worth_it(traces: list[Trace], says: str) -> None:
@@ -270,10 +274,15 @@ def _big_task(rng: random.Random, free: list[float]) -> Task:
     free[worker] = began + ran
     good = rng.random() > 0.01
     return Task(
-        state=State.COMPLETED if good else State.FAILED, attempt=1 + len(past), worker=f"w-{worker:04d}",
-        claimed=began - 0.003, started=began, ended=began + ran, past=past,
+        state=State.COMPLETED if good else State.FAILED,
+        attempt=1 + len(past),
+        worker=f"w-{worker:04d}",
+        claimed=began - 0.003,
+        started=began,
+        ended=began + ran,
+        past=past,
         outcome=Piece(inline=b"" if good else _FAILED),
-    )  # fmt: skip
+    )
 
 
 _FAILED = encode_outcome(
@@ -330,13 +339,18 @@ def dawdle() -> None:
 
 @pytest.fixture(scope="module")
 def eventful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Store and id of a session in which tasks failed, crashed, took too long and lost their worker."""
+    """Store and id of a session whose tasks failed, crashed, ran too long and lost a worker."""
     folder = tmp_path_factory.mktemp("eventful")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
         executor = StarburstExecutor(
-            2, store=folder / "store", name="<script>alert(1)</script>", keep=True, intervals=QUICK, task_timeout=4
-        )  # fmt: skip
+            2,
+            store=folder / "store",
+            name="<script>alert(1)</script>",
+            keep=True,
+            intervals=QUICK,
+            task_timeout=4,
+        )
         gate = Gate(folder / "gate")
         futures = [executor.submit(gate.hold, "victim")]
         task = gate.await_arrivals(1)[0]
@@ -460,7 +474,14 @@ def test_a_lost_attempt_was_over_when_its_worker_died_not_when_somebody_noticed(
     store, runtime = open_store(directory_url), SystemRuntime()
     now = runtime.time()
     session = Session.create(store, manifest(created=now), runtime)
-    beat = Heartbeat(worker="w", state=WorkerState.LOST, reason="no heartbeat for 61 s", started=now, written=now + 40, ended=now + 40)  # fmt: skip
+    beat = Heartbeat(
+        worker="w",
+        state=WorkerState.LOST,
+        reason="no heartbeat for 61 s",
+        started=now,
+        written=now + 40,
+        ended=now + 40,
+    )
     store.put(session.key("ended/w"), codec.encode(beat))
     past = PastAttempt(
         attempt=1,

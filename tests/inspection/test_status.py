@@ -29,7 +29,18 @@ def test_the_list_counts_as_the_status_does(directory_url: str) -> None:
     ) as executor:
         executor.submit(pow, 2, 3).result()
         status, (one,) = executor.status(), list_sessions(directory_url)
-    for name in ("name", "total", "pending", "claimed", "running", "completed", "failed", "cancelled", "state", "progress"):  # fmt: skip
+    for name in (
+        "name",
+        "total",
+        "pending",
+        "claimed",
+        "running",
+        "completed",
+        "failed",
+        "cancelled",
+        "state",
+        "progress",
+    ):
         assert getattr(one, name) == getattr(status, name), name
     assert one.workers == 1
 

@@ -118,7 +118,7 @@ def test_a_session_that_was_left_without_workers_says_so(left: Session) -> None:
     for file in Path(left.store.url.removeprefix("file://")).rglob("*"):
         os.utime(file, (1, 1))  # long ago
     _edit(left, created=1.0)
-    os.utime(Path(left.store.url.removeprefix("file://"), left.key("session.json")), (1, 1))  # fmt: skip
+    os.utime(Path(left.store.url.removeprefix("file://"), left.key("session.json")), (1, 1))
     stuck = status.read_status(left).stuck
     assert stuck is not None
     assert stuck.reason == "it has no workers"

@@ -95,8 +95,8 @@ def test_a_line_says_all_there_is_to_know() -> None:
     now = status(4, pending=3, running=1, claimed=1, completed=3, failed=1)
     line = str(Progress(status=now, rate=2.5, left=2.4))
     assert line == (
-        "20250131-094500-k7mw3x: 40%, 4 of 10 done, 1 running, 1 claimed, 3 pending, 1 failed, 2.4 s left, "
-        "2.5 tasks/s, 1 of 2 workers"
+        "20250131-094500-k7mw3x: 40%, 4 of 10 done, 1 running, 1 claimed, 3 pending, 1 failed, "
+        "2.4 s left, 2.5 tasks/s, 1 of 2 workers"
     )
 
 
@@ -118,8 +118,9 @@ def test_nothing_is_said_to_be_done_before_it_is() -> None:
 def test_what_was_spent_is_said_and_stands_out_above_its_alert() -> None:
     rate = SessionPrices(worker_hour=1, source="a test", region="r", taken=WHEN.date())
     made = Manifest(
-        session_id="s", python="3.11", package="0", created=0, deadline=0, workers=1, limits=Limits(),
-        intervals=Intervals(), spec=WorkerSpec(launcher="ecs"), rate=rate, cost_alert=2.0,
+        session_id="s", python="3.11", package="0", created=0, deadline=0, workers=1,
+        limits=Limits(), intervals=Intervals(), spec=WorkerSpec(launcher="ecs"), rate=rate,
+        cost_alert=2.0,
     )  # fmt: skip
     cheap = at(4, cost=summarize(made, [WorkerLifetime(3600)]))
     assert ", $1.00 spent, 1 of 2 workers" in str(cheap)
@@ -134,8 +135,8 @@ def test_what_was_spent_is_said_and_stands_out_above_its_alert() -> None:
 @pytest.mark.parametrize(
     ("amount", "text"),
     [
-        (0, "$0"), (0.00000012, "$0.00000012"), (0.00012, "$0.00012"), (0.0314, "$0.031"), (0.996, "$1.00"),
-        (12.4, "$12.40"), (1234.5, "$1,234.50"),
+        (0, "$0"), (0.00000012, "$0.00000012"), (0.00012, "$0.00012"), (0.0314, "$0.031"),
+        (0.996, "$1.00"), (12.4, "$12.40"), (1234.5, "$1,234.50"),
     ],
 )  # fmt: skip
 def test_dollars_are_written_as_people_say_them(amount: float, text: str) -> None:

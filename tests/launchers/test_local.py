@@ -54,7 +54,8 @@ if behaviour == "lingering":
 if behaviour == "parent":
     from starburst_executor.launchers.local import hold_lock
     hold_lock()
-    print(os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ), flush=True)  # closes no descriptor
+    sleeper = os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ)  # closes no descriptor
+    print(sleeper, flush=True)
 with open(ready, "w") as file:
     file.write(f"{os.getpid()}\\n")
 while True:
@@ -453,7 +454,8 @@ def test_worker_runs_the_code_of_its_client_whatever_lies_in_the_current_directo
         f"import sys; sys.path.insert(0, {str(copy.parent)!r})\n"
         "from pathlib import Path\n"
         "from starburst_executor.launchers.local import LocalLauncher\n"
-        f"LocalLauncher(Path({str(folder)!r}), [sys.executable, '-P', '-c', {code!r}]).launch({URL!r}, 1)\n"
+        f"launcher = LocalLauncher(Path({str(folder)!r}), [sys.executable, '-P', '-c', {code!r}])\n"
+        f"launcher.launch({URL!r}, 1)\n"
     )
     subprocess.run([sys.executable, "-P", "-c", client], cwd=cwd, check=True)
     (log,) = folder.glob("*/*.log")

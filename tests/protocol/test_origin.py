@@ -1,4 +1,4 @@
-"""Tasks find what they would find where the session was made: directory, arguments, files, modules."""
+"""Tasks find what is found where the session was made: directory, arguments, files, modules."""
 
 from __future__ import annotations
 

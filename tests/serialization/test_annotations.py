@@ -1,4 +1,4 @@
-"""Annotations of what travels by value, which Python 3.14 evaluates no sooner than somebody asks."""
+"""Annotations of what travels by value, which Python 3.14 evaluates only when somebody asks."""
 
 from __future__ import annotations
 

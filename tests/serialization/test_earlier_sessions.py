@@ -1,4 +1,7 @@
-"""A session that an earlier version of this package made: what it stored is read, and what was pending runs."""
+"""A session that an earlier version of this package made.
+
+What it stored is read, and what was pending runs.
+"""
 
 from __future__ import annotations
 

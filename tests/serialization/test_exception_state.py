@@ -176,7 +176,7 @@ def test_class_args_and_text_are_the_same_on_both_sides(exc: BaseException) -> N
 def test_what_builtin_classes_know_comes_along() -> None:
     missing = travelled(OSError(2, "No such file", "/x"))
     assert isinstance(missing, FileNotFoundError)
-    assert (missing.errno, missing.strerror, missing.filename) == (2, "No such file", "/x")  # fmt: skip
+    assert (missing.errno, missing.strerror, missing.filename) == (2, "No such file", "/x")
     moved = travelled(OSError(18, "cross-device", "/a", None, "/b"))
     assert isinstance(moved, OSError)
     assert (moved.filename, moved.filename2) == ("/a", "/b")

@@ -4,7 +4,8 @@ Actors are greenlets. One that waits, or calls a `SimStore`, gives way to whatev
 virtual time; nothing else lets another actor in. Every choice comes from one seed, so that a seed
 is a schedule: the same seed gives the same run, event for event.
 
-    actor ── store.replace(...) ──> request travels ──> effect on the backing store ──> reply travels ──> actor
+    actor ── store.replace(...) ──> request travels ──> effect on the backing store
+    actor <── reply travels <───────────────────────────┘
 
 Only the hub applies effects. So a request that was sent lands whatever becomes of its sender, who
 may be stalled or dead by then, as on a real network.
@@ -146,7 +147,10 @@ class Simulation:
         delay: float = 0.0,
         of: Actor | None = None,
     ) -> Actor:
-        """Run `fn` as an actor from `delay` seconds on: a process of its own, or a thread of `of`'s process."""
+        """Run `fn` as an actor from `delay` seconds on.
+
+        It is a process of its own, or a thread of `of`'s process.
+        """
         actor = Actor(name, fn, None if of is None else of.process)
         actor.process.threads[actor] = None
         self._actors[actor] = None
@@ -182,7 +186,7 @@ class Simulation:
             raise GreenletExit
 
     def stall(self, actor: Actor, seconds: float) -> None:
-        """Let the actor's process do nothing for a while, as SIGSTOP does; requests under way land."""
+        """Let the actor's process do nothing for a while, as by SIGSTOP; requests sent land."""
         process = actor.process
         self.note("stalled", process.name, seconds)
         process.stalled_until = self.now + seconds
@@ -583,7 +587,7 @@ class SimStore:
         """Nothing: the backing store may serve others."""
 
     def peak_writes(self, prefix: str = "", seconds: float = 1.0) -> int:
-        """The most writes below `prefix`, refused ones included, in any window of so many seconds."""
+        """The most writes below `prefix`, with refused ones, in any window of so many seconds."""
         times = [when for when, key in self._writes if key.startswith(prefix)]
         return max(
             (

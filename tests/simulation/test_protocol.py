@@ -68,7 +68,8 @@ def play(kind: str, seeds: range, **how: bool) -> None:
             with chaos.world:
                 chaos.run()
         except Exception as error:
-            again = f"STARBURST_SEED={seed} python -m pytest tests/simulation/test_protocol.py -k {kind}"
+            tests = "tests/simulation/test_protocol.py"
+            again = f"STARBURST_SEED={seed} python -m pytest {tests} -k {kind}"
             pytest.fail(f"{error!r}\n\n{again}\n\n{chaos.world.sim.report()}")
 
 
@@ -608,7 +609,8 @@ def test_many_cancels_cost_one_write_for_each_batch() -> None:
 
 
 def test_a_lane_given_back_twice_is_not_taken_from_who_has_it_now() -> None:
-    # The first try took effect, its reply was lost, and another client took the lane before the second.
+    # The first try took effect, its reply was lost, and another client took the lane before the
+    # second.
     taken: list[int] = []
 
     def strike(call: Call) -> Fault | None:

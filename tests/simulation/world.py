@@ -980,7 +980,7 @@ def run_scale(
     *,
     slots: int = 1,
 ) -> Scale:
-    """One client and many workers, all there from the start, at equal tasks that are all submitted at once."""
+    """One client and many workers, there from the start, at equal tasks, all submitted at once."""
     began = time.perf_counter()
     settings = Settings(workers=workers, slots=slots, checked=False, delay=(1.0, 3.0))
     with World(seed, settings) as world:

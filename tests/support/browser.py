@@ -36,7 +36,7 @@ def chromium() -> str:
 
 
 def dom(page: Path, *, width: int = 1200, dark: bool = False, script: str = "") -> Dom:
-    """The elements of a page after its scripts have run, and after `script`, once charts are drawn."""
+    """The elements of a page after its scripts and `script` have run, once charts are drawn."""
     if script:
         shown = page.read_text(encoding="utf-8")
         page = page.with_suffix(".probed.html")

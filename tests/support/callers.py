@@ -28,7 +28,7 @@ version = "{version}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """A virtual environment with this package, and a folder for scripts with modules beside them."""
+    """A virtual environment with this package, and a folder for scripts and their modules."""
 
     venv: Path
     scripts: Path

@@ -21,7 +21,10 @@ URL = f"s3://bucket/starburst/sessions/{SESSION}"
 CLUSTER = "arn:aws:ecs:eu-west-1:123456789012:cluster/starburst"
 DEFINITION = "arn:aws:ecs:eu-west-1:123456789012:task-definition/starburst-0123456789abcdef:1"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-FULL = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
+FULL = (
+    "Capacity is unavailable at this time. "
+    "Please try again later or in a different availability zone"
+)
 NO_QUOTA = "You've reached the limit on the number of vCPUs you can run concurrently"
 DEPLOYMENT = Deployment(
     region="eu-west-1",

@@ -237,8 +237,8 @@ def state() -> Any:
 
 def pickled() -> list[str]:
     things = (
-        Model(1), Slotted(1), Data(1), Frozen(1), Color.RED, Planet.MARS, Permission.BOTH, Entry(), Made(),
-        MISSING, Pair(1, Model(1)), Outer.Inner(), Concrete(), Box(1), MyError(1), Lazy(),
+        Model(1), Slotted(1), Data(1), Frozen(1), Color.RED, Planet.MARS, Permission.BOTH, Entry(),
+        Made(), MISSING, Pair(1, Model(1)), Outer.Inner(), Concrete(), Box(1), MyError(1), Lazy(),
     )  # fmt: skip
     return [type(pickle.loads(pickle.dumps(thing))).__name__ for thing in things]
 
@@ -257,7 +257,7 @@ def data(x: Data) -> Any:
 
 
 def members() -> Any:
-    return Color.CRIMSON, Planet.EARTH, Level.HIGH, Word.HI, Permission.READ | Permission.WRITE  # fmt: skip
+    return Color.CRIMSON, Planet.EARTH, Level.HIGH, Word.HI, Permission.READ | Permission.WRITE
 
 
 def inside_members() -> Any:
@@ -361,11 +361,28 @@ KINDS: dict[str, tuple[Any, Callable[[], Any] | None, Check]] = {
     "initializer": (state, None, lambda r: r == "w"),
     "pickle": (pickled, None, lambda r: "Slotted" in r and "Inner" in r),
     "pickle by name": (pickled_by_name, None, lambda r: r),
-    "slots": (slots, lambda: Slotted(1), lambda r: type(r[0]) is Slotted and r[0].both() == (1, 1) and r[1:] == ((1, 1), False)),
-    "slots dataclass": (data, lambda: Data(1, [2]), lambda r: r == (Data(1, [2]), Data(3), False, Frozen(4))),
-    "enum": (members, None, lambda r: all(a is b for a, b in zip(r, (Color.RED, Planet.EARTH, Level.HIGH, Word.HI, Permission.BOTH), strict=True))),
-    "enum inside": (inside_members, None, lambda r: r == ("BLUE", True, True, 3.3, True, True, "BOTH")),
-    "subclass registry": (registry, None, lambda r: r[0] == {"entry": Entry} and type(r[1]) is Entry and r[2]),
+    "slots": (
+        slots, lambda: Slotted(1),
+        lambda r: type(r[0]) is Slotted and r[0].both() == (1, 1) and r[1:] == ((1, 1), False),
+    ),
+    "slots dataclass": (
+        data, lambda: Data(1, [2]), lambda r: r == (Data(1, [2]), Data(3), False, Frozen(4)),
+    ),
+    "enum": (
+        members, None,
+        lambda r: all(
+            a is b
+            for a, b in zip(
+                r, (Color.RED, Planet.EARTH, Level.HIGH, Word.HI, Permission.BOTH), strict=True
+            )
+        ),
+    ),
+    "enum inside": (
+        inside_members, None, lambda r: r == ("BLUE", True, True, 3.3, True, True, "BOTH"),
+    ),
+    "subclass registry": (
+        registry, None, lambda r: r[0] == {"entry": Entry} and type(r[1]) is Entry and r[2],
+    ),
     "metaclass": (metaclass, None, lambda r: type(r[0]) is Made and r[1] == ["Made"]),
     "abstract": (abstract, None, lambda r: r[:2] == ("Concrete", True) and type(r[2]) is Concrete),
     "caches": (caches, None, lambda r: r == (12586269025, 51, 9)),
@@ -373,7 +390,9 @@ KINDS: dict[str, tuple[Any, Callable[[], Any] | None, Check]] = {
     "cache": (square, lambda: 4, lambda r: r == 16),
     "singledispatch": (show, lambda: 4, lambda r: r == "int"),
     "singledispatch inside": (dispatched, None, lambda r: r == ("int", "model", "any")),
-    "cached_property": (lazy, Lazy, lambda r: r[:3] == (42, 42, 1) and type(r[3]) is Lazy and r[3].big == 42),
+    "cached_property": (
+        lazy, Lazy, lambda r: r[:3] == (42, 42, 1) and type(r[3]) is Lazy and r[3].big == 42,
+    ),
     "NewType": (same, lambda: UserId, lambda r: r is UserId),
     "reduce to a name": (is_missing, lambda: MISSING, lambda r: r == (True, MISSING)),
     "ContextVar and local": (variables, None, lambda r: r == (7, 5)),
@@ -383,9 +402,17 @@ KINDS: dict[str, tuple[Any, Callable[[], Any] | None, Check]] = {
     "nested spawn": (nested, lambda: "spawn", lambda r: r == ([2, 4], [1, 2])),
     "nested Pool": (nested_pool, None, lambda r: r == [2, 4]),
     "main": (main_module, None, lambda r: r),
-    "class with state": (improve, None, lambda r: Model.best == 0 and type(r[0]) is Model and r[1] == 1),
+    "class with state": (
+        improve, None, lambda r: Model.best == 0 and type(r[0]) is Model and r[1] == 1,
+    ),
     "small results": (small, None, lambda r: r[0][7].value() == 14 and r[1] == 100_000),
-    "things": (things, None, lambda r: r[:5] == (Options, Model, helper, square, UserId) and [type(x) for x in r[5:]] == [Outer.Inner, Box, Pair]),
+    "things": (
+        things, None,
+        lambda r: (
+            r[:5] == (Options, Model, helper, square, UserId)
+            and [type(x) for x in r[5:]] == [Outer.Inner, Box, Pair]
+        ),
+    ),
 }  # fmt: skip
 
 

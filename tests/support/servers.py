@@ -1,4 +1,4 @@
-"""S3 servers, and a proxy that makes them as slow as a network, started on free ports of this machine."""
+"""S3 servers, and a proxy that makes them as slow as a network, on free ports of this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHARED_BUCKET = "shared"
 _BIN = Path(sys.executable).parent
 
 running: set[int] = set()
-"""Process ids of what is running: shared by many tests, so not leaked by the one that started it."""
+"""Process ids of what runs: shared by many tests, so not leaked by the one that started it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ class LatencyProxy:
         self.endpoint = f"http://{_HOST}:{self._line()['port']}"
 
     def counts(self) -> dict[str, int]:
-        """Requests by operation since the last call: `requests`, `GET`, `PUT`, `LIST`, `DELETE`, .."""
+        """Requests by operation since the last call: `requests`, `GET`, `PUT`, `LIST`, ..."""
         self._process.send_signal(signal.SIGUSR1)
         return self._line()
 

@@ -1,4 +1,4 @@
-"""What tests of whole executors share: quick intervals, tasks that wait to be let go, stores that count."""
+"""What tests of whole executors share: quick intervals, stores that count, a look at workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Make = Callable[..., StarburstExecutor]
 
 
 class CountingStore:
-    """Any store, with its requests counted by method and by the key's first folder in the session."""
+    """Any store; requests are counted by method and by the key's first folder in the session."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""A server that speaks as little of S3 as a test wants, and gets wrong what the test wants wrong."""
+"""A server that speaks as little of S3 as a test wants, and gets wrong what it wants wrong."""
 
 from __future__ import annotations
 

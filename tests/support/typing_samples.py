@@ -1,6 +1,7 @@
 """What a type checker must find out, and what it must refuse; checked, never run.
 
-Each `type: ignore` marks a mistake: with unused ones reported, a mistake that is not noticed is an error.
+Each `type: ignore` marks a mistake: with unused ones reported, a mistake that is not noticed is an
+error.
 """
 
 from __future__ import annotations

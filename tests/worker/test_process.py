@@ -86,7 +86,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 class Blind(LocalLauncher):
-    """A launcher that cannot tell which of its workers have ended, as one on other machines might."""
+    """A launcher that cannot tell which workers have ended, as one on other machines might."""
 
     def ended(self, session_url: str) -> set[str]:
         super().ended(session_url)  # collects the dead, so that they are no zombies

@@ -1,4 +1,4 @@
-"""Set-up and tear-down: on an emulator from end to end, and on scripted answers where it has none."""
+"""Set-up and tear-down: on an emulator end to end, and on scripted answers where it has none."""
 
 from __future__ import annotations
 

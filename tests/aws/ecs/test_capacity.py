@@ -1,4 +1,7 @@
-"""What EC2 workers stand on: exact requests, checked by botocore's own models, and what AWS may answer."""
+"""What EC2 workers stand on.
+
+Exact requests, checked by botocore's own models, and what AWS may answer.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +184,9 @@ def test_what_is_made_is_asked_for_exactly_so(aws: Scripted, use_spot: bool) -> 
         {},
         LaunchTemplateName=one.name,
         LaunchTemplateData={
-            "ImageId": "resolve:ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id",
+            "ImageId": (
+                "resolve:ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"
+            ),
             "InstanceType": "c8a.xlarge",
             "IamInstanceProfile": {"Arn": PROFILE},
             "NetworkInterfaces": [
@@ -319,8 +324,8 @@ def test_what_was_just_made_is_waited_for(aws: Scripted) -> None:
     one = capacity(aws)
     aws.answer("ec2", "create_launch_template", {})
     text = (
-        "You must use a valid fully-formed launch template. The specified launch template, with template name x, "
-        "does not exist."
+        "You must use a valid fully-formed launch template. The specified launch template, "
+        "with template name x, does not exist."
     )
     aws.refuse("autoscaling", "create_auto_scaling_group", "ValidationError", text)
     aws.answer("autoscaling", "create_auto_scaling_group", {})
@@ -540,7 +545,10 @@ def test_a_provider_that_the_cluster_lacks_is_made_and_asked_again(
     name = ec2.provider(use_spot=True)
     ec2.first_look()
     ec2.definition()
-    text = "The specified capacity provider strategy cannot contain a capacity provider that is not associated"
+    text = (
+        "The specified capacity provider strategy cannot contain a capacity provider "
+        "that is not associated"
+    )
     ec2.refuse("run_task", "InvalidParameterException", text)
     expect_three(ec2.aws)
     ec2.aws.answer("ecs", "describe_clusters", cluster(name))

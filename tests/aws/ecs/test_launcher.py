@@ -1,4 +1,4 @@
-"""The ECS launcher: exact requests, checked by botocore's own models, and whatever ECS may answer."""
+"""The ECS launcher: exact requests, checked by botocore's models, and whatever ECS may answer."""
 
 from __future__ import annotations
 
@@ -219,8 +219,16 @@ def test_throttling_is_retried_within_a_budget_and_then_later(
         ("ClusterNotFoundException", "Cluster not found.", "setup"),
         ("AccessDeniedException", "not authorized to perform: iam:PassRole on x", "iam:PassRole"),
         ("InvalidParameterException", "The subnet ID 'subnet-1' does not exist", "subnets"),
-        ("InvalidParameterException", "The security group 'sg-1' does not exist", "security groups"),
-        ("InvalidParameterException", "The specified capacity provider FARGATE was not found", "setup"),
+        (
+            "InvalidParameterException",
+            "The security group 'sg-1' does not exist",
+            "security groups",
+        ),
+        (
+            "InvalidParameterException",
+            "The specified capacity provider FARGATE was not found",
+            "setup",
+        ),
         ("PlatformUnknownException", "The platform version is unknown", "platform"),
         ("BlockedException", "Your account is currently blocked", "Support"),
         ("ExpiredTokenException", "The security token is expired", "Renew"),

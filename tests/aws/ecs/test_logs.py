@@ -1,4 +1,4 @@
-"""What workers print: found in CloudWatch page by page, or in files of this machine, and followed."""
+"""What workers print: found in CloudWatch page by page, or in local files, and followed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A plugin of botocore: notes which calls of AWS the package makes, in this process and in those it starts.
+"""A plugin of botocore: notes which calls of AWS the package makes, here and in child processes.
 
-botocore loads it where BOTOCORE_EXPERIMENTAL__PLUGINS names it, for every client. It needs nothing but the
-standard library, so that a worker in an environment of its own can load it from this folder alone. Calls that the
-tests make themselves are told from the package's by who is on the stack, and left out.
+botocore loads it where BOTOCORE_EXPERIMENTAL__PLUGINS names it, for every client. It needs nothing
+but the standard library, so that a worker in an environment of its own can load it from this folder
+alone. Calls that the tests make themselves are told from the package's by who is on the stack, and
+left out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _note(params: dict[str, Any], model: Any, **_: Any) -> None:
 
 
 def _caller() -> str | None:
-    """The module of the package that makes the call, such as "aws/ecs/launcher"; None: none does."""
+    """The module of the package that makes the call, as "aws/ecs/launcher"; None: none does."""
     package = sys.modules.get(_PACKAGE)
     if package is None or package.__file__ is None:
         return None
