@@ -43,7 +43,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"memory": "lots"}, ValueError, 'memory=\'lots\'.*such as "2GB"'),
     ({"memory": "8"}, ValueError, "memory='8'.*MB or GB"),
     ({"memory": "-2GB"}, ValueError, "memory='-2GB'"),
-    ({"memory": "0GB"}, ValueError, "memory='0GB' is nothing"),
+    ({"memory": "0GB"}, ValueError, "memory='0GB' is zero"),
     ({"memory": 8}, TypeError, 'memory=8.*such as "2GB"'),
     ({"launch_type": "LAMBDA"}, ValueError, "launch_type='LAMBDA'.*'FARGATE', 'EC2'"),
     ({"launch_type": "EC2"}, ValueError, "needs an instance_type.*c8a.xlarge"),
