@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `sphinx-build -EW --keep-going docs build/docs`; a warning is an error.
+"""Sphinx configuration: `sphinx-build -EW --keep-going docs build/docs`; warnings are errors.
 
 A line `<!-- generated: NAME -->` in a page is replaced by Markdown that a function here makes from
 the code, so that the reference of commands, settings and errors cannot differ from it.

@@ -144,7 +144,7 @@ class Configuration:
 
 
 def data_home() -> Path:
-    """The folder for this user's data on this machine: `STARBURST_HOME`, or the platform's own place."""
+    """The folder for this user's data on this machine: `STARBURST_HOME` or the platform default."""
     named = os.environ.get("STARBURST_HOME")
     if named:
         return Path(named).expanduser().absolute()

@@ -54,7 +54,7 @@ E = TypeVar("E")
 
 
 def default_store() -> str:
-    """Where sessions are kept by default: `STARBURST_STORE`, else the settings, else a user folder."""
+    """The default store: `STARBURST_STORE`, else the configured one, else a user folder."""
     return config.load().settings.store
 
 
@@ -183,7 +183,8 @@ class StarburstExecutor(Executor):
         # fmt: off
         worker = arguments.worker_spec(
             launcher=launcher, cpu=cpu, memory=memory, launch_type=launch_type,
-            instance_type=instance_type, use_spot=use_spot, spot_fallback=spot_fallback, region=region, slots=slots)
+            instance_type=instance_type, use_spot=use_spot, spot_fallback=spot_fallback,
+            region=region, slots=slots)
         limits = arguments.limits(
             task_timeout=task_timeout, max_attempts=max_attempts,
             max_tasks_per_child=max_tasks_per_child, idle_timeout=idle_timeout,
@@ -289,7 +290,7 @@ class StarburstExecutor(Executor):
         return self._submission.submit(fn, args, kwargs, label)
 
     def options(self, *, label: str) -> SubmitOptions:
-        """This executor with options for its tasks: `submit` and `map` of what is returned take them.
+        """`submit` and `map` of this executor with options for the tasks.
 
         `executor.options(label="warm-up").submit(fn, x)` passes `fn` and its arguments on
         untouched.

@@ -465,7 +465,9 @@ def test_an_option_that_does_not_exist_is_named_at_once(block: Block) -> None:
 def test_an_option_that_comes_too_late_is_refused(block: Block, tmp_path: Path) -> None:
     with block():
         Parallel()([delayed(square)(1)])
-        with pytest.raises(ValueError, match=r"store given to Parallel, but this block already has session"):
+        with pytest.raises(
+            ValueError, match=r"store given to Parallel, but this block already has session"
+        ):
             Parallel(store=str(tmp_path / "other"))([delayed(square)(1)])
 
 

@@ -1,4 +1,4 @@
-"""The client's pickles: calls on their way out, outcomes on their way back."""
+"""The client's pickles: outgoing calls and incoming outcomes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def python_version() -> str:
 
 
 class PayloadCodec:
-    """Pickles calls for one session and opens its outcomes.
+    """Pickles calls for one session and decodes its outcomes.
 
     Args:
         session: The session.
         python: Minor version of the Python whose pickles the session holds.
-        modules: Modules to ship besides those found.
+        modules: Modules to ship in addition to those found.
     """
 
     def __init__(
@@ -51,24 +51,24 @@ class PayloadCodec:
         self._stored: set[str] = set()
         self._simple: WeakKeyDictionary[object, tuple[object, str, bytes]]
         self._simple = WeakKeyDictionary()
-        self._defined: dict[str, object] = {}  # what they hold lives as long
+        self._defined: dict[str, object] = {}  # keeps their classes alive
         self._tracker = Tracker(self._ship, modules)
 
     def check_python(self) -> None:
-        """Refuse to pickle or unpickle in another minor version.
+        """Refuse to pickle or unpickle under another minor version.
 
         Raises:
-            VersionMismatch: names both.
+            VersionMismatch: the versions differ; names both.
         """
         if self._python != python_version():
             raise VersionMismatch(
-                f"session {self._session.id} was made with Python {self._python} and this is Python "
-                f"{python_version()}: pickles of one cannot be used in the other. Attach with Python "
-                f"{self._python}; status, logs, extend and cleanup work with any."
+                f"session {self._session.id} was created with Python {self._python} and this is "
+                f"Python {python_version()}: their pickles are not compatible. Attach with Python "
+                f"{self._python}; status, logs, extend and cleanup work with any version."
             )
 
     def function(self, function: object, what: str = "callable") -> tuple[str, bytes]:
-        """Digest and cargo of a callable, pickled anew unless it surely has not changed."""
+        """Digest and cargo of a callable, pickled again unless it certainly has not changed."""
         now = signature(function)
         if now is not None:
             then, digest, cargo = self._simple.get(function, (None, "", b""))
@@ -81,7 +81,7 @@ class PayloadCodec:
         return digest, cargo
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bool]:
-        """Cargo of a call's arguments, and whether it names no blob."""
+        """Cargo of a call's arguments, and whether it references no blob."""
         kept: list[str] = []
 
         def keep(digest: str, data: memoryview) -> None:
@@ -91,11 +91,11 @@ class PayloadCodec:
         return pack_call(args, kwargs, keep), not kept
 
     def modules(self) -> Mapping[str, str]:
-        """Archives of local modules that a worker needs, shipped before this returns."""
+        """Archives of the local modules that a worker needs, stored before this returns."""
         return self._tracker.refresh()
 
     def open_outcome(self, batch: Batch, position: int, task: Task, data: bytes) -> Settled:
-        """The value of a task, or its exception."""
+        """A task's value or exception."""
         outcome = decode_outcome(data)
         if outcome.failure is not None:
             return False, self.error(outcome.failure, batch, position, task)
@@ -111,14 +111,14 @@ class PayloadCodec:
             return False, error
 
     def error(self, failure: Failure, batch: Batch, position: int, task: Task) -> BaseException:
-        """The exception that a failure stands for."""
+        """The exception that a failure represents."""
         if self._python != python_version():
             failure = _without_pickle(failure)
         with definitions(self._define):
             return rebuild(failure, self._fetch, _where(batch, position, task))
 
     def _define(self, function: str) -> object:
-        """Unpickle a callable of the session for the classes that it brings."""
+        """Unpickle a callable of the session for the classes it defines."""
         if function not in self._defined:
             cargo = self._session.get_function(function)
             with definitions(self._define):
@@ -129,7 +129,7 @@ class PayloadCodec:
         self._session.put_content("modules", data)
 
     def _keep(self, digest: str, data: memoryview) -> None:
-        """Store a large buffer now: the caller may change it after `submit`."""
+        """Store a large buffer now: the caller may modify it after `submit`."""
         if digest not in self._stored:
             self._session.put_blob(digest, data)
             self._stored.add(digest)

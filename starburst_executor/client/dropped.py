@@ -1,7 +1,7 @@
-"""Executors that nobody holds any more: noticed, and ended from a thread that may take locks.
+"""Executors that were garbage-collected, ended from a thread that may take locks.
 
 A finalizer may run anywhere, with any lock held, and so must neither take one nor start a thread.
-It puts what has to be ended into a queue, and a thread that waits there does the rest.
+It only puts its object into a queue; a thread waiting there does the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Dropped(Generic[T]):
-    """Has objects that were dropped dealt with on a thread of its own.
+    """Handles dropped objects on its own thread.
 
     Args:
         outlive: Called with each of them.
@@ -34,7 +34,7 @@ class Dropped(Generic[T]):
         self._lock = threading.Lock()
 
     def watch(self) -> None:
-        """Have a thread in this process; a fork copies none."""
+        """Start the thread unless this process has it; a fork does not copy it."""
         with self._lock:
             if self._pid == os.getpid():
                 return
@@ -43,11 +43,11 @@ class Dropped(Generic[T]):
             threading.Thread(target=self._run, name="starburst-dropped", daemon=True).start()
 
     def put(self, target: T) -> None:
-        """Deal with an object; may be called by a finalizer."""
+        """Queue an object; safe to call from a finalizer."""
         self._queue.put(target)
 
     def take_out(self) -> list[T]:
-        """What the thread has not come to, and now will not: the interpreter ends."""
+        """The objects still queued, which at interpreter exit the thread will not reach."""
         found: list[T] = []
         while True:
             try:
@@ -61,5 +61,5 @@ class Dropped(Generic[T]):
             try:
                 self._outlive(target)
             except Exception:
-                log.exception("an executor that was dropped could not be ended")
+                log.exception("a dropped executor could not be ended")
             del target

@@ -1,14 +1,14 @@
-"""Every way in which one client ends its work on a session.
+"""All the ways in which one client ends its work on a session.
 
-    detach         everything is stored, workers are there; the session goes on without this client
-    shutdown       on a thread of its own: waits for every task, stops workers, removes the session
+    detach         stores everything, ensures workers; the session continues without this client
+    shutdown       on its own thread: waits for every task, stops workers, removes the session
     cleanup        at once: every future ends; the session is marked terminated, or deleted
-    Ctrl-C         at once, on a thread that no interrupt reaches: workers stop, tasks are pending again
-    dropped        nobody holds the executor: goes on until all is done, then as by `shutdown`
-    exit           the interpreter ends: as by `shutdown` if all is done, else as by `detach`
+    Ctrl-C         at once, on a thread no interrupt reaches: workers stop, tasks return to pending
+    dropped        the executor was garbage-collected: runs until all is done, then as `shutdown`
+    exit           the interpreter exits: as `shutdown` if all is done, else as `detach`
 
-`Lifecycle` decides which of them may still begin and which one takes the client down; here is what
-they do.
+`Lifecycle` decides which of them may still start and which one takes the client down; this module
+implements them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Ending:
     # --- detach -------------------------------------------------------------------------
 
     def detach(self) -> str:
-        """What `StarburstExecutor.detach` does."""
+        """Implements `StarburstExecutor.detach`."""
         self._engine.check_process()
         with self._detaching:
             if not self._lifecycle.left:
@@ -79,12 +79,12 @@ class Ending:
         self._lifecycle.note_left()
 
     def _store_and_refuse(self) -> SessionDetached:
-        """Store everything, have workers there, and refuse more; undone if that fails."""
+        """Store everything, ensure workers, and refuse new tasks; undone on failure."""
         detached = SessionDetached(
             f"session {self._session_id} was detached; "
             f"StarburstExecutor.attach({self._session_id!r}) picks it up again"
         )
-        # The lock is not held while threads are waited for: their callbacks may submit.
+        # Wait for threads without the lock: their callbacks may submit.
         with self._lifecycle.admission:
             self._engine.check_open()
             self._lifecycle.begin_detach(detached)
@@ -99,7 +99,7 @@ class Ending:
     # --- shutdown -----------------------------------------------------------------------
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
-        """What `StarburstExecutor.shutdown` does."""
+        """Implements `StarburstExecutor.shutdown`."""
         if self._engine.forked:
             return  # a forked child's copy must not end its parent's session
         self._begin(cancel_futures=cancel_futures, clean=True)
@@ -112,10 +112,10 @@ class Ending:
                 raise
 
     def leave_block(self, error: BaseException | None) -> None:
-        """What the end of a `with` block does.
+        """Implements the end of a `with` block.
 
         Args:
-            error: What the block raised.
+            error: The exception that the block raised, if any.
         """
         if self._engine.forked or self._lifecycle.detached:
             return
@@ -125,7 +125,7 @@ class Ending:
                 self._await()
             else:
                 self._stop_at_once()
-        except BaseException as interrupt:  # Ctrl-C while tasks were waited for
+        except BaseException as interrupt:  # Ctrl-C while waiting for tasks
             self._stop_at_once()
             self._say_how_to_come_back(interrupt)
             raise
@@ -143,7 +143,7 @@ class Ending:
         )
         error.add_note(text)
         if not isinstance(error, Exception):
-            log.warning("%s", text)  # nobody is shown the notes of a SystemExit
+            log.warning("%s", text)  # the notes of a SystemExit are never shown
 
     def _begin(self, *, cancel_futures: bool, clean: bool) -> None:
         refusal = RuntimeError("cannot schedule new futures after shutdown")
@@ -164,12 +164,12 @@ class Ending:
                 # Python 3.12 starts none at exit; `_leave_at_exit` ends this one too, or has
 
     def _await(self) -> None:
-        """Wait for the thread that ends the session; not in a callback, for which it waits itself."""
+        """Wait for the thread that ends the session; not in a callback, which it waits for."""
         if self._thread is not None and threading.current_thread() not in self._engine.threads:
             self._thread.join()
 
     def _end_when_done(self, cancel_futures: bool, clean: bool) -> None:
-        """Wait until all is done, then take everything down; on its own thread, except at exit."""
+        """Wait until all is done, then tear everything down; on its own thread except at exit."""
         try:
             if cancel_futures:
                 self._engine.cancel_pending()
@@ -197,7 +197,7 @@ class Ending:
                     self._session_id, ", ".join(others), self._session_id,
                 )  # fmt: skip
             engine.give_back_lane(SessionState.OPEN if others else SessionState.CLOSED)
-            # Another client may have submitted what this one does not know of.
+            # Another client may have submitted tasks that this one does not know of.
             if not others or all(s.done for s in engine.watcher.queue.look()):
                 engine.stop_workers()
         finally:
@@ -210,7 +210,7 @@ class Ending:
     # --- at once ------------------------------------------------------------------------
 
     def cleanup(self, *, force: bool) -> None:
-        """What `StarburstExecutor.cleanup` does."""
+        """Implements `StarburstExecutor.cleanup`."""
         engine = self._engine
         engine.check_process()
         error = SessionTerminated(f"session {self._session_id} was cleaned up")
@@ -227,7 +227,7 @@ class Ending:
             self._close()
 
     def _stop_at_once(self) -> None:
-        """Stop workers; what they run goes back to pending. Safe to interrupt."""
+        """Stop workers; their tasks return to pending. Safe to interrupt."""
         try:
             self._stopping.run()
         except BaseException:
@@ -239,7 +239,7 @@ class Ending:
             raise
 
     def _stop_workers(self) -> None:
-        """What an interrupt sets off, on a thread that none reaches."""
+        """Runs after an interrupt, on a thread that no interrupt reaches."""
         if not self._lifecycle.claim(RuntimeError("this executor was interrupted")):
             self._await()
             return
@@ -256,19 +256,19 @@ class Ending:
     # --- dropped ------------------------------------------------------------------------
 
     def note_dropped(self) -> None:
-        """Nobody holds the executor any more; called by its finalizer, and so takes no lock."""
-        # In this order: once the interpreter has ended, modules may be gone, and nothing is untended.
+        """The executor was garbage-collected; called by its finalizer, so takes no lock."""
+        # In this order: once the interpreter has ended, modules are gone, and nothing is untended.
         if self._lifecycle.untended and not self._engine.forked:
             _dropped.put(self)
 
     def outlive(self) -> None:
-        """Go on without an executor, and end as by `shutdown` once all is done."""
+        """Continue without an executor, and end as `shutdown` does once all is done."""
         _open.add(self)
         unfinished = sum(not future.done() for future in self._engine.registry.living())
         if unfinished:
             log.warning(
-                "session %s goes on: its executor was dropped without `shutdown` or `detach` (unfinished tasks: "
-                "%d). When they have ended, its workers and the session do",
+                "session %s goes on: its executor was dropped without `shutdown` or `detach` "
+                "(unfinished tasks: %d). Workers and session end when those tasks have",
                 self._session_id, unfinished,
             )  # fmt: skip
         threading.Thread(target=self._end_when_idle, name="starburst-outlive", daemon=True).start()
@@ -281,7 +281,7 @@ class Ending:
     # --- exit ---------------------------------------------------------------------------
 
     def leave_at_exit(self) -> None:
-        """The interpreter ends: leave nothing behind if all is done, else leave it running."""
+        """At interpreter exit: remove the session if all is done, else leave it running."""
         engine, lifecycle = self._engine, self._lifecycle
         if engine.forked:
             return
@@ -297,7 +297,7 @@ class Ending:
         engine.start_no_threads()
         if lifecycle.refusal is not None:
             if isinstance(lifecycle.refusal, ExecutorBroken):
-                self._end_when_done(False, clean=False)  # nobody can use its workers
+                self._end_when_done(False, clean=False)  # its workers are no longer of use
             return
         if engine.watcher.unfinished or not engine.submitter.idle:
             self._start_last_workers()
@@ -313,7 +313,7 @@ class Ending:
             self._end_when_done(False, clean=True)
 
     def _start_last_workers(self) -> None:
-        """The last tasks may have no worker yet; but Python 3.12 starts no process at exit."""
+        """Start workers for the last tasks; fails on Python 3.12, which starts none at exit."""
         try:
             self._engine.flush()
             self._engine.autoscaler.need(self._engine.watcher.unfinished)
@@ -322,10 +322,11 @@ class Ending:
         self._engine.autoscaler.close()
 
     def say_left_running(self) -> None:
-        """Leaving it at exit was interrupted."""
+        """Warn that leaving the session at exit was interrupted."""
         log.warning(
-            "session %s: interrupted while the interpreter left it, and so perhaps left running; "
-            "StarburstExecutor.attach(%r, store=%r) picks it up, `starburst-executor cleanup %s` stops its workers",
+            "session %s: interrupted at interpreter exit, so it may still be running; "
+            "StarburstExecutor.attach(%r, store=%r) picks it up, "
+            "`starburst-executor cleanup %s` stops its workers",
             self._session_id, self._session_id, self._engine.session.store.url, self._session_id,
         )  # fmt: skip
 
@@ -335,10 +336,10 @@ _dropped: Dropped[Ending] = Dropped(Ending.outlive)
 
 @functools.cache
 def register_at_exit() -> None:
-    """Have clients end before the threads that they need are refused.
+    """Have clients end while new threads can still be started.
 
-    `atexit` would be too late: by then no thread can be started, and storing needs some. The
-    standard library's own executors use this hook for the same reason.
+    `atexit` would be too late: no thread can be started by then, and storing needs some. The
+    standard library's executors use this hook for the same reason.
     """
     register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]  # noqa: SLF001
     register(_leave_all_at_exit)
@@ -349,7 +350,7 @@ def _leave_all_at_exit() -> None:
     for ending in {*_open, *_dropped.take_out()}:
         try:
             ending.leave_at_exit()
-        except BaseException as error:  # the others are left all the same
+        except BaseException as error:  # the other clients must still be ended
             ending.say_left_running()
             interrupt = error
     if interrupt is not None:

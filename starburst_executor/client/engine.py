@@ -1,13 +1,13 @@
-"""What one client runs on: its parts, how they are wired together, and their threads.
+"""One client's machinery: its parts, how they are wired together, and their threads.
 
     the caller's thread   Submission       pickles and queues calls
     starburst-submit      Submitter.run    stores batches, then has their futures watched
-    starburst-watch       Watcher.run      settles futures; once a second, asks for workers
-    starburst-staff       Autoscaler.run   starts those that are missing
+    starburst-watch       Watcher.run      settles futures; once a second, requests workers
+    starburst-staff       Autoscaler.run   starts the missing workers
 
-Nothing here knows the `StarburstExecutor`. The threads keep an engine alive for as long as they
-run, while the executor in front of it can be collected as soon as nobody holds it; that is how a
-dropped one is noticed (see `ending`). Futures outlive both, so they know their engine weakly.
+Nothing here references the `StarburstExecutor`. The threads keep an engine alive while they run,
+but the executor in front of it can be garbage-collected, which is how a dropped one is noticed
+(see `ending`). Futures outlive both, so they hold only a weak reference to their engine.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Engine:
 
     Args:
         opened: The session.
-        lifecycle: Says whether it may; told when something breaks.
+        lifecycle: Says whether the client is open; is told when something breaks.
     """
 
     def __init__(self, opened: OpenSession, lifecycle: Lifecycle) -> None:
@@ -90,7 +90,7 @@ class Engine:
     # --- threads ------------------------------------------------------------------------
 
     def start(self, *, progress: bool) -> None:
-        """Start the threads, and the least number of workers."""
+        """Start the threads and the minimum number of workers."""
         loops = {
             "submit": self.submitter.run,
             "watch": self.watcher.run,
@@ -115,14 +115,14 @@ class Engine:
         except BaseException as error:  # user code runs here too, in callbacks
             log.error("session %s: the %s thread failed", self.session.id, name, exc_info=error)
             broken = ExecutorBroken(
-                f"the {name} thread of session {self.session.id} failed ({error!r}). What is stored is "
-                f"safe: StarburstExecutor.attach({self.session.id!r}) goes on."
+                f"the {name} thread of session {self.session.id} failed ({error!r}). What is "
+                f"stored is safe: StarburstExecutor.attach({self.session.id!r}) goes on."
             )
             broken.__cause__ = error
             self.fail(broken)
 
     def _look_after(self, unfinished: int) -> None:
-        """Have enough workers, and see what they cost; on the watcher's thread."""
+        """Request enough workers, and track their cost; on the watcher's thread."""
         seen = self.watcher.manifest
         if seen.deadline > self.autoscaler.manifest.deadline:  # another client's `extend`
             self.manifest = self.autoscaler.manifest = seen
@@ -130,7 +130,7 @@ class Engine:
         self._alert.look(self.manifest)
 
     def fail(self, error: Exception) -> None:
-        """End every future and refuse new ones: nothing can go on. Called on any thread."""
+        """Fail every future and refuse new ones after a fatal error. Called on any thread."""
         log.error("session %s: %s", self.session.id, error)
         self.lifecycle.fail(error)
         self.watcher.abandon(error)
@@ -143,12 +143,12 @@ class Engine:
         self.submitter.abandon(error)
 
     def wait_until_idle(self) -> None:
-        """Return when everything submitted is stored, and every future has ended."""
+        """Wait until everything submitted is stored and every future has ended."""
         self.submitter.wait_until_idle()
         self.watcher.wait_until_idle()
 
     def stop(self) -> None:
-        """Store what is queued, then return when all threads but the caller's have ended."""
+        """Store what is queued, then wait for all threads but the caller's to end."""
         self.autoscaler.close()
         self.submitter.close()
         self.watcher.close()
@@ -159,11 +159,11 @@ class Engine:
             self._ticker.close()
 
     def start_no_threads(self) -> None:
-        """Do with the threads that there are: the interpreter starts no more."""
+        """Make do with the existing threads: the interpreter is exiting and starts no more."""
         self._own_runtime.start_no_threads()
 
     def close(self) -> None:
-        """Let go of the store; may be called again."""
+        """Release the store; idempotent."""
         self._own_runtime.close()
         self.session.store.close()
 
@@ -177,19 +177,19 @@ class Engine:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a copy in a forked process, whose locks may be held for ever."""
+        """Whether this is a copy in a forked process, whose locks may be held forever."""
         return os.getpid() != self._pid
 
     def check_process(self) -> None:
-        """Refuse in a forked process; to be called before any lock is taken.
+        """Refuse to work in a forked process; call before taking any lock.
 
         Raises:
-            RuntimeError: this is one.
+            RuntimeError: this process is a fork.
         """
         if self.forked:
             raise RuntimeError(
-                "this executor was made by the process that forked this one and cannot be used here; "
-                f"StarburstExecutor.attach({self.session.id!r}) makes one that can"
+                "this executor was created before this process was forked and cannot be used here; "
+                f"use StarburstExecutor.attach({self.session.id!r})"
             )
 
     def check_open(self) -> None:
@@ -197,24 +197,24 @@ class Engine:
         self.lifecycle.check_open()
         if self.manifest.state is SessionState.TERMINATED:
             raise SessionTerminated(
-                f"session {self.session.id} was terminated; its results stay readable, and more can "
-                "only be submitted to a new session"
+                f"session {self.session.id} was terminated; its results stay readable, but new "
+                "tasks need a new session"
             )
         self.codec.check_python()
 
     def check_admission(self) -> None:
-        """As `check_open`; once the interpreter exits, nothing can be submitted either."""
+        """Like `check_open`, but also refuses once the interpreter is exiting."""
         self.lifecycle.check_admission()
         self.check_open()
 
     def own(self, future: object) -> TaskFuture[Any]:
-        """The future again.
+        """The future itself, if it is one of this session's.
 
         Raises:
             TypeError, ValueError: it is not a future of this session.
         """
         if not isinstance(future, TaskFuture):
-            raise TypeError(f"{future!r} is no future of this session; `futures` has them all")
+            raise TypeError(f"{future!r} is not a future of this session; `futures` has them all")
         if future.session_id != self.session.id:
             raise ValueError(
                 f"task {future.task_id} is of session {future.session_id}, not of {self.session.id}"
@@ -224,14 +224,14 @@ class Engine:
     # --- changing the session -----------------------------------------------------------
 
     def flush(self) -> None:
-        """What `StarburstExecutor.flush` does."""
+        """Implements `StarburstExecutor.flush`."""
         self.check_process()
         self.submitter.flush()
 
     def cancel(
         self, futures: TaskFuture[Any] | Iterable[TaskFuture[Any]], *, running: bool
     ) -> bool:
-        """What `StarburstExecutor.cancel` does."""
+        """Implements `StarburstExecutor.cancel`."""
         self.check_process()
         given = [futures] if isinstance(futures, TaskFuture) else futures
         chosen = [self.own(future) for future in given]
@@ -246,13 +246,13 @@ class Engine:
         return all(future.cancelled() for future in chosen)
 
     def cancel_unwanted(self, futures: Iterable[Future[Any]]) -> None:
-        """What `StarburstExecutor.cancel_all` does."""
+        """Implements `StarburstExecutor.cancel_all`."""
         own = [f for f in futures if isinstance(f, TaskFuture) and not f.done()]
         if own and self.lifecycle.refusal is None:
             self.cancel(own, running=False)
 
     def cancel_pending(self) -> None:
-        """Cancel whatever no worker has begun."""
+        """Cancel every task that no worker has started."""
         self.submitter.withdraw_all()
         self.submitter.wait_until_idle()
         self._cancel_stored(self.watcher.stored_pending(), running=False)
@@ -264,7 +264,7 @@ class Engine:
     def retry(
         self, tasks: TaskFuture[Any] | Iterable[TaskFuture[Any] | str] | None, *, cancelled: bool
     ) -> list[TaskFuture[Any]]:
-        """What `StarburstExecutor.retry` does."""
+        """Implements `StarburstExecutor.retry`."""
         self.check_process()
         self.check_admission()
         self.flush()
@@ -280,46 +280,46 @@ class Engine:
         return futures
 
     def extend(self, seconds: float) -> None:
-        """What `StarburstExecutor.extend` does."""
+        """Implements `StarburstExecutor.extend`."""
         self.check_process()
         self.manifest = administration.extend(self.session, seconds)
         self.autoscaler.manifest = self.watcher.manifest = self.manifest
         self.watcher.hurry()
 
     def scale(self, workers: int | None) -> Manifest:
-        """What `StarburstExecutor.scale` does; None for "auto"."""
+        """Implements `StarburstExecutor.scale`; None for "auto"."""
         self.check_process()
         self.manifest = self.autoscaler.manifest = administration.scale(self.session, workers)
         self.autoscaler.ask_need(self.watcher.unfinished)
         return self.manifest
 
     def take_in_others(self) -> None:
-        """Pick up what the session holds already, and say so if it has cost too much."""
+        """Pick up the tasks already in the session, and warn if it has cost too much."""
         self.registry.take_in_others()
         self._alert.look(self.manifest)
 
     # --- leaving it ---------------------------------------------------------------------
 
     def others(self) -> list[str]:
-        """Clients that have taken a lane and not given it back."""
+        """Clients that hold a lane."""
         taken = self.session.load().lanes
         own = self.submitter.lane
         return [lane.client for i, lane in enumerate(taken) if lane.taken and i != own]
 
     def give_back_lane(self, state: SessionState) -> None:
-        """Leave the session in that state, and the lane to others."""
-        # A lane with a batch in doubt is not given back: the batch may still appear in it.
+        """Set the session's state, and give the lane back."""
+        # A lane with a batch in doubt is kept: the batch may still appear in it.
         submitter = self.submitter
         lane = submitter.lane if submitter.certain and submitter.lane >= 0 else None
         lanes.give_back(self.session, lane, submitter.number, state, self.watcher.queue.finished)
 
     def stop_workers(self) -> None:
-        """Stop the session's workers; what they run goes back to pending."""
+        """Stop the session's workers; their tasks return to pending."""
         self.launcher.stop(self.session.url, grace=2.0)
 
 
 def _weakly(engine: Engine) -> Callable[[TaskFuture[Any]], bool]:
-    """What a future's `cancel` does: nothing any more once the engine has gone."""
+    """The implementation of a future's `cancel`: does nothing once the engine is gone."""
     known = weakref.ref(engine)
 
     def cancel(future: TaskFuture[Any]) -> bool:

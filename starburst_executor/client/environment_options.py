@@ -1,4 +1,4 @@
-"""Where a session's workers get their packages: the arguments about it, checked, and what follows from them."""
+"""Where a session's workers get their packages: checks the arguments and applies them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ def choose_environment(
     packages: Iterable[str],
     exclude: Iterable[str],
 ) -> tuple[WorkerSpec, Wishes]:
-    """The specification with its environment, and what is wished of one that is captured.
+    """The specification with its environment, and the options for capturing one.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or has no meaning beside another.
+        TypeError, ValueError: an argument is wrong, or conflicts with another.
     """
     ecs = spec.launcher == "ecs"
     if image is not None and (not isinstance(image, str) or not image.strip()):
         raise TypeError(
-            f"image must be the name of a container image, such as 'registry.example/analysis:3', not {image!r}"
+            "image must be the name of a container image, such as 'registry.example/analysis:3', "
+            f"not {image!r}"
         )
     if image and not ecs:
         raise ValueError(
-            f'image={image!r} needs launcher="ecs": workers on this machine are no containers. Leave it out, or say '
-            'environment="sync" for workers with packages of their own'
+            f'image={image!r} needs launcher="ecs": workers on this machine are not containers. '
+            'Leave it out, or use environment="sync" to give workers their own packages'
         )
     if ecs:
         given, image = image is not None, image or config.load().settings.image or None
@@ -49,8 +50,8 @@ def choose_environment(
     wishes = _wishes(requirements, packages, exclude)
     if environment != "sync" and wishes != Wishes():
         raise ValueError(
-            "requirements, packages and exclude say what is installed for the workers, and nothing is with "
-            f'environment={environment!r}; add environment="sync", or leave them out'
+            f"environment={environment!r} installs nothing, so requirements, packages and exclude "
+            'have no effect; add environment="sync", or leave them out'
         )
     return replace(spec, environment=cast(Any, environment), image=image), wishes
 
@@ -58,15 +59,15 @@ def choose_environment(
 def prepare_environment(
     spec: WorkerSpec, wishes: Wishes, platform: Callable[[], str]
 ) -> tuple[WorkerSpec, Prepared | None]:
-    """Capture what the workers shall have, if they are to have it installed; the lock goes into the specification.
+    """Capture the environment to install on workers, if any; its lock goes into the specification.
 
     Args:
         spec: The specification.
-        wishes: What is wished of it.
-        platform: Says what binaries must be built for where the workers run.
+        wishes: What to install.
+        platform: Returns the platform that the workers run on.
 
     Raises:
-        PackageError: something cannot be brought to them.
+        PackageError: a package cannot be installed on the workers.
     """
     if spec.environment != "sync":
         return spec, None
@@ -75,7 +76,7 @@ def prepare_environment(
 
 
 def on_launcher(spec: WorkerSpec, launcher: str) -> WorkerSpec:
-    """The specification with another launcher; one on this machine has no images, and runs what is here."""
+    """The specification with another launcher; a local one uses this environment, not an image."""
     spec = replace(spec, launcher=cast(Any, launcher))
     if launcher == "local" and spec.environment == "image":
         return replace(spec, environment="none", image=None)
@@ -85,21 +86,24 @@ def on_launcher(spec: WorkerSpec, launcher: str) -> WorkerSpec:
 def _check_kind(environment: str, image: str | None, *, given: bool, ecs: bool) -> None:
     if environment not in _KINDS:
         raise ValueError(
-            f"environment={environment!r} is unknown; it must be one of {', '.join(map(repr, _KINDS))}"
+            f"environment={environment!r} is unknown; "
+            f"it must be one of {', '.join(map(repr, _KINDS))}"
         )
     if environment == "image" and not ecs:
         raise ValueError(
-            'environment="image" needs launcher="ecs": workers on this machine are no containers. Say '
-            'environment="sync" for workers with packages of their own, or leave it out for those that are here'
+            'environment="image" needs launcher="ecs": workers on this machine are not containers. '
+            'Use environment="sync" to give workers their own packages, or leave it out to use '
+            "the packages installed here"
         )
     if environment == "image" and not image:
         raise ValueError(
-            'environment="image" needs an image=, or one that is configured (`starburst-executor setup --image URI`)'
+            'environment="image" needs image=, or a configured image '
+            "(`starburst-executor setup --image URI`)"
         )
     if environment == "none" and given:
         raise ValueError(
-            f'environment="none" takes the configured image; with image={image!r} say environment="image", or "sync" '
-            "to have the packages of this machine installed on top of it"
+            f'environment="none" uses the configured image; with image={image!r} use '
+            'environment="image", or "sync" to install this machine\'s packages on top of it'
         )
 
 
@@ -123,25 +127,26 @@ def _requirement_lines(requirements: str | Path | Iterable[str]) -> tuple[str, .
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(
-            f"requirements={str(requirements)!r} is the path of a requirements file and cannot be read: {error}. "
-            "For requirements themselves write a list, such as ['numpy==2.1.0']"
+            f"cannot read the requirements file requirements={str(requirements)!r}: {error}. "
+            "To give the requirements themselves, pass a list, such as ['numpy==2.1.0']"
         ) from error
     lines = (line.partition(" #")[0].strip() for line in text.splitlines())
     wanted = tuple(line for line in lines if line and not line.startswith("#"))
     options = [line for line in wanted if line.startswith("-")]
     if options:
         raise ValueError(
-            f"{file} holds {options[0]!r}: options are not read from it. Write requirements alone, and name indexes "
-            "where pip or uv read them (PIP_INDEX_URL, pip.conf, uv.toml)"
+            f"{file} contains {options[0]!r}: options are not supported there. List only "
+            "requirements, and configure indexes where pip or uv read them "
+            "(PIP_INDEX_URL, pip.conf, uv.toml)"
         )
     return wanted
 
 
 def _texts(name: str, values: Iterable[str]) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise TypeError(f"{name}={values!r} must be a list of texts, such as [{values!r}]")
+        raise TypeError(f"{name}={values!r} must be a list of strings, such as [{values!r}]")
     found = tuple(values)
     for value in found:
         if not isinstance(value, str):
-            raise TypeError(f"{name} must hold texts, such as 'numpy==2.1.0', not {value!r}")
+            raise TypeError(f"{name} must contain strings, such as 'numpy==2.1.0', not {value!r}")
     return found

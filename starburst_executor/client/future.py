@@ -19,27 +19,27 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# `Future` has no public way to end a running future as cancelled, which is what cancelling a
-# running task on its worker must do; its state names have been the same since Python 3.2.
+# `Future` has no public way to mark a running future as cancelled, which cancelling a running
+# task requires; its state names have been the same since Python 3.2.
 _PENDING = "PENDING"
 _FINISHED = "FINISHED"
 
 Settled = tuple[bool, Any]
-"""How a task ended: whether it returned, and its value or its exception."""
+"""How a task ended: whether it returned, and its value or exception."""
 
 
 class TaskFuture(Future[T]):
     """The future of one task of a session.
 
     `cancel()` asks the store and so takes a round trip or two. `running()` becomes true when the
-    record says that a worker has begun the task, which for one that ends within a couple of
-    seconds may be never.
+    record says that a worker has started the task; for one that takes only a couple of seconds
+    that may never happen.
 
     Attributes:
         session_id: The session.
         task_id: Id of the task within the session, such as "0-17".
         index: Its place in submission order, fixed when this client first saw it.
-        name: What the task is called: its label, else the call in short; "" if this client did not submit it.
+        name: The task's label, else its call abbreviated; "" if another client submitted it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TaskFuture(Future[T]):
         self._name = name
         self._canceller = canceller
         self._fetch: Callable[[], Settled] | None = None
-        self._ending = False  # whoever set this ends the future, and nobody else
+        self._ending = False  # only the thread that set this ends the future
 
     @property
     def task_id(self) -> str:
@@ -69,7 +69,7 @@ class TaskFuture(Future[T]):
 
     @property
     def name(self) -> str:
-        """What the task is called."""
+        """The task's name."""
         return str(self._name)
 
     def __repr__(self) -> str:
@@ -90,18 +90,18 @@ class TaskFuture(Future[T]):
             return f"returned {type(self._result).__name__}"
 
     def cancel(self) -> bool:
-        """Cancel the task unless a worker has it; blocks for the store's answer, without which it cannot tell.
+        """Cancel the task unless a worker has it; blocks until the store has answered.
 
-        asyncio calls this on the event loop's thread when what awaits the future is cancelled, and holds the
-        loop up for so long. Where many are to be cancelled, `await asyncio.to_thread(executor.cancel, futures)`
-        first: it writes once for each batch and leaves the loop free.
+        asyncio calls this on the event loop's thread when the awaiting task is cancelled, which
+        blocks the loop. To cancel many, first `await asyncio.to_thread(executor.cancel, futures)`:
+        it writes once per batch and does not block the loop.
         """
         if self.done() or self.running():
             return self.cancelled()
         return self._canceller(self)
 
     def result(self, timeout: float | None = None) -> T:
-        """The task's value; waits for it up to `timeout` seconds, and fetches it if need be."""
+        """The task's value; waits up to `timeout` seconds, and fetches it if necessary."""
         self._fetch_now()
         return super().result(timeout)
 
@@ -111,7 +111,7 @@ class TaskFuture(Future[T]):
         return super().exception(timeout)
 
     def settle(self, settled: Settled) -> None:
-        """End with a value or an exception; nothing happens if it has ended already."""
+        """End with a value or an exception; does nothing if it has already ended."""
         if not self._claim_end("RUNNING"):
             return
         good, value = settled
@@ -121,7 +121,7 @@ class TaskFuture(Future[T]):
             self.set_exception(value)
 
     def _invoke_callbacks(self) -> None:
-        # Those of the base class may end the thread that settles every other future too.
+        # In the base class a callback may kill the thread, which settles all other futures too.
         for callback in self._done_callbacks:  # type: ignore[attr-defined]
             try:
                 callback(self)
@@ -131,15 +131,15 @@ class TaskFuture(Future[T]):
                 log.exception("exception calling callback for %r", self)
 
     def settle_later(self, fetch: Callable[[], Settled]) -> None:
-        """End now, and get value or exception when first asked for it.
+        """End now, but fetch the value or exception only when it is first asked for.
 
-        For a future that nobody has seen yet.
+        Only for a future that has not been handed out yet.
         """
         self._fetch = fetch
         self._state = _FINISHED
 
     def note_running(self) -> None:
-        """A worker has begun the task."""
+        """A worker has started the task."""
         with self._condition:
             if self._state == _PENDING and not self._ending:
                 self.set_running_or_notify_cancel()
@@ -149,11 +149,11 @@ class TaskFuture(Future[T]):
         if not self._claim_end(_PENDING):
             return
         if super().cancel():
-            # Without this `wait` and `as_completed` would never wake for it.
+            # Without this, `wait` and `as_completed` would never wake up for it.
             self.set_running_or_notify_cancel()
 
     def _claim_end(self, state: str) -> bool:
-        """Whether the caller is to end it, from that state; not under the lock, for callbacks are called then."""
+        """Whether the caller may end it from that state; callbacks run without the lock."""
         with self._condition:
             if self.done() or self._ending:
                 return False

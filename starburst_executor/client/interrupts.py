@@ -1,7 +1,7 @@
-"""Work that an interrupt cannot cut in half, though it may end the waiting for it.
+"""Work that an interrupt cannot stop halfway, though it can end the wait for it.
 
-Ctrl-C often comes twice within milliseconds, from the terminal and from a `timeout` or a shell in between;
-so what it sets off is done on a thread of its own, where no `KeyboardInterrupt` is ever raised.
+Ctrl-C often arrives twice within milliseconds, from the terminal and from a `timeout` or shell in
+between. So the cleanup runs on its own thread, where `KeyboardInterrupt` is never raised.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 __all__ = ["Uninterrupted"]
 
-_ONE_WISH = 1.0  # seconds: interrupts so close to each other are one
+_SAME_INTERRUPT = 1.0  # seconds: interrupts this close together count as one
 
 
 class Uninterrupted:
-    """Something that is done once, wholly, however often whoever waits for it is interrupted.
+    """Work that runs once, to completion, however often its waiters are interrupted.
 
     Args:
-        name: Of its thread.
-        work: What is done; must not raise.
+        name: Name of its thread.
+        work: The work; must not raise.
     """
 
     def __init__(self, name: str, work: Callable[[], None]) -> None:
@@ -32,14 +32,14 @@ class Uninterrupted:
 
     @property
     def begun(self) -> bool:
-        """Whether it was begun."""
+        """Whether the work has started."""
         return self._begun.is_set()
 
     def run(self) -> None:
-        """Begin it, unless it was begun, and return when it is done.
+        """Start the work unless it has started, and return when it is done.
 
         Raises:
-            BaseException: what interrupts after the first second; the work goes on.
+            BaseException: an interrupt after the first second; the work continues.
         """
         since = time.monotonic()
         while not self._done.is_set():
@@ -47,11 +47,11 @@ class Uninterrupted:
                 self._begin()
                 self._done.wait()
             except BaseException:
-                if time.monotonic() - since > _ONE_WISH:
+                if time.monotonic() - since > _SAME_INTERRUPT:
                     raise
 
     def _begin(self) -> None:
-        # A start that is interrupted may have begun a thread or not: a second one finds it claimed.
+        # An interrupted start may or may not have started a thread: a second one finds it claimed.
         if self._begun.is_set():
             return
         thread = threading.Thread(target=self._do, name=self._name, daemon=True)

@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 
 class Submits(Protocol):
-    """What `map_on` asks of an executor."""
+    """What `map_on` needs from an executor."""
 
     def submit_all(
         self, fn: Callable[..., Any], calls: list[tuple[Any, ...]], function: str
     ) -> Sequence[Future[Any]]:
-        """Submit calls of one callable, which people are told is called `function`."""
+        """Submit calls of one callable, shown to users under the name `function`."""
 
     def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
-        """Cancel those that have not begun."""
+        """Cancel those that have not started."""
 
 
 def map_on(
@@ -40,7 +40,7 @@ def map_on(
     chunksize: int,
     buffersize: int | None,
 ) -> Iterator[T]:
-    """What `StarburstExecutor.map` does."""
+    """Implements `StarburstExecutor.map`."""
     _check("chunksize", chunksize)
     if buffersize is not None:
         _check("buffersize", buffersize)
@@ -49,7 +49,7 @@ def map_on(
     name = function_name(fn)
     if chunksize > 1:
         chunks = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
-        # The callable is pickled once with `call_each`, not with each chunk.
+        # Bound to `call_each`, the callable is pickled once, not with each chunk.
         each = partial(call_each, fn)
         tasks = ((chunk,) for chunk in chunks)
         name = f"map {name}"
@@ -59,7 +59,7 @@ def map_on(
 
 
 def _flattened(chunks: Generator[list[T], None, None]) -> Iterator[T]:
-    """The results of all chunks; forgets each as it is taken, and closes `chunks` when closed."""
+    """The results of all chunks; drops each once taken, and closes `chunks` when closed."""
     try:
         for chunk in chunks:
             chunk.reverse()
@@ -77,7 +77,7 @@ def _check(name: str, value: object) -> None:
 
 
 class _Results:
-    """The results of one map, in order; what is no longer wanted is cancelled."""
+    """The results of one map, in order; cancels tasks that are no longer needed."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class _Results:
             return future.result(self._end - self._runtime.monotonic())
         finally:
             self._executor.cancel_all([future])  # if it took too long
-            del future  # an exception's traceback would keep it, and be kept by it
+            del future  # else it and its exception's traceback would form a cycle
 
     def _submit_next(self) -> None:
         if self._buffered:

@@ -1,4 +1,4 @@
-"""The arguments of `StarburstExecutor`, checked before anything is done."""
+"""The arguments of `StarburstExecutor`, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -47,28 +47,28 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_MOST_WORKERS = 10_000  # beyond it, a typing error is likelier than a wish
+_MOST_WORKERS = 10_000  # anything beyond is more likely a typo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the constructor was asked for, defaults filled in; checked when it is made.
+    """The constructor's arguments with defaults filled in; checked on creation.
 
     Attributes:
-        depth: How many sessions this one is inside of.
-        spec: What a worker is; of its environment, only the kind.
-        wishes: What is wished of an environment that is captured.
+        depth: How many sessions this one is nested in.
+        spec: What a worker is; only the kind of its environment is known yet.
+        wishes: What to install, if the environment is captured.
         limits: The session's limits.
-        store: Where the session is kept, with the region in it.
-        max_workers: Most workers at once.
-        min_workers: Least.
+        store: Where the session is kept, including the region.
+        max_workers: Maximum number of workers at once.
+        min_workers: Minimum.
         initializer: Called first in each process that runs tasks.
         initargs: Its arguments.
-        name: For lists of sessions.
-        modules: To be shipped to the workers.
+        name: Shown in lists of sessions.
+        modules: Modules to ship to the workers.
         max_hourly_cost: Dollars an hour; None: no limit.
-        cost_alert: Dollars in all; None: no alert.
-        intervals: How often clients and workers look; None: as suits the store.
+        cost_alert: Dollars in total; None: no alert.
+        intervals: How often clients and workers poll; None: a default for the store.
     """
 
     depth: int
@@ -145,7 +145,7 @@ def limits(
 
 
 def launcher_name(launcher: str | None) -> Any:
-    """The launcher that was named, else the one that the settings name."""
+    """The given launcher, else the configured one."""
     return launcher or config.load().settings.launcher
 
 
@@ -157,17 +157,17 @@ def _whole_number(name: str, value: object) -> int:
     if count < 1:
         raise ValueError(f"{name} must be 1 or more, not {value}")
     if name in ("max_workers", "workers") and count > _MOST_WORKERS:
-        raise ValueError(f"{name}={count} is beyond reason; at most {_MOST_WORKERS} are allowed")
+        raise ValueError(f"{name}={count} is too large; at most {_MOST_WORKERS} are allowed")
     return count
 
 
 def worker_count(value: int | None) -> int:
-    """How many workers; by default one for each of this machine's CPUs."""
+    """How many workers; by default one per CPU of this machine."""
     return (os.cpu_count() or 1) if value is None else _whole_number("max_workers", value)
 
 
 def _check_min_workers(value: object, most: int) -> None:
-    """Refuse what is no number of workers from 0 to `most`."""
+    """Refuse anything but a number of workers from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"min_workers must be a whole number, not {value!r}")
     if not 0 <= value <= most:
@@ -184,7 +184,7 @@ def scaled_workers(value: object) -> int | None:
 
 
 def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
-    """Where workers on ECS run, as the session remembers it; None if that is not configured."""
+    """Where workers on ECS run, as stored in the session; None if not configured."""
     found = config.load_deployment() if spec.launcher == "ecs" else None
     return None if found is None else msgspec.structs.asdict(found)
 
@@ -200,7 +200,7 @@ def _seconds(name: str, value: object) -> float:
 
 
 def cost_limits(max_hourly_cost: object, cost_alert: object) -> tuple[float | None, float | None]:
-    """Dollars an hour, by default the settings', and dollars in all; None: no limit."""
+    """Dollars an hour, by default as configured, and dollars in total; None: no limit."""
     hourly = max_hourly_cost
     if hourly is None:
         hourly = config.load().settings.max_hourly_cost or None
@@ -219,7 +219,7 @@ def _dollars(name: str, value: object) -> float | None:
 
 
 def _check_initializer(initializer: object, initargs: object) -> None:
-    """Refuse an initializer that cannot be called, or arguments that are no tuple."""
+    """Refuse an initializer that is not callable, or arguments that are not a tuple."""
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer must be callable, not {initializer!r}")
     if not isinstance(initargs, tuple):
@@ -229,33 +229,35 @@ def _check_initializer(initializer: object, initargs: object) -> None:
 
 
 def _check_name(name: object) -> None:
-    """Refuse a name that is no text."""
+    """Refuse a name that is not a string."""
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a text or None, not {name!r}")
+        raise TypeError(f"name must be a string or None, not {name!r}")
 
 
 def label(value: object) -> str:
-    """A label as it is stored."""
+    """A label, normalized for storage."""
     if not isinstance(value, str):
-        raise TypeError(f"label must be a text, not {value!r}")
+        raise TypeError(f"label must be a string, not {value!r}")
     if not value.strip():
-        raise ValueError(f"label={value!r} is empty; leave it out for function and arguments")  # fmt: skip
+        raise ValueError(
+            f"label={value!r} is empty; leave it out to show the function and arguments"
+        )
     return label_of(value)
 
 
 def check_session_id(session_id: object) -> None:
     """Refuse what cannot be the id of a session: it becomes part of a key."""
     if not isinstance(session_id, str):
-        raise TypeError(f"session_id must be a text, as `detach` returns it, not {session_id!r}")
+        raise TypeError(f"session_id must be a string, as returned by `detach`, not {session_id!r}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", session_id):
         raise ValueError(
-            f"{session_id!r} is not the id of a session, which looks like '20260131-120000-abcdef'; "
-            "list_sessions() has those of a store"
+            f"{session_id!r} is not a session id, which looks like '20260131-120000-abcdef'; "
+            "list_sessions() lists those in a store"
         )
 
 
 def _check_intervals(intervals: object) -> None:
-    """Refuse intervals under which live workers would be taken for lost."""
+    """Refuse intervals that would make live workers look lost."""
     if intervals is None:
         return
     if not isinstance(intervals, Intervals):
@@ -265,12 +267,12 @@ def _check_intervals(intervals: object) -> None:
     if intervals.heartbeat > intervals.lease / 4:
         raise ValueError(
             f"intervals.heartbeat={intervals.heartbeat:g} must be at most a quarter of "
-            f"intervals.lease={intervals.lease:g}, or live workers are taken for lost"
+            f"intervals.lease={intervals.lease:g}, or live workers look lost"
         )
 
 
 def with_region(store: str | Path, region: str | None) -> str | Path:
-    """The store's URL with the region in it, for the workers' sake."""
+    """The store's URL including the region, which workers need."""
     text = str(store)
     if region is None or not text.startswith("s3://") or "region=" in text:
         return store
@@ -281,17 +283,17 @@ def check_store_reachable(launcher: str, store: str | Path) -> None:
     """Refuse workers that could not reach the store."""
     if launcher == "ecs" and not str(store).startswith("s3://"):
         raise ValueError(
-            f'launcher="ecs" with store={str(store)!r}: workers on ECS cannot reach a directory of this machine. Say '
-            'store="s3://bucket/prefix", or launcher="local"'
+            f'launcher="ecs" with store={str(store)!r}: workers on ECS cannot reach a directory '
+            'on this machine. Use store="s3://bucket/prefix", or launcher="local"'
         )
 
 
 def _check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
-    """Refuse options of ECS for workers on this machine, and warn of sizes that limit nothing.
+    """Refuse ECS options for local workers, and warn about sizes that have no effect on them.
 
     Args:
-        spec: What a worker shall be.
-        launch_type: As it was given.
+        spec: What a worker is.
+        launch_type: As given by the caller.
     """
     if spec.launcher != "local":
         return
@@ -303,9 +305,10 @@ def _check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
     )
     if given:
         raise ValueError(
-            f'{", ".join(given)} {"needs" if len(given) == 1 else "need"} launcher="ecs": they are of workers on AWS, '
-            'and these would run on this machine. Say launcher="ecs", here or by STARBURST_LAUNCHER=ecs '
-            "(`starburst-executor setup` configures it), or leave them out"
+            f'{", ".join(given)} {"needs" if len(given) == 1 else "need"} launcher="ecs": these '
+            "options are for workers on AWS, but workers would run on this machine. Set "
+            'launcher="ecs" or STARBURST_LAUNCHER=ecs (`starburst-executor setup` configures it), '
+            "or leave them out"
         )
     sized = _given(
         cpu=None if spec.cpu == WorkerSpec().cpu else spec.cpu,
@@ -313,7 +316,8 @@ def _check_of_ecs(spec: WorkerSpec, launch_type: str | None) -> None:
     )
     if sized:
         log.warning(
-            '%s limit nothing on this machine, whose workers share all of it: they size workers of launcher="ecs"',
+            "%s have no effect on this machine, which all its workers share: they size workers of "
+            'launcher="ecs"',
             ", ".join(sized),
         )
 
@@ -323,22 +327,22 @@ def _given(**options: object) -> list[str]:
 
 
 def new_session_id(runtime: Runtime) -> str:
-    """Sorts by time, and can be read out."""
+    """An id that sorts by time and is easy to read out."""
     return f"{datetime.fromtimestamp(runtime.time(), UTC):%Y%m%d-%H%M%S}-{runtime.new_id(6)}"
 
 
 def owner() -> str:
-    """User and host, for people who look at a list of sessions."""
+    """User and host, shown in lists of sessions."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):
-        return f"{os.getuid()}@{socket.gethostname()}"  # a container's user without a name
+        return f"{os.getuid()}@{socket.gethostname()}"  # in a container the user may have no name
 
 
 def default_intervals(store: Store, spec: WorkerSpec) -> Intervals:
-    """A directory's listings cost nothing: workers look there every second at least.
+    """Listing a directory is free, so workers there poll every second at least.
 
-    Workers on this machine serve somebody who waits: on S3 too they look often at first.
+    For workers on this machine somebody is waiting: on S3 too they poll often at first.
     """
     if not store.url.startswith("s3:"):
         return Intervals(poll_first=0.02, poll_last=1.0, look_first=0.01, look_last=1.0)

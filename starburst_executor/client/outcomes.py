@@ -1,4 +1,4 @@
-"""Outcomes of a session's finished tasks, downloaded once, whatever became of the rest."""
+"""Outcomes of a session's finished tasks, each downloaded once; others may still be running."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FinalStateName = Literal["completed", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """How one task ended, with what is needed to act on it.
+    """How one task ended, with enough detail to act on it.
 
     Attributes:
-        index: Place of the task in submission order.
+        index: The task's position in submission order.
         task_id: Id of the task within the session.
         state: "completed", "failed" or "cancelled".
-        value: What it returned; None unless completed.
+        value: The return value; None unless completed.
         error: The exception, as it was raised; None unless failed.
         type: Qualified name of the exception's class; "" unless failed.
         message: Text of the exception.
         traceback: The remote traceback.
-        worker: Who ran it.
+        worker: Id of the worker that ran it.
         attempt: Which attempt this was, from 1.
         seconds: How long it ran.
-        retried_as: Id of the task that retried it last, whose outcome this is; "" if it was not retried.
+        retried_as: Id of its last retry, whose outcome this is; "" if it was not retried.
     """
 
     index: int
@@ -62,11 +62,11 @@ class TaskOutcome:
 
 
 class Collector:
-    """Reads outcomes and remembers them.
+    """Reads outcomes and caches them.
 
     Args:
-        session: Where from.
-        packer: Opens them.
+        session: The session.
+        packer: Decodes outcomes.
     """
 
     def __init__(self, session: Session, packer: PayloadCodec) -> None:

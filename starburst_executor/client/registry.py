@@ -1,6 +1,6 @@
-"""The futures of a session as one client knows them.
+"""One client's view of a session's futures.
 
-A future that nobody holds is not kept: what is finished costs no memory until it is asked for.
+Futures are held weakly: a finished task costs no memory until it is asked for.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["FutureRegistry"]
 
 
 class FutureRegistry:
-    """Makes futures, and finds those that were made.
+    """Creates futures, and finds existing ones.
 
     Args:
         session: The session.
-        outcomes: Brings the outcomes of finished tasks.
+        outcomes: Fetches the outcomes of finished tasks.
         watcher: Settles the futures of unfinished ones.
-        cancel: What a future's `cancel` does.
+        cancel: Called by a future's `cancel`.
     """
 
     def __init__(
@@ -53,23 +53,23 @@ class FutureRegistry:
         )
 
     def new(self, lane: int, number: int, name: Name = NO_NAME) -> TaskFuture[Any]:
-        """The future of a task that is being submitted."""
+        """The future of a task being submitted."""
         with self._lock:
             future = self._make(lane, number, self._next_index, name)
             self._next_index += 1
             return future
 
     def stored(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
-        """Take in a batch of this client's own, which is stored now."""
+        """Register a batch of this client's that has just been stored."""
         with self._lock:
             for position, future in futures.items():
                 self._first.setdefault(batch, future.index - position)
-        # What was cancelled before it was stored has ended.
+        # Tasks cancelled before they were stored have already ended.
         watched = {p: f for p, f in futures.items() if not f.cancelled()}
         self._watcher.add(batch, watched)
 
     def take_in_others(self) -> None:
-        """Take in what is stored and was not known, and have the unfinished watched."""
+        """Register stored batches not known yet, and have unfinished ones watched."""
         with self._lock:
             for sight in self._queue.look():
                 batch = sight.batch
@@ -83,7 +83,7 @@ class FutureRegistry:
                     self._of(batch)
 
     def all(self) -> list[TaskFuture[Any]]:
-        """The futures of every task that is stored, in submission order."""
+        """The futures of all stored tasks, in submission order."""
         with self._lock:
             self.take_in_others()
             return [future for batch in self.batches() for future in self._of(batch)]
@@ -105,7 +105,7 @@ class FutureRegistry:
         return [future for future in futures if future.task_id in set(names)]
 
     def batches(self) -> list[Batch]:
-        """What is known to be stored, in submission order."""
+        """The batches known to be stored, in submission order."""
         with self._lock:
             return sorted(self._first, key=lambda batch: self._first[batch])
 
@@ -114,7 +114,7 @@ class FutureRegistry:
         return self._first[batch]
 
     def living(self) -> list[TaskFuture[Any]]:
-        """The futures that somebody holds."""
+        """The futures that are still referenced."""
         with self._lock:
             return sorted(self._futures.values(), key=lambda future: future.index)
 

@@ -1,9 +1,9 @@
-"""Trying finished tasks again: the same calls, submitted as new tasks.
+"""Retrying finished tasks: the same calls, submitted as new tasks.
 
-Nothing final ever changes, so a retried task stays as it ended. Its callable, arguments and modules are
-stored bytes, which are copied as they are: any version of Python may retry tasks of any other.
-What was retried is noted under `retries/`, so that nobody retries it twice by mistake, and so that how the
-last try ended can stand for the task.
+A final state never changes, so a retried task stays as it ended. Its callable, arguments and
+modules are stored bytes that are copied unchanged: any Python version can retry another's tasks.
+Retries are recorded under `retries/`, so that no task is retried twice by mistake, and the outcome
+of the last retry can stand for the task.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["Retries", "healed", "named", "retried", "retry", "unhealed"]
 
 @codec.decodable
 class _Retries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`retries/<nonce>`: what one call of `retry` submitted again."""
+    """`retries/<nonce>`: the tasks that one call of `retry` resubmitted."""
 
     schema: int = 1
     tasks: dict[str, str]  # id of the task -> id of the task that retries it
 
 
 class _Copy(NamedTuple):
-    """One call as it is stored, and what has to be the same throughout a batch."""
+    """One call as stored, and what all tasks of a batch must have in common."""
 
     name: str
     queued: Queued
@@ -49,10 +49,10 @@ class _Copy(NamedTuple):
 
 
 class Retries(NamedTuple):
-    """What was retried in a session.
+    """The retries in a session.
 
     Attributes:
-        after: Task id -> id of the task that retries it; of several, the last.
+        after: Task id -> id of the task that retries it; the last one if there are several.
         made: Ids of all tasks that retry others.
     """
 
@@ -60,7 +60,7 @@ class Retries(NamedTuple):
     made: frozenset[str]
 
     def chain(self, name: str) -> list[str]:
-        """A task and what retried it, and what retried that, the last one last."""
+        """A task followed by its retry, the retry of that, and so on."""
         names = [name]
         while names[-1] in self.after:
             names.append(self.after[names[-1]])
@@ -68,7 +68,7 @@ class Retries(NamedTuple):
 
 
 def retried(session: Session) -> Retries:
-    """What was retried."""
+    """The session's retries."""
     after: dict[str, str] = {}
     made: set[str] = set()
     entries, _ = session.list_all(session.key("retries/"))
@@ -82,7 +82,7 @@ def retried(session: Session) -> Retries:
 
 
 def healed(outcomes: Iterable[TaskOutcome], retries: Retries) -> list[TaskOutcome]:
-    """One outcome for each task that was no retry: that of its last try which has ended."""
+    """One outcome per original task: that of its last finished attempt or retry."""
     known = {one.task_id: one for one in outcomes}
     return [_last(one, retries, known) for one in known.values() if one.task_id not in retries.made]
 
@@ -100,16 +100,16 @@ def _last(outcome: TaskOutcome, retries: Retries, known: Mapping[str, TaskOutcom
 
 
 def unhealed(session: Session, states: Collection[State]) -> list[Found]:
-    """Tasks in those final states that were not retried."""
+    """Tasks in the given final states that were not retried."""
     after = retried(session).after
     return [found for found in find(session, states) if found.task_id not in after]
 
 
 def named(session: Session, names: Iterable[str]) -> list[Found]:
-    """The finished tasks of those ids, in submission order.
+    """The finished tasks with these ids, in submission order.
 
     Raises:
-        ValueError: one is no task id, or is of a task that has not finished.
+        ValueError: an id is malformed, or its task has not finished.
         LookupError: the session has no such task.
     """
     wanted = {task_id(*parse_task_id(name)) for name in names}
@@ -120,20 +120,21 @@ def named(session: Session, names: Iterable[str]) -> list[Found]:
     for one in found:
         if not one.task.state.final:
             raise ValueError(
-                f"task {one.task_id} is {one.task.state}: only finished tasks can be retried; cancel it first"
+                f"task {one.task_id} is {one.task.state}: "
+                "only finished tasks can be retried; cancel it first"
             )
     return found
 
 
 def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
-    """Submit calls again, as new tasks; returns the new task's id for each old one's.
+    """Submit calls again as new tasks; returns a mapping of old task id to new.
 
     Args:
-        session: The session, which is open again afterwards if it was shut down.
-        tasks: Whose calls. One that was cancelled before it was stored has none and is left out.
+        session: The session; reopened if it was shut down.
+        tasks: Tasks to retry. One cancelled before it was stored has no call and is skipped.
 
     Raises:
-        SessionTerminated: the session was ended, so that no worker would ever take them.
+        SessionTerminated: the session was terminated; no worker would ever run them.
     """
     chosen = list(tasks)
     if not chosen:
@@ -143,7 +144,7 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
     places = max(1, manifest.workers * manifest.spec.slots)
     size = min(MAX_BATCH_TASKS, -(-len(chosen) // (4 * places)))
     made: dict[str, str] = {}
-    # An error on the way leaves the lane taken: a batch in doubt may still appear in it.
+    # After an error the lane stays taken: a batch whose write is in doubt may still appear in it.
     for copies in _pack(_copies(session, chosen), size):
         data = encode_tasks(
             [copy.queued for copy in copies], copies[0].modules, light=copies[0].light
@@ -176,7 +177,7 @@ def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
 
 
 def _pack(copies: Iterable[_Copy], size: int) -> Iterator[list[_Copy]]:
-    """Batches of at most `size` calls that need the same modules, and not too heavy."""
+    """Batches of at most `size` calls that need the same modules, limited in bytes."""
     group: list[_Copy] = []
     weight = 0
     for copy in copies:

@@ -1,9 +1,9 @@
-"""The futures of stored tasks, until the records that looks find changed settle them.
+"""The futures of stored tasks, settled from records as polls find them changed.
 
     batch -> futures by position, the record as last read, the listing as last seen
 
-A future leaves the table once it is settled. A record whose outcomes could not all be had is read
-again, so a store that is away for a while only delays them.
+A future leaves the table once it is settled. A record whose outcomes could not all be read is read
+again, so an outage of the store only delays them.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Settling:
 
     Args:
         session: The session.
-        queue: What is known of its queue.
-        outcomes: Opens outcomes.
-        grace: Seconds until a record that was not there before is read, unless its batch is done.
-        broken: Called with an error after which nothing can go on: an initializer failed.
+        queue: The known state of its queue.
+        outcomes: Decodes outcomes.
+        grace: Seconds until a record that newly appeared is read, unless its batch is done.
+        broken: Called with a fatal error: an initializer failed.
 
     Attributes:
-        run_time: Seconds that tasks take, as a moving average; None until one has ended.
+        run_time: Moving average of task run times in seconds; None until one has ended.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Settling:
         return self._unfinished
 
     def add(self, batch: Batch, futures: dict[int, TaskFuture[Any]]) -> None:
-        """Take in the futures of a batch that is stored; once all were abandoned, these are too."""
+        """Add the futures of a stored batch; abandoned at once if all others were."""
         fresh = VersionedRecord(Record.fresh(batch.size), None)
         with self._lock:
             abandoned = self._abandoned
@@ -103,10 +103,10 @@ class Settling:
         self._unfinished += len(futures.keys() - waited.futures.keys())
         self._idle.clear()
         waited.futures.update(futures)
-        waited.known = fresh  # read again: it may tell of these futures already
+        waited.known = fresh  # read again: it may already settle these futures
 
     def pending_positions(self) -> dict[Batch, list[int]]:
-        """Positions, by batch, of the futures that are not known to run."""
+        """Positions, by batch, of the futures not known to be running."""
         with self._lock:
             return {
                 batch: [p for p, f in waited.futures.items() if not f.running()]
@@ -114,14 +114,14 @@ class Settling:
             }
 
     def learn(self, batch: Batch, known: VersionedRecord) -> None:
-        """Take over a record that was read or written elsewhere in this client."""
+        """Use a record that was read or written elsewhere in this client."""
         with self._lock:
             waited = self._waited.get(batch)
         if waited is not None:
             self._take_in(batch, waited, known)
 
     def abandon(self, error: BaseException) -> None:
-        """End every future with an error, and every one that is added later."""
+        """Fail every future with an error, including those added later."""
         with self._lock:
             self._abandoned = self._abandoned or error
             waited, self._waited = self._waited, {}
@@ -131,7 +131,7 @@ class Settling:
         self._idle.set()
 
     def wait_until_idle(self) -> None:
-        """Return when every future has ended."""
+        """Wait until every future has ended."""
         self._idle.wait()
 
     def records_seen(self) -> list[ListedObject]:
@@ -141,7 +141,7 @@ class Settling:
         return [listing.record for listing in listings if listing and listing.record]
 
     def read_changed(self, listings: dict[Batch, BatchListing]) -> bool:
-        """Read what is new in a look, and settle what has ended; whether anything had."""
+        """Read records that changed, and settle ended tasks; whether there were any."""
         with self._lock:
             changed = []
             for batch, waited in self._waited.items():
@@ -160,9 +160,9 @@ class Settling:
     def _worth_reading(
         self, batch: Batch, listing: BatchListing | None, known: VersionedRecord
     ) -> bool:
-        """Whether its record is new; not yet if it says, most likely, that it was just claimed."""
+        """Whether to read its record; not yet if most likely its tasks were only just claimed."""
         if self._queue.done(batch):
-            # Listings need not show it any more; perhaps none did since it is waited for.
+            # Listings need not show a done batch; perhaps none has since its futures were added.
             return True
         if not listing or not listing.record or listing.record.version == known.version:
             return False
@@ -179,7 +179,7 @@ class Settling:
             return None
 
     def _take_in(self, batch: Batch, waited: _Waited, known: VersionedRecord) -> bool:
-        """Settle what has ended; whether anything had."""
+        """Settle ended tasks; whether there were any."""
         with self._lock:
             futures = dict(waited.futures)
         ended: dict[int, TaskFuture[Any]] = {}
@@ -191,7 +191,7 @@ class Settling:
                 future.note_running()
         settled = self._settle_all(batch, known.record, ended)
         if len(settled) == len(ended):
-            waited.known = known  # else it is read again, and what lacks is settled then
+            waited.known = known  # else it is read again, and the rest settled then
         with self._lock:
             for position in settled:
                 if waited.futures.pop(position, None) and batch in self._waited:
@@ -205,7 +205,7 @@ class Settling:
     def _settle_all(
         self, batch: Batch, record: Record, ended: dict[int, TaskFuture[Any]]
     ) -> list[int]:
-        """Settle the futures of ended tasks; the positions of those whose outcome could be had."""
+        """Settle the futures of ended tasks; the positions whose outcome could be read."""
         settled: list[int] = []
         try:
             tasks = self._outcomes.in_few_reads(batch, record, ended)
@@ -213,7 +213,7 @@ class Settling:
                 self._settle(batch, position, tasks[position], future)
                 settled.append(position)
         except StoreUnavailable as error:
-            log.warning("batch %s: an outcome cannot be had yet: %s", batch, error)
+            log.warning("batch %s: an outcome cannot be read yet: %s", batch, error)
         return settled
 
     def _settle(self, batch: Batch, position: int, task: Task, future: TaskFuture[Any]) -> None:

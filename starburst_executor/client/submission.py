@@ -1,7 +1,7 @@
 """From a call to a queued task: pickled now, numbered, and handed to the submitter.
 
 All of it happens on the caller's thread, under the lock that also guards whether calls are still
-taken.
+accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Submission:
-    """Takes one client's calls.
+    """Accepts one client's calls.
 
     Args:
         engine: The client.
@@ -37,7 +37,7 @@ class Submission:
         self._numbers: Iterator[int] | None = None  # of the tasks in this client's lane
 
     def begin(self, lane: int, number: int) -> None:
-        """Submit into that lane, from that number on."""
+        """Submit into this lane, starting at this number."""
         self._submitter.begin(lane, number)
         self._numbers = itertools.count(number)
 
@@ -58,7 +58,7 @@ class Submission:
     def submit_all(
         self, fn: Callable[..., Any], calls: list[tuple[Any, ...]], function: str, label: str
     ) -> list[TaskFuture[Any]]:
-        """Submit many calls of one callable; the size of batches follows from their number."""
+        """Submit many calls of one callable; batch size depends on their number."""
         self._engine.check_process()
         with self._engine.lifecycle.admission:
             self._engine.check_admission()
@@ -101,7 +101,7 @@ class Submission:
     def _refuse(
         self, error: SerializationError, name: Name, *, announced: bool = False
     ) -> TaskFuture[Any]:
-        """A task that fails with this error: here at once, and for whoever attaches later."""
+        """A task that fails with this error: here at once, and for clients that attach later."""
         digest = self._pickle_function(refuse)
         future = self._submit(digest, (error,), {}, name, announced=announced)
         future.settle((False, error))

@@ -1,4 +1,4 @@
-"""Submitting with options, so that `submit` can hand on every keyword to the callable."""
+"""Submitting with options, so that `submit` can pass every keyword on to the callable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ P = ParamSpec("P")
 
 
 class Submits(Protocol):
-    """What `SubmitOptions` asks of an executor."""
+    """What `SubmitOptions` needs from an executor."""
 
     def submit_call(
         self,
@@ -38,16 +38,16 @@ class Submits(Protocol):
         """Submit calls of one callable."""
 
     def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
-        """Cancel those that have not begun."""
+        """Cancel those that have not started."""
 
 
 class SubmitOptions:
     """`submit` and `map` with options; made by `StarburstExecutor.options`.
 
     Args:
-        executor: Whose.
-        runtime: Its clock.
-        label: What the tasks are called.
+        executor: The executor to submit to.
+        runtime: The executor's clock.
+        label: Label of the tasks.
     """
 
     def __init__(self, executor: Submits, runtime: Runtime, label: str) -> None:
@@ -56,7 +56,7 @@ class SubmitOptions:
         self._label = label
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
-        """As the executor's `submit`."""
+        """Like the executor's `submit`."""
         return self._executor.submit_call(fn, args, kwargs, self._label)
 
     def map(
@@ -67,7 +67,7 @@ class SubmitOptions:
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """As the executor's `map`."""
+        """Like the executor's `map`."""
         return mapping.map_on(
             self,
             self._runtime,
@@ -85,7 +85,7 @@ class SubmitOptions:
         return self._executor.submit_all(fn, calls, function, self._label)
 
     def cancel_all(self, futures: Iterable[Future[Any]]) -> None:
-        """Cancel those that have not begun."""
+        """Cancel those that have not started."""
         self._executor.cancel_all(futures)
 
     def __repr__(self) -> str:

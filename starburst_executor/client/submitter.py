@@ -1,8 +1,8 @@
-"""The submitting half of a client: what was queued is packed into batches and stored.
+"""The submitting half of a client: packs queued tasks into batches and stores them.
 
-`submit` queues and returns. One thread packs what has gathered meanwhile and writes the batches
-side by side, so that the number of requests follows the time that a request takes, not the number
-of tasks. The first task of a quiet session leaves at once.
+`submit` queues and returns. One thread packs what has accumulated and writes the batches in
+parallel, so the number of requests depends on how long a request takes, not on the number of
+tasks. The first task of an idle session is stored at once.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _SIDE_BY_SIDE = 8  # batches written at once
 
 @dataclass(slots=True)
 class QueuedTask:
-    """A task that is queued here and not stored yet."""
+    """A queued task that is not stored yet."""
 
     future: TaskFuture[Any]
     function: str
     arguments: bytes | None  # None once it was cancelled
-    light: bool  # the arguments name no blob
+    light: bool  # the arguments reference no blob
     modules: Mapping[str, str]
     name: Name = NO_NAME
 
@@ -50,11 +50,11 @@ class Submitter:
     """Stores what one client submits, in its own lane.
 
     Args:
-        session: Where to.
-        width: How many tasks can run at once when all workers are there.
-        backlog: How many stored tasks have not begun.
+        session: The session.
+        width: How many tasks can run at once when all workers are up.
+        backlog: How many stored tasks have not started.
         stored: Called with a batch and its futures, by position, once it is stored.
-        failed: Called with the error when storing was given up.
+        failed: Called with the error when storing is given up.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Submitter:
         self._queue: deque[QueuedTask] = deque()
         self._storing: list[QueuedTask] = []  # taken from the queue, and not known to be stored
         self._functions: dict[str, bytes] = {}  # not stored yet
-        self._known: set[str] = set()  # digests of callables that are stored, or about to be
+        self._known: set[str] = set()  # digests of callables that are stored, or will be shortly
         self._announced = 0  # tasks of a map that are still to come
         self._next = 0  # number of the next task to be packed
         self._wake = session.runtime.signal()
@@ -82,11 +82,11 @@ class Submitter:
         self._idle.set()
         self._closed = False
         self._error: Exception | None = None
-        self.certain = True  # no batch of the lane is in doubt, or on its way
+        self.certain = True  # no batch of the lane is in doubt, or being written
         self.lane = -1
 
     def begin(self, lane: int, number: int) -> None:
-        """Submit into this lane, from this number on."""
+        """Submit into this lane, starting at this number."""
         self.lane = lane
         self._next = number
 
@@ -96,13 +96,13 @@ class Submitter:
         return self._next
 
     def announce(self, count: int) -> None:
-        """So many more tasks are about to be added (or, negative, are not)."""
+        """Expect this many more tasks to be added (or, if negative, fewer)."""
         with self._lock:
             self._announced += count
         self._wake.set()
 
     def add_function(self, digest: str, cargo: bytes) -> None:
-        """Store a callable before the tasks that are added from now on."""
+        """Store a callable before any tasks added from now on."""
         with self._lock:
             if digest not in self._known:
                 self._known.add(digest)
@@ -121,7 +121,7 @@ class Submitter:
     def withdraw(self, future: TaskFuture[Any]) -> bool:
         """Cancel a task that is still queued here; False if it no longer is."""
         with self._lock:
-            # The queue has the lane's numbers, without gaps, from the next one on.
+            # The queue holds consecutive numbers of the lane, starting at the next one.
             position = future.number - self._next
             if not 0 <= position < len(self._queue):
                 return False
@@ -133,7 +133,7 @@ class Submitter:
         return True
 
     def withdraw_all(self) -> None:
-        """Cancel everything that is still queued here."""
+        """Cancel everything still queued here."""
         with self._lock:
             for item in self._queue:
                 item.arguments = None
@@ -142,7 +142,7 @@ class Submitter:
             future.settle_cancelled()
 
     def flush(self) -> None:
-        """Return when everything that was added is stored.
+        """Wait until everything added is stored.
 
         Raises:
             StoreError: it could not be.
@@ -154,18 +154,18 @@ class Submitter:
 
     @property
     def idle(self) -> bool:
-        """Whether everything that was added is stored, or was given up."""
+        """Whether everything added is stored or was given up."""
         return self._idle.is_set()
 
     def wait_until_idle(self) -> None:
-        """Return when `idle`."""
+        """Wait until `idle`."""
         self._wake.set()
         self._idle.wait()
 
     def abandon(self, error: Exception) -> None:
-        """End everything that is queued here or on its way with an error, and refuse more.
+        """Fail everything queued here or being written with an error, and refuse more.
 
-        What was on its way may be stored all the same, and run. Nobody waits for it here any more.
+        Tasks that were being written may still be stored and run, but without a future here.
         """
         with self._lock:
             self._error = self._error or error
@@ -182,7 +182,7 @@ class Submitter:
         self._wake.set()
 
     def run(self) -> None:
-        """Store what is queued until `close`; however it ends, nobody waits for it any longer."""
+        """Store what is queued until `close`; however it ends, waiters are released."""
         try:
             self._store_until_closed()
         except BaseException as error:
@@ -210,7 +210,7 @@ class Submitter:
             group: list[tuple[Batch, list[QueuedTask]]] = []
             while self._queue and len(group) < _SIDE_BY_SIDE and self._error is None:
                 if len(self._queue) < min(size, self._announced):
-                    break  # the rest of a map is on its way
+                    break  # the rest of a map is still to come
                 items = self._take(size)
                 self._storing += items
                 group.append((Batch(self.lane, self._next, len(items)), items))
@@ -218,7 +218,7 @@ class Submitter:
             return group
 
     def _batch_size(self) -> int:
-        """A quarter of each slot's share of all that has not begun, stored or not."""
+        """A quarter of each slot's share of all tasks not yet started, stored or not."""
         backlog = len(self._queue) + self._announced + self._backlog()
         return min(MAX_BATCH_TASKS, -(-backlog // (4 * max(1, self._width()))) or 1)
 
@@ -240,7 +240,7 @@ class Submitter:
             self._session.runtime.gather([partial(self._store, *one) for one in group])
         except StoreError as error:
             self._give_up(error)
-        except BaseException as error:  # no memory, say, or no more threads
+        except BaseException as error:  # e.g. out of memory, or of threads
             self._give_up(_broken(self._session.id, error))
         else:
             self.certain = True
@@ -260,14 +260,14 @@ class Submitter:
         self._stored(batch, {i: item.future for i, item in enumerate(items)})
 
     def _store_functions(self) -> None:
-        """What tasks name is stored before them."""
+        """Store callables before the tasks that reference them."""
         with self._lock:
             new, self._functions = self._functions, {}
         put = partial(self._session.put_content, "functions")
         self._session.runtime.gather([partial(put, cargo) for cargo in new.values()])
 
     def _give_up(self, error: StarburstError) -> None:
-        """The lane ends here: its next number may or may not appear, so nothing follows it."""
+        """End the lane here: its next number may or may not appear, so nothing may follow it."""
         log.error("session %s: tasks could not be stored: %s", self._session.id, error)
         self.abandon(error)
         self._failed(error)
@@ -275,8 +275,9 @@ class Submitter:
 
 def _broken(session_id: str, error: BaseException) -> ExecutorBroken:
     broken = ExecutorBroken(
-        f"tasks of session {session_id} could not be stored, for an error in this process: {error!r}. What "
-        f"was stored before is safe: StarburstExecutor.attach({session_id!r}) goes on."
+        f"tasks of session {session_id} could not be stored because of an error in this process: "
+        f"{error!r}. What was stored before is safe: "
+        f"StarburstExecutor.attach({session_id!r}) goes on."
     )
     broken.__cause__ = error
     return broken

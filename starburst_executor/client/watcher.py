@@ -40,7 +40,7 @@ _CLAIM_GRACE = 2.0
 # late by so much of a task's run time.
 _LATE = 0.1
 
-# So long before its absolute time limit, at most, a session that has finished nothing yet is warned of.
+# A session that has finished nothing yet is warned about at most this long before its time limit.
 _SOON_SECONDS = 3600.0
 
 _SOON_SHARE = 0.1
@@ -237,7 +237,8 @@ class Watcher:
             work = f" and some {duration(need)} of work" if need else ""
             self._warn_once(
                 f"before {self.manifest.deadline}",
-                f"session {self.session.id} (unfinished tasks: {self.unfinished}) has {duration(left)} until its absolute "
+                f"session {self.session.id} (unfinished tasks: {self.unfinished}) "
+                f"has {duration(left)} until its absolute "
                 f"time limit{work}: call extend(seconds) in time.",
             )
 

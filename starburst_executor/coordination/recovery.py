@@ -1,13 +1,13 @@
 """Which workers are lost, and what becomes of the tasks they held.
 
-A worker is lost if two looks, half a lease apart on the looker's own clock, find it not live (see
+A worker is lost if two looks, half a lease apart on the observer's own clock, find it not live (see
 `protocol.liveness`) and its heartbeat unchanged or missing. One look is never enough: a laptop that
 wakes up finds every heartbeat stale, even those of live workers. A worker is also lost if its
 launcher says that it has ended.
 
-Recovery follows from what is stored, never from what a heartbeat says: it looks at every unfinished
-record, requeues the tasks that name a lost worker, writes missing markers, and only then moves dead
-heartbeats away. So it may stop at any point, and be repeated by anybody.
+Recovery relies on stored records, never on what heartbeats claim: it checks every unfinished
+record, requeues the tasks that name a lost worker, writes missing markers, and only then archives
+dead heartbeats. So it may stop at any point, and any process may repeat it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = ["MARKER_GRACE", "LeaseTracker", "Recovery"]
 
 log = logging.getLogger(__name__)
 
-# A marker is written a round trip after its record; in that gap every looker would write it too.
+# A marker is written a round trip after its record; in between, every observer would write it too.
 MARKER_GRACE = 2.0
 
 
 @dataclass(slots=True)
 class _Watched:
-    """A stale or missing (version None) heartbeat, and since when, on the looker's own clock."""
+    """A stale or missing (version None) heartbeat, and since when, on the observer's own clock."""
 
     version: str | None
     since: float
@@ -55,25 +55,25 @@ class LeaseTracker:
         self._half = intervals.lease / 2
         self._watched: dict[str, _Watched] = {}
         self._last_look = -math.inf
-        self.live: list[str] = []  # ids, in order, of those not known to be lost
-        self.suspects = False  # whether a second look may find somebody lost
+        self.live: list[str] = []  # sorted ids of those not known to be lost
+        self.suspects = False  # whether a second look may find a worker lost
 
     def look(
         self, beats: HeartbeatListing, named: Iterable[str], ended: Iterable[str], now: float
     ) -> dict[str, str]:
-        """Take in one listing of heartbeats.
+        """Update from one listing of heartbeats.
 
         Args:
             beats: The listing.
             named: Workers that unfinished records name.
-            ended: Workers that their launcher knows to have ended.
-            now: Seconds on the looker's own monotonic clock.
+            ended: Workers that have ended according to their launcher.
+            now: Seconds on the observer's own monotonic clock.
 
         Returns:
-            Lost workers, each with the reason in words.
+            Lost workers, each with the reason.
         """
         if now - self._last_look > 4 * self._half:
-            self._watched.clear()  # this process slept: what it saw before proves nothing
+            self._watched.clear()  # this process slept: earlier observations prove nothing
         self._last_look = now
         lost = {
             worker: "its process ended" for worker in ended if worker in {*named, *beats.entries}
@@ -103,7 +103,7 @@ class LeaseTracker:
 
 
 class Recovery:
-    """Requeues what lost workers held; reads only records that have changed since the last look.
+    """Requeues tasks of lost workers; reads only records that changed since the last look.
 
     Args:
         session: The session.
@@ -118,7 +118,7 @@ class Recovery:
         self.leases = LeaseTracker(intervals)
 
     def look(self, unfinished: list[BatchListing], ended: Iterable[str] = ()) -> dict[str, str]:
-        """Look once at records and heartbeats, and repair what is wrong; returns who is lost."""
+        """Check records and heartbeats once, and repair them; returns the lost workers."""
         beats = self._session.beats()
         self._read_changed(unfinished)
         named = {worker for known in self._known.values() for worker in _holders(known)}
@@ -159,7 +159,7 @@ class Recovery:
         if known is None:
             return
         if _holders(known) & lost.keys():
-            log.warning("batch %s: sending back what lost workers held: %s", sight.batch, lost)
+            log.warning("batch %s: requeueing tasks of lost workers: %s", sight.batch, lost)
             known = self._session.requeue(sight.batch, known, lost, self._max_attempts)
             self._known[sight.batch] = known
             self._session.mark(sight.batch, known.record)
@@ -168,7 +168,7 @@ class Recovery:
 
     def _bury(self, lost: dict[str, str], beats: HeartbeatListing) -> None:
         for worker in lost.keys() & beats.entries.keys():
-            # If its heartbeat cannot be read, only the store knows when it was last there.
+            # If its heartbeat cannot be read, only the store knows when it was last seen.
             heard = beats.entries[worker].modified
             unread = Heartbeat(worker=worker, started=heard, written=heard)
             try:

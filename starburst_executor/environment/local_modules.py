@@ -1,17 +1,17 @@
-"""Local modules travel with the session.
+"""Ships local modules with the session.
 
-Pickle names functions and classes by their module, so a worker has to import what the
-caller imported. Installed packages are the environment's business; what lies outside
-of it (the caller's own modules and packages) is packed here, one archive for each
-top-level name, so that a change re-ships only what changed.
+Pickle references functions and classes by module, so a worker must be able to import what the
+caller imported. Installed packages are part of the environment; everything else (the caller's own
+modules and packages) is packed here, one archive per top-level name, so that a change re-ships only
+what changed.
 
-A module is packed once, when it is first seen, and again only when it was loaded again
-(`importlib.reload`): workers run the code that the caller runs, not what was saved since.
+A module is packed when it is first seen, and again only when it is reloaded (`importlib.reload`):
+workers run the code that the caller runs, not what was saved since.
 
-* client: `Tracker.refresh` at each submit gives the digests that its tasks need, and
-  hands over each archive once.
-* worker: `unpack` gives the directory to put on a child's `sys.path`. The file `ORIGINS`
-  in it says where each file was packed (see `shipped`).
+* client: `Tracker.refresh` at each submit returns the digests that its tasks need, and ships each
+  archive once.
+* worker: `unpack` returns the directory to put on a child's `sys.path`. Its file `ORIGINS` says
+  where each file was packed (see `shipped_modules`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ UNPACKED_MAX = 64 * 1024 * 1024  # bytes; each worker fetches and unpacks all of
 
 Extra: TypeAlias = str | os.PathLike[str] | ModuleType
 
-# sitecustomize is run at start-up, never unpickled; __mp_main__ is __main__ once more.
+# sitecustomize runs at start-up and is never unpickled; __mp_main__ is another name of __main__.
 _SELF = __name__.partition(".")[0]
 _NEVER = {"__main__", "__mp_main__", "sitecustomize", "usercustomize", _SELF}
 _SUFFIXES = (".py", *EXTENSION_SUFFIXES)
@@ -80,25 +80,25 @@ class Archive:
     size: int  # bytes, unpacked
     files: int
     loads: Mapping[str, object]
-    """Each imported module of it, with what the import system makes anew at each load."""
+    """Its imported modules, each with an object that the import system recreates on each load."""
 
 
 # --- which ------------------------------------------------------------------------
 
 
 def find_local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
-    """The imported top-level modules that no package installer knows of, by name.
+    """The imported top-level modules that were not installed as packages, sorted by name.
 
-    `__main__` is not among them (its functions are pickled by value), and neither is
-    what comes from a zip file or has no file at all.
+    This excludes `__main__` (its functions are pickled by value), and modules from a zip file or
+    without a file.
 
     Args:
-        extra: More of them, imported or not: names, modules, paths of a `.py` file or
-            of a package directory. Installed ones are taken too, if named here.
+        extra: More modules, imported or not: names, modules, paths of a `.py` file or of a package
+            directory. Installed ones are included if named here.
 
     Raises:
-        ModuleNotFoundError: there is no module of a name in `extra`.
-        ValueError: something else in `extra` cannot travel.
+        ModuleNotFoundError: a name in `extra` is not a module.
+        ValueError: another item of `extra` cannot be shipped.
     """
     found = {
         name: source
@@ -113,7 +113,7 @@ def find_local_modules(extra: Iterable[Extra] = ()) -> list[Source]:
 
 
 def _source(name: str, module: ModuleType, accept: Callable[[Path], bool]) -> Source | None:
-    if not isinstance(module, ModuleType):  # anything may be put into sys.modules
+    if not isinstance(module, ModuleType):  # sys.modules may contain anything
         return None
     attributes = vars(module)  # no getattr: lazy modules import on it
     file, folders = attributes.get("__file__"), attributes.get("__path__")
@@ -127,12 +127,12 @@ def _located(
     accept: Callable[[Path], bool],
 ) -> Source | None:
     if file is not None and not Path(file).name.startswith("__init__."):
-        # A file, even with a __path__: six and others have one and are no directory.
+        # A file, even with a __path__: six and others have one without being a directory.
         place = Path(file).absolute()
         usable = place.name.endswith(_SUFFIXES) and place.is_file()
         paths = [place] if usable and accept(place) else []
     else:
-        # A namespace package has no file and may have directories of both kinds.
+        # A namespace package has no file, and may have local and installed directories.
         places = [Path(f).absolute() for f in _strings(folders) if f]
         paths = [place for place in places if place.is_dir() and accept(place)]
     return Source(name=name, paths=tuple(paths)) if paths else None
@@ -143,7 +143,7 @@ def _strings(folders: Iterable[str] | None) -> Iterable[str]:
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is the caller's own: neither of the standard library nor installed."""
+    """Whether a path is the caller's own: not in the standard library and not installed."""
     return not (_is_installed(path) or _is_installed(path.resolve()))
 
 
@@ -190,7 +190,7 @@ def _of_name(name: str) -> Source:
         spec = spec and importlib.util.find_spec(top)
     except ModuleNotFoundError as error:
         raise _not_found(name) from error
-    except ValueError:  # it is imported but has no spec: __main__, or made by hand
+    except ValueError:  # imported but without a spec: __main__, or created by hand
         return _of_module(sys.modules[top])
     if spec is None:
         raise _not_found(name)
@@ -211,8 +211,8 @@ def _not_found(name: str) -> ModuleNotFoundError:
 
 def _no_file(name: str) -> ValueError:
     return ValueError(
-        f"module {name!r} cannot travel: only .py files, extension modules and package "
-        f"directories can, not what is built in, in a zip file or {_SELF} itself"
+        f"module {name!r} cannot be shipped: only .py files, extension modules and package "
+        f"directories can, not built-in modules, zip files or {_SELF} itself"
     )
 
 
@@ -221,7 +221,7 @@ def _of_path(path: Path) -> Source:
     if not place.exists():
         raise ValueError(f"cannot ship {str(path)!r}: there is no such file or directory")
     if place.is_file() and place.suffix != ".py":
-        raise ValueError(f"cannot ship {str(path)!r}: it is no .py file")
+        raise ValueError(f"cannot ship {str(path)!r}: it is not a .py file")
     name = place.stem if place.is_file() else place.name
     if not name.isidentifier():
         raise ValueError(f"cannot ship {str(path)!r}: nothing can import a {name!r}")
@@ -236,16 +236,16 @@ def _of_path(path: Path) -> Source:
 def build_archive(source: Source, loads: Mapping[str, object] | None = None) -> Archive:
     """Pack a source.
 
-    The same files give the same archive. Hidden files and directories, bytecode, virtual
-    environments and `node_modules` stay behind; data files of a package travel. Files
-    that vanish meanwhile are left out.
+    The same files give the same archive. It omits hidden files and directories, bytecode, virtual
+    environments, `node_modules`, and files that disappear meanwhile; it includes a package's data
+    files.
 
     Raises:
         ValueError: it is over 64 MiB.
     """
     members = _members(source)
     size = sum(map(_size, members.values()))
-    if size > UNPACKED_MAX:  # before all of it is read
+    if size > UNPACKED_MAX:  # before reading all of it
         raise _too_much(size, source, size, len(members))
     read = ((name, _read(path)) for name, path in members.items())
     contents = {name: data for name, data in read if data is not None}
@@ -253,11 +253,10 @@ def build_archive(source: Source, loads: Mapping[str, object] | None = None) -> 
 
 
 def rebuild_archive(source: Source, old: Archive, loads: Mapping[str, object]) -> Archive:
-    """Pack a source again of which modules were loaded since.
+    """Pack a source again after modules of it were loaded.
 
-    Their files are read again; all others stay as they were packed, for the caller runs
-    the old code of them too. Code that was added travels, data that was added does not:
-    it may be what the run writes.
+    Their files are read again; all others stay as packed, since the caller still runs their old
+    code. New code is included, new data is not: the run may be writing it.
     """
     if source.paths != old.source.paths:
         return build_archive(source, loads)
@@ -295,7 +294,7 @@ def _packed(
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    info = zipfile.ZipInfo(name)  # dated 1980: only content may change the digest
+    info = zipfile.ZipInfo(name)  # dated 1980: only content should affect the digest
     info.external_attr = 0o644 << 16
     info.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(info, data)
@@ -308,7 +307,7 @@ def _contents(data: bytes) -> dict[str, bytes]:
 
 
 def _origins(source: Source, members: Mapping[str, Path]) -> bytes:
-    """Where files were packed, by name in the archive; a directory stands for all below it."""
+    """Where files were packed, by name in the archive; a directory covers everything below it."""
     if len(source.paths) > 1:  # a namespace; its files may be in any of them
         found = {name: str(path) for name, path in members.items()}
     elif source.paths[0].is_dir():
@@ -321,7 +320,7 @@ def _origins(source: Source, members: Mapping[str, Path]) -> bytes:
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):  # others come and go here
+    except (FileNotFoundError, NotADirectoryError):  # other processes create and delete files here
         return None
 
 
@@ -333,7 +332,7 @@ def _size(path: Path) -> int:
 
 
 def _members(source: Source) -> dict[str, Path]:
-    """Name in the archive -> file. Named for the module, which its file need not be."""
+    """Name in the archive -> file; named after the module, as the file may not be."""
     members: dict[str, Path] = {}
     for place in source.paths:
         if place.is_file():
@@ -350,14 +349,14 @@ def _by_length(suffixes: Iterable[str]) -> list[str]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The files of a package that travel, by their name below it."""
+    """The files of a package to ship, by relative name."""
     return dict(_walk(folder, "", frozenset()))
 
 
 def _walk(folder: Path, above: str, parents: frozenset[str]) -> Iterator[tuple[str, Path]]:
     real = os.path.realpath(folder)
     if real in parents or (folder / "pyvenv.cfg").exists():
-        return  # a link to a directory above, or a virtual environment
+        return  # a link to a parent directory, or a virtual environment
     for path in _entries(folder):
         if path.name.startswith(".") or path.name in ("__pycache__", "node_modules"):
             continue
@@ -384,11 +383,11 @@ def _check_total(archives: Iterable[Archive]) -> None:
 def _too_much(total: int, source: Source, size: int, files: int) -> ValueError:
     places = ", ".join(map(str, source.paths))
     return ValueError(
-        f"the local modules hold {_mib(total)}, and at most {_mib(UNPACKED_MAX)} travel "
-        f"with a session. The biggest is {source.name!r}: {_mib(size)} in "
+        f"the local modules total {_mib(total)}, and a session ships at most "
+        f"{_mib(UNPACKED_MAX)}. The biggest is {source.name!r}: {_mib(size)} in "
         f"{files} files ({places}). Keep data out of the package directory and "
-        f"pass it as an argument or by the store; or install the package, here (not as "
-        f"editable) and for the workers, and it need not travel"
+        f"pass it as an argument or through the store; or install the package, here (not as "
+        f"editable) and for the workers, so that it is not shipped"
     )
 
 
@@ -400,18 +399,18 @@ def _mib(size: int) -> str:
 
 
 class Tracker:
-    """Knows which archives the tasks submitted now will need.
+    """Tracks which archives newly submitted tasks need.
 
-    Imports and reloads are noticed, edits of a file already imported are not: the
-    caller runs the old code too.
+    It notices imports and reloads, but not edits to an imported file: the caller still runs the old
+    code too.
 
     Args:
-        ship: Called as `ship(digest, archive)` once per digest. If it raises, so does
-            `refresh`, and the next one tries again.
-        extra: As for `local_modules`.
+        ship: Called as `ship(digest, archive)` once per digest. If it raises, so does `refresh`,
+            and the next call tries again.
+        extra: As for `find_local_modules`.
 
     Raises:
-        ModuleNotFoundError, ValueError: something in `extra` cannot travel.
+        ModuleNotFoundError, ValueError: an item of `extra` cannot be shipped.
     """
 
     def __init__(self, ship: Callable[[str, bytes], None], extra: Iterable[Extra] = ()) -> None:
@@ -424,13 +423,13 @@ class Tracker:
         self._digests: dict[str, str] = {}
 
     def refresh(self) -> dict[str, str]:
-        """The digest of each local module, by name; shipped before this returns.
+        """The digest of each local module, by name; all are shipped before this returns.
 
-        Takes microseconds while nothing new is imported. The dictionary may be kept, and
-        must not be changed.
+        Takes microseconds unless something new was imported. The dictionary may be kept but must
+        not be changed.
 
         Raises:
-            ValueError: together they are over 64 MiB.
+            ValueError: together they exceed 64 MiB.
         """
         if _unchanged(self._seen):
             return self._digests
@@ -438,13 +437,13 @@ class Tracker:
             if not _unchanged(self._seen):
                 seen = _imports()
                 self._digests = self._scan()
-                self._seen = seen  # last: whoever sees it takes the digests unlocked
+                self._seen = seen  # last: a thread that sees it reads the digests without the lock
             return self._digests
 
     def _scan(self) -> dict[str, str]:
         sources = {source.name: source for source in find_local_modules()} | self._extra
         for name, archive in self._archives.items():
-            if name in sys.modules:  # its file may be gone; what was packed is not
+            if name in sys.modules:  # its file may be gone, but the archive is not
                 sources.setdefault(name, archive.source)
         loads = _loads(sources.keys())
         archives = {name: self._archive(sources[name], loads[name]) for name in sorted(sources)}
@@ -466,7 +465,7 @@ class Tracker:
 
 
 class _Imports(NamedTuple):
-    """Differs, by the identity of its objects, after every import and reload."""
+    """Compares unequal, by identity of its objects, after every import and reload."""
 
     number: int
     last: str
@@ -488,7 +487,7 @@ def _unchanged(seen: _Imports | None) -> bool:
 
 
 def _load_of(module: object) -> object:
-    """What is another object after each load of a module: its spec, if it has one."""
+    """An object that changes with each load of a module: its spec, if it has one."""
     if not isinstance(module, ModuleType):
         return module
     # No getattr: lazy modules import on it.
@@ -496,7 +495,7 @@ def _load_of(module: object) -> object:
 
 
 def _loads(names: Collection[str]) -> dict[str, dict[str, object]]:
-    """For each top-level name, the modules of it that are imported, with their loads."""
+    """For each top-level name, its imported modules with their loads."""
     found: dict[str, dict[str, object]] = {name: {} for name in names}
     for name, module in sys.modules.copy().items():
         top = name.partition(".")[0]
@@ -517,13 +516,13 @@ def _file_of(name: str) -> Path | None:
 
 
 def unpack(archive: bytes | Path, folder: Path) -> Path:
-    """Unpack an archive below `folder`, unless it is there; the directory for `sys.path`.
+    """Unpack an archive below `folder` unless already there; returns the `sys.path` directory.
 
-    Any number of processes may do so at once: the directory, named by the archive's
-    digest, appears whole or not at all.
+    Any number of processes may do so at once: the directory, named after the archive's digest,
+    appears complete or not at all.
 
     Raises:
-        DamagedObject: it is no archive of ours.
+        DamagedObject: it is not a valid archive.
     """
     data = archive if isinstance(archive, bytes) else archive.read_bytes()
     target = folder / hashlib.sha256(data).hexdigest()
@@ -543,7 +542,7 @@ def _publish(draft: Path, target: Path) -> None:
     try:
         draft.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was first, with the same content
+        if not target.is_dir():  # else another process was first, with equal content
             raise
 
 

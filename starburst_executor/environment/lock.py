@@ -1,4 +1,4 @@
-"""What is to be installed on a worker, exactly; named by its digest."""
+"""Exactly what to install on a worker, identified by a digest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Lock", "Wheel", "digest_of"]
 
 
 class Wheel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A package that no index has: a file beside the lock.
+    """A package that is in no index: a file stored beside the lock.
 
     Attributes:
         name: Name of the package, normalized.
@@ -28,14 +28,14 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """`environments/<digest>/lock.json`.
 
     Attributes:
-        schema: Of this very structure.
+        schema: Version of this structure.
         python: Minor version, such as "3.11".
-        platform: As `bootstrap.here` says it, such as "linux-x86_64".
-        requirements: `name==version` for what an index has, `name @ url` for the rest, sorted.
+        platform: As returned by `bootstrap.here`, such as "linux-x86_64".
+        requirements: `name==version` for packages in an index, else `name @ url`; sorted.
         wheels: Packages built from the caller's own sources, sorted.
-        index_url: Where to look; None for the worker's own default.
-        extra_index_urls: Where to look besides.
-        find_links: Folders or pages of files to look at besides.
+        index_url: Package index; None for the worker's default.
+        extra_index_urls: Additional indexes.
+        find_links: Additional folders or pages of files.
     """
 
     schema: int = 1
@@ -48,12 +48,12 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     find_links: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
-        """The same bytes wherever the same is captured."""
+        """The lock as bytes; equal environments give equal bytes everywhere."""
         return msgspec.json.encode(self)
 
     @property
     def digest(self) -> str:
-        """Names the environment in every store."""
+        """The environment's name in every store."""
         return hashlib.sha256(self.encode()).hexdigest()
 
 

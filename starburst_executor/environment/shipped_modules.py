@@ -1,13 +1,13 @@
-"""Importing, in a child, the modules that came with the session.
+"""Imports, in a child, the modules shipped with the session.
 
-They lie in a directory of the worker. To the user they are what they were on the client:
+They are unpacked in a directory of the worker, but look to the user as they did on the client:
 
-* Tracebacks name the client's path, with the source that runs.
-* `__file__` is the client's path too if that exists here, as on the client's own
-  machine, so that data files beside a module are found; else it is where the module
-  lies, with the data files of its package.
+* Tracebacks show the client's path, with the source that runs.
+* `__file__` is the client's path too if that exists here, as on the client's own machine, so that
+  data files beside a module are found; else it is the unpacked file, beside its package's data
+  files.
 
-The code always is what was shipped, even if the file was edited since.
+The code is always what was shipped, even if the file was edited since.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from starburst_executor.environment.source_lines import renamed, show_lines
 
 __all__ = ["ORIGINS", "add_to_path"]
 
-ORIGINS = ".origins"  # a file in each directory, where hidden ones of a package never are
+ORIGINS = ".origins"  # a file in each directory; hidden files of a package are never shipped
 
 _origins: dict[str, dict[str, str]] = {}
-"""For each directory of shipped modules: where what is in it was on the client."""
+"""For each directory of shipped modules: where its contents were on the client."""
 
 
 def add_to_path(folders: Iterable[str]) -> None:
-    """Let what is in these directories be imported, before all that is installed."""
+    """Make the modules in these directories importable, ahead of installed ones."""
     folders = list(folders)
     for folder in folders:
         origins = Path(folder, ORIGINS)
@@ -92,7 +92,7 @@ class _ShippedLoader(SourceFileLoader):
         return renamed(code, origin)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        # Not in `exec_module`, which would show up in the traceback of an import.
+        # Not in `exec_module`, which would appear in the traceback of an import.
         origin = _origin_of(self.path)
         if origin is None or not os.path.isfile(origin):  # noqa: PTH113  never raises
             return None

@@ -1,4 +1,4 @@
-"""Lines of code that `linecache` shall know, whatever is on disk."""
+"""Source lines for `linecache` that take precedence over files on disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["renamed", "show_lines"]
 
 
 def show_lines(filename: str, lines: Sequence[str]) -> None:
-    """Let `linecache` have these lines for a file, whatever is on disk."""
+    """Make `linecache` use these lines for a file, whatever is on disk."""
     size = sum(map(len, lines))
-    # Without a time of modification, an entry is never compared with the disk.
+    # An entry without a modification time is never compared with the disk.
     linecache.cache[filename] = (size, None, list(lines), filename)
 
 
 def renamed(code: types.CodeType, filename: str) -> types.CodeType:
-    """The same code, as if it were of another file."""
+    """The same code, attributed to another file."""
     constants = tuple(
         renamed(constant, filename) if isinstance(constant, types.CodeType) else constant
         for constant in code.co_consts

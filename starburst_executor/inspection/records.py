@@ -32,6 +32,6 @@ def read_record(
     except NewerSchema:
         raise
     except (DamagedObject, ObjectNotFound) as error:
-        # A worker will fail its tasks, or the session is being deleted; until then they are pending.
+        # A worker will fail its tasks, or the session is being deleted; until then: pending.
         log.warning("batch %s: %s", listing.batch, error)
         return VersionedRecord(Record.fresh(listing.batch.size), None)

@@ -1,7 +1,7 @@
 """The names of a session's objects, and of batches and tasks.
 
-A *batch* is the tasks stored by one write. Its name, `{lane}-{number}.{size}`, says which numbers of
-which lane it holds, so that a listing shows the size of a session and whether anything is missing.
+A *batch* is the tasks stored by one write. Its name, `{lane}-{number}.{size}`, says which lane and
+numbers it holds, so that a listing shows the size of a session and whether anything is missing.
 """
 
 from __future__ import annotations

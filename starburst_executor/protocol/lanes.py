@@ -1,6 +1,6 @@
 """Lanes: the numbered tasks of one submitting client, taken and given back in the manifest.
 
-Along with a lane, its client gives back its count of store requests, for the session's cost.
+With its lane, a client also returns its count of store requests, for the session's cost.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["give_back", "take"]
 
 
 def take(session: Session) -> tuple[Manifest, int]:
-    """Take a free lane, which continues at the number where it was given back, or a new one.
+    """Take a free lane, continuing at the number it was given back with, or a new one.
 
-    A session that was shut down is open again afterwards.
+    This reopens a session that was shut down.
 
     Raises:
         SessionTerminated: the session takes no more tasks.
@@ -59,10 +59,10 @@ def give_back(
 
     Args:
         session: The session.
-        lane: Which lane; None: none was taken, or none may be given back.
+        lane: The lane; None if none was taken or it must not be given back.
         number: The number after its last task.
-        state: The session's state from now on, unless it was terminated; unchanged by default.
-        finished: What is known of a lane's finished prefix, written along with the rest.
+        state: The session's new state, unless it was terminated; unchanged by default.
+        finished: Known finished prefixes of lanes, written at the same time.
     """
     holders: list[str] = []
     writes, reads = session.store.tally.writes, session.store.tally.reads
@@ -70,7 +70,7 @@ def give_back(
     def edit(manifest: Manifest) -> Manifest:
         lanes = [_progressed(one, finished(i)) for i, one in enumerate(manifest.lanes)]
         if lane is not None:
-            # On a retry, an earlier try may have given it back, and another client may have it.
+            # On a retry the first attempt may have succeeded, and another client may have it now.
             holders.append(lanes[lane].client)
             if holders[0] == holders[-1]:
                 lanes[lane] = _left(lanes[lane], number, writes, reads)
@@ -83,7 +83,7 @@ def give_back(
 
 
 def _left(lane: Lane, number: int, writes: int, reads: int) -> Lane:
-    """The lane, given back with its client's requests; idempotent."""
+    """The lane, given back with its client's request counts; idempotent."""
     if not lane.taken:
         return replace(lane, number=number)
     return replace(

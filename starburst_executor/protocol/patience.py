@@ -1,4 +1,4 @@
-"""Repeating calls to a store that conflicts, or does not answer for a while."""
+"""Retrying calls to a store that reports conflicts or is unavailable for a while."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["Patience"]
 
 T = TypeVar("T")
 
-# The store may be away for a while, and hours of work wait for it: 70 tries, up to 10 s apart
-# at random, take some five minutes.
+# Hours of work may depend on a store that is briefly unavailable: 70 attempts, randomly up to
+# 10 s apart, take about five minutes.
 _TRIES = 70
 _LONGEST_PAUSE = 10.0
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Patience:
-    """Repeats what may be repeated, for some five minutes.
+    """Retries idempotent calls for about five minutes.
 
     Args:
         runtime: Waiting and randomness.
@@ -39,14 +39,14 @@ class Patience:
         self.runtime = runtime
 
     def patiently(self, once: Callable[[], T]) -> T:
-        """Make a call that may be repeated until the store gives a plain answer, for some five minutes."""
+        """Retry an idempotent call until the store answers, for about five minutes."""
         try:
             return once()
         except StoreUnavailable:
             return self._retrying(StoreUnavailable)(once)
 
     def through_conflicts(self, once: Callable[[], T]) -> T:
-        """Repeat on conflicts too, with full jitter that grows with their number."""
+        """Retry on conflicts too, with full jitter that grows with their number."""
         try:
             return once()
         except (Conflict, StoreUnavailable):

@@ -1,7 +1,7 @@
 """The frame of a pickle: its bytes, and the names of its large buffers.
 
 A *cargo* is one pickled object: a small msgpack frame with the pickle and the names of its
-*blobs*. Large buffers (the data of a NumPy array) do not travel in the pickle: each is a blob, named
+*blobs*. Large buffers (the data of a NumPy array) are kept out of the pickle: each is a blob, named
 by the SHA-256 of its content and stored once per content. A pickle that is itself large becomes a
 blob too, so that a cargo is always small enough for a record. Nothing here unpickles.
 """

@@ -14,8 +14,8 @@ __all__ = ["Interruption", "PastAttempt", "Piece", "Record", "State", "Task"]
 class State(StrEnum):
     """State of a task.
 
-    `claimed` only means that a worker has reserved it; `running`, that its start has been
-    recorded, which for a task of a second or two happens in the same write as its end.
+    `claimed` means only that a worker has reserved it; `running` that its start was recorded,
+    which for a task of a second or two happens in the same write as its end.
     """
 
     PENDING = "pending"
@@ -71,8 +71,8 @@ class Task(Stored, frozen=True, kw_only=True):
 
     state: State = State.PENDING
     attempt: int = 0  # claims so far
-    lost: int = 0  # times its worker was lost, at whatever state
-    losses: int = 0  # of these, while running: the ones that count
+    lost: int = 0  # times its worker was lost, in any state
+    losses: int = 0  # of these, while running: only these count toward the limit
     worker: str = ""
     claimed: float = 0
     started: float = 0

@@ -1,24 +1,24 @@
-"""The protocol: every hand-over between clients and workers, both halves on one page.
+"""The protocol: every exchange between clients and workers, both halves in one place.
 
     client                        the session's objects                      worker
     ------                        ---------------------                      ------
     create, amend  ------------>  session.json  <--------------------------  load
     put_batch      ------------>  queue/<batch>/tasks  <-------------------  header, arguments
     cancel         ------------>  queue/<batch>/record  <----------------->  change
-    read           <------------                                             (claim, start, finish, hand back)
+    read           <------------                                 (claim, start, finish, hand back)
     mark           ------------>  queue/<batch>/drained, requeued, done  <-  mark
     heartbeats     <------------  workers/<id>  <--------------------------  beat, leave
 
-* The record is the truth; markers are facts that only grow. Whoever reads a record that deserves
-  a marker which is not listed writes it, so any writer may die between the two.
-* Every change is a pure, repeatable function of the record, applied by compare-and-swap. On a
-  conflict, and on no plain answer, the record is read again and the function applied to what is
-  there: a change that had taken effect unnoticed then changes nothing.
+* The record is the source of truth; markers are facts that are only ever added. Any reader of a
+  record that calls for an unlisted marker writes it, so a writer may die between the two.
+* Every change is a pure, repeatable function of the record, applied by compare-and-swap. After a
+  conflict or an ambiguous answer the record is read again and the function reapplied: if the change
+  had taken effect after all, this changes nothing.
 * Each write carries a fresh nonce: equal bytes have equal versions on S3, so without it
-  A -> B -> A would go unseen.
-* Nothing rests on a conditional delete.
+  A -> B -> A would go unnoticed.
+* Nothing relies on a conditional delete.
 
-Nothing here unpickles: bytes come and go.
+Nothing here unpickles: it only moves bytes.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from starburst_executor.storage.base import ListedObject, Store
 
 __all__ = ["HeartbeatListing", "Session", "TasksObject", "VersionedRecord"]
 
-# A header of 256 tasks takes some 8 KB; with small arguments the whole object is here in one read.
+# A header of 256 tasks takes about 8 KB; with small arguments one read gets the whole object.
 _FIRST_READ = 256 << 10
 _HEADER_READ = 16 << 10
 
 
 class VersionedRecord(NamedTuple):
-    """A record as it was last read or written; version None: there is none yet."""
+    """A record as last read or written; version None: not stored yet."""
 
     record: Record
     version: str | None
@@ -66,7 +66,7 @@ class VersionedRecord(NamedTuple):
 
 
 class TasksObject(NamedTuple):
-    """What the tasks object of a batch says, with as much of its arguments as came along."""
+    """The header of a batch's tasks object, with the arguments that the same read returned."""
 
     header: Header
     body: int  # offset of the arguments in the object
@@ -74,18 +74,18 @@ class TasksObject(NamedTuple):
 
 
 class HeartbeatListing(NamedTuple):
-    """Heartbeats as one listing showed them."""
+    """Heartbeats as of one listing."""
 
     entries: dict[str, ListedObject]
     now: float
 
 
 class Session(SessionObjects):
-    """One session in one store, for whoever may read and write it.
+    """One session in one store.
 
     Args:
-        store: Where it is.
-        session_id: Its id.
+        store: The store.
+        session_id: The session's id.
         runtime: Time, waiting and randomness.
     """
 
@@ -96,7 +96,7 @@ class Session(SessionObjects):
         """Write the manifest of a new session.
 
         Raises:
-            Conflict: there is a session of that id, and it is not this one.
+            Conflict: there is a different session with that id.
         """
         session = cls(store, manifest.session_id, runtime)
         data = codec.encode(manifest)
@@ -120,7 +120,7 @@ class Session(SessionObjects):
         return self._load()[0]
 
     def amend(self, edit: Callable[[Manifest], Manifest]) -> Manifest:
-        """Apply a repeatable edit to the manifest by compare-and-swap; returns what is stored then."""
+        """Apply a repeatable edit to the manifest by compare-and-swap; returns the result."""
 
         def once() -> Manifest:
             manifest, version = self._load()
@@ -147,13 +147,13 @@ class Session(SessionObjects):
 
     def _not_found(self, error: ObjectNotFound) -> SessionNotFound:
         return SessionNotFound(
-            f"there is no session {self.id!r} in {self.store.url}. It may have been cleaned up, or be "
-            "in another store or region: `starburst-executor list --store URL` shows what a store has. "
-            f"({error})"
+            f"there is no session {self.id!r} in {self.store.url}. It may have been cleaned up, or "
+            "be in another store or region: `starburst-executor list --store URL` shows what is in "
+            f"a store. ({error})"
         )
 
     def check_open(self) -> Manifest:
-        """The manifest of a session that goes on.
+        """The manifest of a session that has not been terminated.
 
         Raises:
             SessionTerminated: it was terminated, or is gone.
@@ -169,18 +169,18 @@ class Session(SessionObjects):
     # --- batches --------------------------------------------------------------------
 
     def queue(self) -> QueueReader:
-        """A reader of the queue that knows nothing yet."""
+        """A new reader of the queue."""
         return QueueReader(self.store, self.prefix)
 
     def put_batch(self, batch: Batch, data: bytes) -> None:
-        """Store the tasks of a batch; repeated, same key and same bytes, until the answer is plain.
+        """Store the tasks of a batch, retrying with the same key and bytes until it succeeds.
 
-        The lane is this client's alone, so that what is there is an earlier try of its own.
+        The lane is this client's alone, so an object already there is from an earlier attempt.
         """
         self.create_once(batch.tasks_key, data)
 
     def tasks(self, batch: Batch) -> TasksObject:
-        """Header of a batch, and the arguments too where they are small.
+        """Header of a batch, including the arguments if they are small.
 
         Raises:
             DamagedObject: it cannot be read.
@@ -189,7 +189,7 @@ class Session(SessionObjects):
         return self._tasks(batch, _FIRST_READ)
 
     def untouched(self, batch: Batch) -> VersionedRecord:
-        """The record of a batch that nobody has written one for, as its header implies it.
+        """The record of a batch that has none stored yet, as implied by its header.
 
         Its tasks are pending, except those that were cancelled before the batch was stored.
 
@@ -200,7 +200,7 @@ class Session(SessionObjects):
         return VersionedRecord(self._tasks(batch, _HEADER_READ).header.fresh_record(), None)
 
     def _tasks(self, batch: Batch, first: int) -> TasksObject:
-        """Header of a batch and what else is among the first bytes, of which so many are read."""
+        """Header of a batch and whatever else the first `first` bytes contain."""
         key = batch.tasks_key
         data = self.get(key, 0, first)
         head = tasks_object.read_header(data, key)
@@ -230,12 +230,13 @@ class Session(SessionObjects):
         data = self.get(batch.tasks_key, start, stop)
         if len(data) < call.size:
             raise DamagedObject(
-                f"{batch.tasks_key} is truncated: the arguments of task {position} end at byte {stop}"
+                f"{batch.tasks_key} is truncated: "
+                f"the arguments of task {position} end at byte {stop}"
             )
         return data
 
     def names(self, batch: Batch, tasks: TasksObject | None = None) -> list[Name]:
-        """What the tasks of a batch are called.
+        """The names of a batch's tasks.
 
         Raises:
             DamagedObject: it cannot be read.
@@ -245,7 +246,7 @@ class Session(SessionObjects):
         key = batch.tasks_key
         start = tasks.body + tasks.header.arguments_size
         whole = len(tasks.data) < _FIRST_READ
-        # Else from a byte before them: there may be none, and a read cannot begin at an object's end.
+        # Start one byte early: there may be no names, and a read cannot start at an object's end.
         data = tasks.data[start:] if whole else self.get(key, start - 1)[1:]
         try:
             return decode_names(data, batch.size)
@@ -253,16 +254,16 @@ class Session(SessionObjects):
             raise DamagedObject(f"{key}: {error}") from error
 
     def read(self, batch: Batch, known: VersionedRecord | None = None) -> VersionedRecord:
-        """The record as it is now; `known` again if it has not changed.
+        """The current record; `known` itself if it has not changed.
 
-        If nothing is known and nobody has written a record, it is that of an untouched batch.
+        If nothing is known and no record is stored, it is that of an untouched batch.
 
-        A record that is damaged beyond reading is replaced by one in which every task failed, so
-        that the rest of the session goes on.
+        An unreadable record is replaced by one in which every task failed, so that the rest of the
+        session can continue.
 
         Raises:
             NewerSchema: a newer version of this package wrote it; it is left alone.
-            SessionTerminated: it was there and is gone.
+            SessionTerminated: it existed and is gone.
         """
         try:
             version = known.version if known else None
@@ -301,11 +302,11 @@ class Session(SessionObjects):
     def change(
         self, batch: Batch, known: VersionedRecord, edit: Callable[[Record], Record]
     ) -> VersionedRecord:
-        """Apply a repeatable edit to the record by compare-and-swap; returns what is stored then.
+        """Apply a repeatable edit to the record by compare-and-swap; returns the result.
 
         Raises:
             SessionTerminated: the batch is being deleted.
-            StoreUnavailable: no plain answer for some five minutes. The write may still land:
+            StoreUnavailable: no clear answer for about five minutes. The write may still land:
                 read again before deciding anything.
         """
         fresh = True
@@ -325,7 +326,7 @@ class Session(SessionObjects):
     def change_once(
         self, batch: Batch, known: VersionedRecord, edit: Callable[[Record], Record]
     ) -> VersionedRecord:
-        """Like `change`, but a conflict or no plain answer is raised: a claim is better made elsewhere."""
+        """Like `change`, but raises on a conflict or error: better to claim elsewhere."""
         edited = edit(known.record)
         if edited == known.record:
             return known
@@ -339,11 +340,11 @@ class Session(SessionObjects):
         try:
             return VersionedRecord(record, self.store.replace(key, data, version), len(data))
         except ObjectNotFound as error:
-            # Never to be created anew: somebody is deleting the session.
+            # Must not be recreated: the session is being deleted.
             raise SessionTerminated(f"session {self.id} is being deleted") from error
 
     def mark(self, batch: Batch, record: Record, listed: Iterable[str] = ()) -> tuple[str, ...]:
-        """Write the markers that the record deserves and that are not `listed`; returns those written."""
+        """Write the markers that the record calls for and `listed` lacks; returns those written."""
         due = tuple(m for m in transitions.due_markers(record) if m not in set(listed))
         for marker in due:
             key = self.key(batch.marker_key(marker))
@@ -351,21 +352,21 @@ class Session(SessionObjects):
         return due
 
     def withdraw(self, batch: Batch, positions: Collection[int]) -> None:
-        """Note tasks that were cancelled before their batch was stored; its header says so too."""
+        """Record tasks cancelled before their batch was stored; its header lists them too."""
         record = Record.fresh(batch.size, positions)
 
         def once() -> None:
             try:
                 self._write(batch, record, None)
             except Conflict as conflict:
-                # Else a worker was faster, and began with the header.
+                # Else a worker was faster, and started from the header.
                 self.get_refused(batch.record_key, conflict, 1)
 
         self.patiently(once)
         self.mark(batch, record)
 
     def cancel(self, batch: Batch, positions: Iterable[int], *, running: bool) -> VersionedRecord:
-        """Cancel tasks of one batch, with one compare-and-swap; returns the record as it is then."""
+        """Cancel tasks of one batch with one compare-and-swap; returns the resulting record."""
         wanted = tuple(positions)
         known = VersionedRecord(self.tasks(batch).header.fresh_record(), None)
         known = self.read(batch, known)
@@ -380,13 +381,13 @@ class Session(SessionObjects):
     def requeue(
         self, batch: Batch, known: VersionedRecord, lost: Mapping[str, str], max_attempts: int
     ) -> VersionedRecord:
-        """Send back what lost workers hold.
+        """Requeue tasks held by lost workers.
 
         Args:
-            batch: Which batch.
+            batch: The batch.
             known: Its record.
             lost: Worker -> why it is believed lost.
-            max_attempts: Fail a task after so many losses while running.
+            max_attempts: Fail a task after this many losses while running.
         """
 
         def outcome(position: int, task: records.Task) -> bytes:
@@ -424,7 +425,7 @@ class Session(SessionObjects):
         return HeartbeatListing({e.key[len(prefix) :]: e for e in entries}, now)
 
     def heartbeat(self, worker: str, folder: str = "workers") -> Heartbeat | None:
-        """What a worker last said of itself; None if it left. `folder` "ended" has those that left."""
+        """A worker's last heartbeat; None if it left, which moves it to `folder` "ended"."""
         key = f"{folder}/{worker}"
         try:
             return codec.decode(self.get(key), Heartbeat, key)
@@ -432,17 +433,17 @@ class Session(SessionObjects):
             return None
 
     def bury(self, heartbeat: Heartbeat) -> None:
-        """Keep a worker's last heartbeat for the record, then delete it from the living."""
+        """Archive a worker's last heartbeat, then remove it from those of live workers."""
         self.store.put(self.key(f"ended/{heartbeat.worker}"), codec.encode(heartbeat))
         self.store.delete([self.key(f"workers/{heartbeat.worker}")])
 
     def buried(self) -> set[str]:
-        """Workers that have left, or were found to be lost; written before their heartbeat is deleted."""
+        """Workers that left or were lost; archived before their heartbeat is deleted."""
         prefix = self.key("ended/")
         return {entry.key[len(prefix) :] for entry in self.list_all(prefix)[0]}
 
     def forget(self, worker: str) -> None:
-        """Delete a worker's heartbeat and keep nothing: the session is being deleted."""
+        """Delete a worker's heartbeat without archiving it: the session is being deleted."""
         self.store.delete([self.key(f"workers/{worker}")])
 
 

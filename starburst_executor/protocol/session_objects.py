@@ -1,4 +1,4 @@
-"""The objects of a session as bytes under keys, written and read until the store has answered.
+"""A session's objects as bytes under keys, read and written with retries.
 
 `session` knows what they mean.
 """
@@ -29,8 +29,8 @@ class SessionObjects(Patience):
     """One session's objects.
 
     Args:
-        store: Where it is.
-        session_id: Its id.
+        store: The store.
+        session_id: The session's id.
         runtime: Time, waiting and randomness.
     """
 
@@ -60,15 +60,15 @@ class SessionObjects(Patience):
         return self.get(f"functions/{digest}")
 
     def put_blob(self, digest: str, source: Path | memoryview) -> None:
-        """Store a blob under its digest, streaming, unless it is there already."""
+        """Store a blob under its digest, streaming, unless it already exists."""
         self.patiently(lambda: self.store.upload(self.key(f"blobs/{digest}"), source))
 
     def get_blob(self, digest: str, target: Path) -> None:
-        """Bring a blob into a file, streaming."""
+        """Download a blob into a file, streaming."""
         self.store.download(self.key(f"blobs/{digest}"), target)
 
     def put_pack(self, batch: Batch, nonce: str, data: bytes) -> None:
-        """Store what one write finishes and is too large for the record, under a fresh name."""
+        """Store outcomes too large for the record, all from one write, under a fresh name."""
         self.create_once(batch.pack_key(nonce), data)
 
     def put_live_log(self, batch: Batch, position: int, attempt: int, text: LiveLog) -> None:
@@ -87,7 +87,7 @@ class SessionObjects(Patience):
         try:
             data = self.get(key, piece.start, piece.start + piece.size)
         except ObjectNotFound as error:
-            raise DamagedObject(f"{key} is gone, and a result with it") from error
+            raise DamagedObject(f"{key} is gone, including a result that it held") from error
         if len(data) < piece.size:
             raise DamagedObject(
                 f"{key} is truncated: it ends before byte {piece.start + piece.size}"
@@ -95,7 +95,7 @@ class SessionObjects(Patience):
         return data
 
     def list_all(self, prefix: str) -> tuple[list[ListedObject], float]:
-        """Every object below a prefix of the store, and the store's time."""
+        """Every object under a prefix of the store, and the store's time."""
         entries: list[ListedObject] = []
         after = ""
         while True:
@@ -106,7 +106,7 @@ class SessionObjects(Patience):
             after = page.entries[-1].key
 
     def create_once(self, key: str, data: bytes) -> None:
-        """Store what nobody else stores otherwise; what is there already is the same."""
+        """Store an object whose key implies its content: an existing one is the same."""
 
         def once() -> None:
             try:
@@ -117,16 +117,16 @@ class SessionObjects(Patience):
         self.patiently(once)
 
     def get_refused(self, key: str, conflict: Conflict, stop: int | None = None) -> bytes:
-        """What is there in place of what could not be created.
+        """The existing object after creating it was refused.
 
         Raises:
-            StoreUnavailable: nothing is. S3 refuses so (409) while another request for the same key
-                is under way, perhaps an earlier try that fails.
+            StoreUnavailable: there is none. S3 also refuses (409) while another request for the
+                same key is in progress, perhaps an earlier attempt that then fails.
         """
         try:
             return self.get(key, 0, stop)
         except ObjectNotFound:
-            raise StoreUnavailable(f"{key} was refused, though it is not there") from conflict
+            raise StoreUnavailable(f"{key} was refused, although it does not exist") from conflict
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """The bytes of an object from `start` on, up to `stop`."""
@@ -135,7 +135,7 @@ class SessionObjects(Patience):
         return got.data
 
     def live_log(self, batch: Batch, position: int, attempt: int) -> tuple[str, str]:
-        """What a task has printed by its worker's last heartbeat: stdout and stderr."""
+        """A task's stdout and stderr as of its worker's last heartbeat."""
         try:
             data = self.get(batch.live_log_key(position, attempt))
         except ObjectNotFound:

@@ -1,11 +1,11 @@
-"""Every change of a record, as pure functions: `record, event, now -> record`.
+"""Every change to a record, as pure functions: `record, event, now -> record`.
 
     pending ----> claimed ----> running ----> completed
      ^   |           |             |--------> failed
      |   +-> cancelled <-----------+
      +---------------+-------------+   handed back, or the worker was lost: next round
 
-Applying a change, and what happens if somebody else wrote in the meantime, is up to `session`.
+`session` applies changes and handles concurrent writes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AttemptEnd(NamedTuple):
 
 
 def held_by(record: Record, worker: str) -> dict[int, int]:
-    """Position -> attempt of every task that the record says the worker holds."""
+    """Position -> attempt of every task that the worker holds according to the record."""
     return {
         i: task.attempt
         for i, task in enumerate(record.tasks)
@@ -88,8 +88,8 @@ def advance(record: Record, worker: str, now: float, update: WorkerUpdate) -> Re
     """Apply everything that one worker has to write, in one change.
 
     Each part applies only where the record still names this worker and that attempt, so a worker
-    that has been given up for lost changes nothing. Applying an update twice does no harm, so a
-    write whose reply was lost may be repeated.
+    that was declared lost changes nothing. Updates are idempotent, so a write whose reply was lost
+    may be repeated.
 
     Args:
         record: The record as it is.
@@ -152,7 +152,7 @@ def _back(task: Task, now: float, how: Interruption) -> Task:
     )
 
 
-_PAST_KEPT = 8  # attempts; a task may be handed back again and again
+_PAST_KEPT = 8  # attempts; a task may be handed back any number of times
 
 
 def _choose(

@@ -35,7 +35,7 @@ class AttemptKey(NamedTuple):
 
 @dataclass(slots=True)
 class Assignment:
-    """A batch of which this worker holds tasks, last held some, or may have claimed some unawares."""
+    """A batch of which this worker holds, last held, or may unknowingly have claimed tasks."""
 
     batch: Batch
     tasks: TasksObject

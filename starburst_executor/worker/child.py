@@ -9,7 +9,7 @@
             +-- stdout and stderr: files <-------------|-- fd 1 and 2
 
 * The worker starts this module with `python -m`, sends requests, a few of them ahead, and can take
-  back those that were not read yet: one message is one request, and the kernel decides who reads it.
+  back unread ones: one message is one request, and the kernel decides which side reads it.
 * The child says `Ready` once it can read, `Initialized` once the initializer has run, and then
   answers each request with one `Reply`. Only here does a worker unpickle user data.
 * A message too large for the socket goes into a file, which a smaller message names.
@@ -143,7 +143,7 @@ class Child:
         self._state = ProcessState(memory_max)
 
     def serve(self) -> None:
-        """Answer orders until the worker hangs up or says so, or this process is not fit for more."""
+        """Serve requests until the worker hangs up or says stop, or this process is unfit."""
         self._send(ENCODER.encode(Ready()))
         going = True
         while going and (data := self._channel.recv(MESSAGE_MAX)):

@@ -16,7 +16,7 @@ _MOMENT = 1.0
 
 
 def what_became_of(process: subprocess.Popen[bytes]) -> str:
-    """What its program did to a process that holds none of our descriptors and lives; "" if it is dead."""
+    """What a task did to a process that lives without our descriptors; "" if it is dead."""
     until = time.monotonic() + _MOMENT
     while True:
         program = _other_program(process)
@@ -45,7 +45,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def _other_program(process: subprocess.Popen[bytes]) -> str:
-    """The command line of a process that is not what it was started as; "" where that cannot be told."""
+    """The command line of a process that now runs another program; "" if that is unknown."""
     with suppress(OSError):  # not Linux, or gone
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[:-1]
         started = process.args

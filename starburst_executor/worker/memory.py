@@ -27,7 +27,7 @@ def available() -> int:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now; where that cannot be told, the most it ever had."""
+    """Memory of this process in bytes; its peak where the current value is not available."""
     try:
         with Path("/proc/self/statm").open("rb", buffering=0) as file:
             return int(file.read(64).split()[1]) * _PAGE

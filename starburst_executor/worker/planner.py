@@ -1,19 +1,22 @@
-"""How much work a worker has, how long it will take, and how much more to claim, and where.
+"""How much work a worker holds, how long it will take, and how much to claim next, and where.
 
 The order in which tasks start
-    Tasks are claimed in submission order (with several clients: by lane, then number), and run in
-    the order in which they were claimed, with these exceptions.
+    Tasks are claimed in submission order (with several clients: by lane, then number) and run in
+    the order in which they were claimed, with these exceptions:
 
-    up to `FEW_WORKERS` workers: all claim from the first open batch. A task begins before an earlier one
-        only where another worker holds that one: at most `CLAIM_SECONDS` of work for each worker. Where tasks
-        are tiny and a batch is run within `SHORT_BATCH` seconds, each worker takes one for itself.
-    more workers: each prefers a batch that nobody is at, one of the first `spread` of those, so that
-        writers seldom meet. At most twice as many unfinished batches as there are workers lie before it; a
-        batch is at most a quarter of a slot's share of all that waited when it was stored. With more than
-        `open_batches.LIST_ALL` workers that is by what each knew of the queue at its last look.
-    What was sent back, by a worker that was lost or had to leave, is again the first in order. A worker that
-        stays with a batch notices within `FRONT_SECONDS`; among many workers those do that look for a batch.
-    What waits behind a task that turned out long is handed back after `STUCK_SECONDS`.
+    Up to `FEW_WORKERS` workers: all claim from the first open batch. A task starts before an
+        earlier one only if another worker holds the earlier one: at most `CLAIM_SECONDS` of work
+        per worker. If tasks are tiny and a batch runs within `SHORT_BATCH` seconds, each worker
+        takes a batch to itself.
+    More workers: each prefers a batch that no other worker is writing, one of the first `spread` of
+        those, so that writers rarely collide. At most twice as many unfinished batches as workers
+        precede it; a batch is at most a quarter of a slot's share of all tasks waiting when it was
+        stored. With more than `open_batches.LIST_ALL` workers, this holds as of each worker's last
+        look at the queue.
+    Requeued tasks, from a worker that was lost or had to leave, come first again. With few workers,
+        one that stays with a batch notices within `FRONT_SECONDS`; with many, those looking for a
+        batch do.
+    Tasks waiting behind one that turns out to be long are handed back after `STUCK_SECONDS`.
 """
 
 from __future__ import annotations
@@ -43,18 +46,18 @@ __all__ = [
 
 # A task that ends sooner has its start written together with its end.
 LONG_TASK = 2.0
-# Work claimed at a time, in seconds of all slots.
+# Work claimed at a time, in seconds across all slots.
 CLAIM_SECONDS = 1.0
 # A task that has not started by then, behind one that turned out to be long, is handed back.
 STUCK_SECONDS = 5.0
-# Up to this many workers may all write one record; on S3 it takes about 15 writes a second.
+# Up to this many workers may share one record; S3 sustains about 15 writes a second to it.
 FEW_WORKERS = 8
-# How often one of few workers looks for work in front of the batch it is staying with.
+# With few workers, how often one looks for work ahead of the batch it is staying with.
 FRONT_SECONDS = 5.0
 # A batch of tiny tasks that takes no longer than this many seconds is left to one worker.
 SHORT_BATCH = 4.0
 TINY_TASK = 0.05
-# Nobody is writing a record that was not written for this long, or only seldom.
+# A record not written for this long has no active writer, or one that rarely writes.
 QUIET_SECONDS = 5.0
 
 
@@ -62,13 +65,13 @@ class ClaimPlanner:
     """The work a worker holds. Makes no requests.
 
     Args:
-        slots: What runs the tasks.
+        slots: The pool that runs the tasks.
         runtime: The clocks.
         last_chance: A task that was lost this many times while running must be held alone.
     """
 
     def __init__(self, slots: ChildPool, runtime: Runtime, last_chance: int) -> None:
-        self.assignments: dict[Batch, Assignment] = {}  # the last one is that last claimed from
+        self.assignments: dict[Batch, Assignment] = {}  # the last one was claimed from last
         self.last_chance = last_chance
         self._slots = slots
         self._runtime = runtime
@@ -77,12 +80,12 @@ class ClaimPlanner:
 
     @property
     def working(self) -> bool:
-        """Whether anything is unfinished or unwritten; may be read by any thread."""
+        """Whether anything is unfinished or unwritten; safe from any thread."""
         return any(hold.busy for hold in list(self.assignments.values()))
 
     @property
     def queued(self) -> int:
-        """How many tasks are yet to run, or running; may be read by any thread."""
+        """How many tasks are running or yet to run; safe from any thread."""
         holds = list(self.assignments.values())
         return sum(len(hold.waiting) + len(hold.dispatched) for hold in holds)
 
@@ -126,7 +129,7 @@ class ClaimPlanner:
         return min(more, half, tasks_object.MAX_BATCH_TASKS)
 
     def short(self, tasks: int) -> bool:
-        """Whether this worker alone would soon have run that many tasks like those last claimed."""
+        """Whether this worker alone would soon finish that many tasks like those last claimed."""
         current = self.current
         pace = self._pace_of(current.tasks) if current else None
         if pace is None or pace > TINY_TASK:
@@ -140,13 +143,13 @@ class ClaimPlanner:
         return not self.free and self._ahead() > self.lead
 
     def until_not_full(self) -> float:
-        """Seconds until more should be claimed if nothing ends first; inf if only an end can tell."""
+        """Seconds until the next claim if no task ends first; inf if it has to wait for one."""
         if self._last_chance_held():
             return math.inf
         return max(self._ahead() - self.lead, 0.002)
 
     def until_due(self) -> float:
-        """Seconds until a start must be written, or a task has been stuck for too long."""
+        """Seconds until a start must be written or a task has been stuck for too long."""
         now, wall = self._runtime.monotonic(), self._runtime.time()
         begun = self._slots.begun()
         due = math.inf
@@ -158,12 +161,12 @@ class ClaimPlanner:
                     left = begun[key] + LONG_TASK - wall
                 else:
                     continue
-                # What cannot be done when it is due is tried again now and then.
+                # Overdue work that could not be done yet is retried periodically.
                 due = min(due, left if left > 0 else LONG_TASK / 2)
         return due
 
     def unwritten_starts(self, hold: Assignment) -> dict[int, tuple[int, float]]:
-        """Attempt and begin of tasks that have run for long and are still recorded as claimed."""
+        """Attempt and start of long-running tasks that are still recorded as claimed."""
         if not hold.dispatched:
             return {}
         now = self._runtime.time()
@@ -175,7 +178,7 @@ class ClaimPlanner:
         }
 
     def stuck(self) -> list[tuple[Assignment, list[AttemptKey]]]:
-        """What has waited too long behind tasks that turned out to be long."""
+        """Tasks that have waited too long behind ones that turned out to be long."""
         if self.free:
             return []
         now = self._runtime.monotonic()
@@ -192,7 +195,7 @@ class ClaimPlanner:
         return found
 
     def unbegun(self) -> list[tuple[Assignment, list[AttemptKey]]]:
-        """What is held and has not started."""
+        """Tasks that are held and have not started."""
         begun = self._slots.begun()
         found = [
             (hold, [key for key in hold.queued if key not in begun])
@@ -202,11 +205,11 @@ class ClaimPlanner:
 
     @property
     def lead(self) -> float:
-        """How long before work runs out more is claimed: a few round trips."""
+        """How long before work runs out to claim more: a few round trips."""
         return min(0.5, 5 * self._round_trip)
 
     def _ahead(self) -> float:
-        """Seconds until a slot runs out of work, as far as run times are known; 0 if one is free."""
+        """Seconds until a slot runs out of work, by known run times; 0 if one is free."""
         if self.free:
             return 0.0
         now = self._runtime.time()
@@ -223,7 +226,7 @@ class ClaimPlanner:
                     queued += pace
                     continue
                 spent = max(now - begun[key], 0.0)
-                # One that ran over what was expected has, as a rule, as long again to go.
+                # A task past its expected run time typically needs as long again.
                 first = min(first, pace - spent if spent < pace else spent)
         return (first if first < math.inf else 0.0) + queued / self._slots.size
 
@@ -237,7 +240,7 @@ class ClaimPlanner:
         return max(paces) if paces and len(paces) == len(recents) else None
 
     def _last_chance_held(self) -> bool:
-        """Whether a task is held that must be alone, so that no other is blamed for what it does."""
+        """Whether it holds a task that must run alone, so that no other is blamed if it crashes."""
         return any(
             (task := hold.task(key)).lost > 0 and task.losses >= self.last_chance
             for hold in self.assignments.values()
@@ -250,28 +253,28 @@ def _first_pending_was_lost(record: records.Record) -> bool:
 
 
 def spread(workers: int) -> int:
-    """How many of the batches that nobody is working on each of that many workers chooses among."""
+    """Among how many idle batches each of that many workers chooses."""
     return 1 if workers <= FEW_WORKERS else -(-workers // 2)
 
 
 def worth_claiming(
     sights: Sequence[BatchListing], workers: int, now: float, *, short: bool = False
 ) -> Sequence[BatchListing]:
-    """Those of the open batches from which a worker should pick one at random.
+    """The open batches from which a worker should pick one at random.
 
     Args:
-        sights: The open batches in order, from the first one that was listed.
+        sights: The open batches in order, starting with the first one listed.
         workers: How many workers there are.
         now: The store's clock when they were listed.
-        short: One worker alone would soon have run the first of them.
+        short: One worker alone would soon finish the first of them.
     """
     if workers <= FEW_WORKERS and not short:
         return sights[:1]
     near = sights[: 2 * workers]
-    free = [sight for sight in near if _nobody_is_at(sight, now)]
+    free = [sight for sight in near if _is_quiet(sight, now)]
     return free or near if short else (free or near)[: spread(workers)]
 
 
-def _nobody_is_at(sight: BatchListing, now: float) -> bool:
-    """Whether a claim most likely meets no other: the record is missing, or has not changed lately."""
+def _is_quiet(sight: BatchListing, now: float) -> bool:
+    """Whether a claim will likely not conflict: the record is missing or has not changed lately."""
     return sight.record is None or now - sight.record.modified >= QUIET_SECONDS

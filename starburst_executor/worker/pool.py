@@ -93,7 +93,7 @@ class ChildPool(Protocol):
         """The jobs that ended since the last call.
 
         Raises:
-            SlotsBroken: no jobs can be run here any more; those that were begun may be run elsewhere.
+            SlotsBroken: no more jobs can run here; those already started may run elsewhere.
         """
 
     def live_output(self, key: Hashable) -> tuple[bytes, bytes]:

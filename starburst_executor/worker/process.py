@@ -46,7 +46,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
 
     Args:
         session_url: `<store>/sessions/<session id>`.
-        worker_id: This worker's id, or "@ecs-task" for that of the ECS task it runs in; default a new one.
+        worker_id: This worker's id, or "@ecs-task" for its ECS task's; by default a new one.
 
     Raises:
         SessionNotFound: no such session.
@@ -151,7 +151,7 @@ def _serve(
 
 @contextmanager
 def _spot_watched(worker: Worker, manifest: Manifest) -> Iterator[None]:
-    """Make the worker leave when its Spot instance is reclaimed; Fargate sends SIGTERM by itself."""
+    """Make the worker leave when its Spot instance is reclaimed; Fargate itself sends SIGTERM."""
     on_ec2 = manifest.spec.launch_type == "EC2"
     if not on_ec2 or os.environ.get(MARKET_VARIABLE) != "spot":
         yield
@@ -203,9 +203,9 @@ def _check_python(manifest: Manifest) -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if manifest.python != here:
         raise VersionMismatch(
-            f"session {manifest.session_id} was made with Python {manifest.python} and this worker runs "
-            f"Python {here}: pickles of one cannot be used in the other. Start workers with Python "
-            f"{manifest.python}."
+            f"session {manifest.session_id} was created with Python {manifest.python} and this "
+            f"worker runs Python {here}: their pickles are not compatible. Start workers with "
+            f"Python {manifest.python}."
         )
 
 

@@ -380,7 +380,7 @@ def test_a_client_that_has_not_submitted_yet_does_not_open_a_terminated_session_
     second = attach(first.session_id, directory_url)
     first.cleanup()
     for _ in range(2):
-        with pytest.raises(SessionTerminated, match="new session"):
+        with pytest.raises(SessionTerminated, match="need a new session"):
             second.submit(double, 1)
     assert second.status().state == "terminated"
 
@@ -542,7 +542,7 @@ def test_logs_refuse_what_is_no_task_of_the_session(make: Make, directory_url: s
     for refused in (one.logs, one.cancel):
         with pytest.raises(ValueError, match=f"is of session {other.session_id}"):
             refused(foreign)
-    with pytest.raises(TypeError, match="'0-0' is no future of this session"):
+    with pytest.raises(TypeError, match="'0-0' is not a future of this session"):
         one.cancel(["0-0"])  # type: ignore[list-item]
     assert foreign.result(20) == 2
 

@@ -32,7 +32,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_workers": 2.5}, TypeError, r"max_workers must be a whole number, not 2\.5"),
     ({"max_workers": "4"}, TypeError, "max_workers must be a whole number, not '4'"),
     ({"max_workers": True}, TypeError, "max_workers must be a whole number, not True"),
-    ({"max_workers": 10**9}, ValueError, "max_workers=1000000000 is beyond reason; at most 10000"),
+    ({"max_workers": 10**9}, ValueError, "max_workers=1000000000 is too large; at most 10000"),
     ({"slots": 0}, ValueError, "slots=0 is too few.*at least 1"),
     ({"slots": -1}, ValueError, "slots=-1"),
     ({"slots": "2"}, TypeError, "slots='2'.*whole number"),
@@ -43,7 +43,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"memory": "lots"}, ValueError, 'memory=\'lots\'.*such as "2GB"'),
     ({"memory": "8"}, ValueError, "memory='8'.*MB or GB"),
     ({"memory": "-2GB"}, ValueError, "memory='-2GB'"),
-    ({"memory": "0GB"}, ValueError, "memory='0GB' is nothing"),
+    ({"memory": "0GB"}, ValueError, "memory='0GB' is zero"),
     ({"memory": 8}, TypeError, 'memory=8.*such as "2GB"'),
     ({"launch_type": "LAMBDA"}, ValueError, "launch_type='LAMBDA'.*'FARGATE', 'EC2'"),
     ({"launch_type": "EC2"}, ValueError, "needs an instance_type.*c8a.xlarge"),
@@ -52,7 +52,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"use_spot": "yes"}, TypeError, "use_spot='yes'.*True or False"),
     ({"spot_fallback": True}, ValueError, "no meaning without use_spot=True"),
     ({"use_spot": True, "spot_fallback": 1}, TypeError, "spot_fallback=1.*True or False"),
-    ({"launcher": "ecs"}, ValueError, "cannot reach a directory of this machine"),
+    ({"launcher": "ecs"}, ValueError, "cannot reach a directory on this machine"),
     ({"region": ""}, ValueError, "region=''.*eu-west-1"),
     ({"launcher": "kubernetes"}, ValueError, "launcher='kubernetes'.*'local', 'ecs'"),
     ({"task_timeout": 0}, ValueError, "task_timeout must be a positive number of seconds, not 0"),
@@ -73,7 +73,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"initializer": 5}, TypeError, "initializer must be callable, not 5"),
     ({"initializer": print, "initargs": 5}, TypeError, r"initargs must be a tuple.*\(1,\), not 5"),
     ({"initializer": threading.Lock().acquire}, SerializationError, "cannot pickle.*lock"),
-    ({"name": 5}, TypeError, "name must be a text or None, not 5"),
+    ({"name": 5}, TypeError, "name must be a string or None, not 5"),
     ({"modules": ["no_such_module_anywhere"]}, ModuleNotFoundError, "no_such_module_anywhere"),
     ({"intervals": 5}, TypeError, r"intervals must be Intervals\(\.\.\.\), or None, not 5"),
     ({"intervals": Intervals(lease=-1)}, ValueError,
@@ -145,12 +145,12 @@ def test_an_unknown_session_on_s3_is_named_with_bucket_and_region(
 
 @pytest.mark.parametrize("session_id", ["", "../../etc", "a/b", ".hidden", "with space"])
 def test_what_cannot_be_a_session_id_is_refused(directory_url: str, session_id: str) -> None:
-    with pytest.raises(ValueError, match="is not the id of a session, which looks like"):
+    with pytest.raises(ValueError, match="is not a session id, which looks like"):
         StarburstExecutor.attach(session_id, store=directory_url)
 
 
 def test_a_session_id_must_be_a_text(directory_url: str) -> None:
-    with pytest.raises(TypeError, match=r"session_id must be a text.*not None"):
+    with pytest.raises(TypeError, match=r"session_id must be a string.*not None"):
         StarburstExecutor.attach(None, store=directory_url)  # type: ignore[arg-type]
 
 
@@ -252,7 +252,7 @@ def test_a_size_for_ecs_is_said_to_limit_nothing_on_this_machine(
     directory_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with StarburstExecutor(1, store=directory_url, cpu=4, memory="8GB"):
-        assert "cpu=4, memory='8GB' limit nothing on this machine" in caplog.text
+        assert "cpu=4, memory='8GB' have no effect on this machine" in caplog.text
     caplog.clear()
     with StarburstExecutor(1, store=directory_url):
         assert caplog.text == ""

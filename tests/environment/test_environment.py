@@ -291,17 +291,17 @@ def test_what_is_said_or_not_said_decides(monkeypatch: pytest.MonkeyPatch) -> No
     ("spec", "arguments", "says"),
     [
         (LOCAL, {"environment": "docker"}, "must be one of 'sync', 'image', 'none'"),
-        (LOCAL, {"environment": "image"}, "no containers"),
+        (LOCAL, {"environment": "image"}, "not containers"),
         (LOCAL, {"image": "mine:1"}, 'launcher="ecs"'),
-        (ECS, {"environment": "image"}, "needs an image="),
+        (ECS, {"environment": "image"}, "needs image="),
         (ECS, {"environment": "none", "image": "mine:1"}, 'environment="image"'),
         (ECS, {"image": 7}, "name of a container image"),
         (LOCAL, {"packages": ["six"]}, 'add environment="sync"'),
         (LOCAL, {"exclude": ["six"]}, 'add environment="sync"'),
         (ECS, {"image": "mine:1", "requirements": ["six"]}, 'add environment="sync"'),
         (LOCAL, {"environment": "sync", "packages": "six"}, "must be a list"),
-        (LOCAL, {"environment": "sync", "packages": ["==3"]}, "no requirement"),
-        (LOCAL, {"environment": "sync", "requirements": "no/such.txt"}, "cannot be read"),
+        (LOCAL, {"environment": "sync", "packages": ["==3"]}, "not a requirement"),
+        (LOCAL, {"environment": "sync", "requirements": "no/such.txt"}, "cannot read the requirements"),
         (LOCAL, {"environment": "sync", "exclude": ["Starburst_Executor"]}, "cannot be left out"),
     ],
 )  # fmt: skip
@@ -321,7 +321,7 @@ def test_a_requirements_file_is_read(tmp_path: Path) -> None:
     _, wishes = choose_environment(LOCAL, "sync", None, file, (), ())
     assert wishes.requirements == ("numpy==2.1.0", "six")
     file.write_text("--index-url https://x.test\nsix\n")
-    with pytest.raises(ValueError, match="options are not read"):
+    with pytest.raises(ValueError, match="options are not supported"):
         choose_environment(LOCAL, "sync", None, file, (), ())
 
 

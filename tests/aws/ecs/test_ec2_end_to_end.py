@@ -265,6 +265,6 @@ def test_an_unknown_type_and_a_size_that_does_not_fit_are_refused_and_leave_noth
 def test_a_store_in_a_directory_is_refused_before_anything_is_made(
     deployment: Deployment, directory_url: str
 ) -> None:
-    with pytest.raises(ValueError, match="cannot reach a directory of this machine"):
+    with pytest.raises(ValueError, match="cannot reach a directory on this machine"):
         StarburstExecutor(1, store=directory_url, launcher="ecs")
     assert not Path(directory_url).exists()
