@@ -216,7 +216,7 @@ class Watcher:
 
     @property
     def past_limit(self) -> str:
-        """That the session is past its absolute time limit, as of the last look; "" if it is not."""
+        """Says that the session was past its absolute time limit at the last look, else ""."""
         return past_limit(self.manifest).reason if "past" in self._warned else ""
 
     def _warn_of_deadline(self) -> None:

@@ -105,7 +105,7 @@ def _stillborn(session: Session, heartbeats: HeartbeatListing, gone: Collection[
 
 
 def _shortage(session: Session) -> str:
-    """What the last process that tried to start workers lacked for them, if that is not long ago."""
+    """What the last process that tried to start workers was lacking, unless that was long ago."""
     launching = read_launching(session)
     if launching is None or launching.age > _SHORTAGE_KEPT:
         return ""
