@@ -246,7 +246,7 @@ def test_a_call_that_takes_too_long_times_out_and_is_stopped(block: Block, gate:
         with pytest.raises(multiprocessing.TimeoutError):
             Parallel(timeout=0.5)([delayed(gate.hold)(i) for i in range(2)])
         assert executor_of_block().status().cancelled == 2
-        assert Parallel(timeout=30)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+        assert Parallel(timeout=60)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
 
 def test_a_time_out_ends_an_unordered_generator_too(block: Block, gate: Gate) -> None:
@@ -345,7 +345,7 @@ def test_an_interrupt_stops_the_calls_and_leaves_nothing_behind(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         held = gate.await_arrivals(2)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert not any(is_alive(pid) for pid in held)
     assert not keys(directory_url, "sessions/")

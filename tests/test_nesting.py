@@ -166,8 +166,8 @@ def test_a_task_knows_its_depth_by_its_session_whoever_started_the_worker(
 ) -> None:
     with StarburstExecutor(1, store=directory_url, intervals=QUICK) as executor:
         monkeypatch.setenv(DEPTH_VARIABLE, "2")  # as for a client within a task
-        assert executor.submit(os.getenv, DEPTH_VARIABLE).result(30) == "1"
-        assert executor.submit(double, 1).result(30) == 2
+        assert executor.submit(os.getenv, DEPTH_VARIABLE).result(60) == "1"
+        assert executor.submit(double, 1).result(60) == 2
 
 
 def test_beyond_the_depth_nothing_is_stored(

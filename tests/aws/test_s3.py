@@ -568,7 +568,7 @@ def test_threads_share_one_store(ministack: S3Server, s3_env: Callable[..., None
     together = threading.Barrier(8)
 
     def work(number: int) -> None:
-        together.wait(30)  # the client is made by one of them
+        together.wait(60)  # the client is made by one of them
         store.create(f"q/{number}", b"x")
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]

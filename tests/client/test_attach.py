@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from starburst_executor import (
     SessionDetached,
@@ -155,8 +156,8 @@ def test_futures_come_back_in_order_with_results_failures_and_the_unfinished(
         futures[5].result()
     assert not futures[6].done()
     gate.open()
-    assert futures[6].result(20) == "held"
-    assert set(as_completed(futures, timeout=5)) == set(futures)
+    assert futures[6].result(60) == "held"
+    assert set(as_completed(futures, timeout=60)) == set(futures)
     assert second.futures == futures
 
 
@@ -168,7 +169,7 @@ def test_what_attaches_can_submit_more_and_indexes_stay(make: Make, attach: Make
     before = second.futures
     assert before[0].result() == 2
     more = [second.submit(double, i) for i in (10, 20)]
-    assert [future.result(20) for future in more] == [20, 40]
+    assert [future.result(60) for future in more] == [20, 40]
     assert [future.index for future in more] == [1, 2]
     assert second.futures == [*before, *more]
     third = attach(second.detach(), url)
@@ -218,7 +219,7 @@ def test_a_future_that_was_cancelled_is_so_for_who_attaches(
         True,
         False,
     ]
-    assert wait(second.futures, timeout=5).not_done == set()
+    assert wait(second.futures, timeout=60).not_done == set()
 
 
 def test_what_was_cancelled_before_it_was_stored_keeps_its_index(
@@ -232,7 +233,7 @@ def test_what_was_cancelled_before_it_was_stored_keeps_its_index(
     assert last.index == 200
     assert first.futures == [*futures, last]
     assert [f.index for f in first.futures] == list(range(201))
-    assert last.result(20) == 14
+    assert last.result(60) == 14
 
 
 # --- from other processes -----------------------------------------------------------
@@ -264,9 +265,9 @@ def test_a_session_goes_on_after_its_client_was_killed(
     assert len(futures) == 6
     assert again.status().total == 6
     gate.open()
-    assert [future.result(30) for future in futures] == list(range(6))
+    assert [future.result(60) for future in futures] == list(range(6))
     more = again.submit(double, 4)
-    assert more.result(20) == 8
+    assert more.result(60) == 8
     assert more.index == 6
     assert [o.attempt for o in again.collect()] == [1] * 7
 
@@ -283,11 +284,11 @@ def test_a_session_detached_in_one_process_is_collected_in_another(
         """,
         directory_url,
     )
-    out, _ = client.communicate(timeout=30)
+    out, _ = client.communicate(timeout=60)
     assert client.returncode == 0
     again = attach(out.strip(), directory_url)
     assert again.status().name == "of another"
-    outcomes = again.collect(wait=True, timeout=30)
+    outcomes = again.collect(wait=True, timeout=60)
     assert [outcome.value for outcome in outcomes] == [i * i for i in range(50)]
 
 
@@ -303,7 +304,7 @@ def test_workers_are_started_again_if_work_is_pending_and_none_lives(
     assert not is_alive(pids[0])
     second = attach(first.session_id, directory_url)
     gate.open()
-    assert second.futures[0].result(20) == 1
+    assert second.futures[0].result(60) == 1
     assert len(live_workers(second)) == 1
 
 
@@ -315,8 +316,8 @@ def test_two_clients_at_once_may_both_submit(make: Make, attach: Make, url: str)
     second = attach(first.session_id, url)
     ours = [first.submit(double, i) for i in range(40)]
     theirs = [second.submit(double, -i) for i in range(40)]
-    assert [future.result(30) for future in ours] == [2 * i for i in range(40)]
-    assert [future.result(30) for future in theirs] == [-2 * i for i in range(40)]
+    assert [future.result(60) for future in ours] == [2 * i for i in range(40)]
+    assert [future.result(60) for future in theirs] == [-2 * i for i in range(40)]
     assert len({future.task_id for future in [*ours, *theirs]}) == 80
     for one, own in ((first, ours), (second, theirs)):
         all_of_them = one.futures
@@ -340,9 +341,9 @@ def test_leaving_keeps_the_session_of_another_client(
     first.shutdown()
     assert not held.done()
     gate.open()
-    assert held.result(20) == 2
+    assert held.result(60) == 2
     assert [outcome.attempt for outcome in second.collect()] == [1, 1]
-    assert second.submit(double, 4).result(20) == 8
+    assert second.submit(double, 4).result(60) == 8
 
 
 def test_what_another_client_submits_is_seen_when_asked_for(
@@ -354,7 +355,7 @@ def test_what_another_client_submits_is_seen_when_asked_for(
     first.submit(double, 1)
     first.flush()
     [future] = second.futures
-    assert future.result(20) == 2
+    assert future.result(60) == 2
 
 
 def test_a_session_terminated_by_another_client_ends_the_futures(
@@ -364,7 +365,7 @@ def test_a_session_terminated_by_another_client_ends_the_futures(
     future = first.submit(gate.hold)
     gate.await_arrivals()
     attach(first.session_id, directory_url).cleanup()
-    assert isinstance(future.exception(20), SessionTerminated)
+    assert isinstance(future.exception(60), SessionTerminated)
     with pytest.raises(SessionTerminated, match=first.session_id):
         first.submit(double, 1)
     third = attach(first.session_id, directory_url)
@@ -391,13 +392,14 @@ def test_a_client_that_has_not_submitted_yet_does_not_open_a_terminated_session_
 def test_past_the_deadline_results_are_readable_and_nothing_is_launched_until_it_is_extended(
     make: Make, attach: Make, directory_url: str, gate: Gate
 ) -> None:
-    first = make(directory_url, absolute_timeout=8)
+    first = make(directory_url)
     assert first.submit(double, 1).result() == 2
-    held = first.submit(gate.hold, 5)
+    first.submit(gate.hold, 5)
     gate.await_arrivals()
-    until(lambda: not live_workers(first), "the worker leaves at its limit")
-    assert not held.done()
     first.detach()
+    past = first.status().last_activity.timestamp() - 1
+    first._engine.session.amend(lambda manifest: replace(manifest, deadline=past))
+    until(lambda: not live_workers(first), "the worker leaves at its limit")
     gate.open()
     second = attach(first.session_id, directory_url)
     assert second.futures[0].result() == 2
@@ -406,9 +408,9 @@ def test_past_the_deadline_results_are_readable_and_nothing_is_launched_until_it
     until(lambda: second._engine.watcher._warned, "it says that it is past its limit")
     assert not live_workers(second)
     assert (second.status().pending, second.status().completed) == (2, 1)
-    second.extend(60)
-    assert second.futures[1].result(20) == 5
-    assert more.result(20) == 4
+    second.extend(3600)
+    assert second.futures[1].result(60) == 5
+    assert more.result(60) == 4
 
 
 def test_extend_only_lengthens(make: Make, directory_url: str) -> None:
@@ -491,7 +493,7 @@ def test_collect_gives_what_is_finished_and_failures_with_all_that_helps(
     assert (failure.attempt, failure.seconds >= 0) == (1, True)
     assert one.collect(wait=True, timeout=0.01) == outcomes
     gate.open()
-    assert [o.value for o in one.collect(wait=True, timeout=30)] == [8, None, 9]
+    assert [o.value for o in one.collect(wait=True, timeout=60)] == [8, None, 9]
     assert held.done()
 
 
@@ -515,8 +517,8 @@ def test_logs_show_what_finished_running_and_crashed_tasks_printed(
 ) -> None:
     one = make(url, 2)
     done, crashed = one.submit(shout, "done"), one.submit(shout_and_crash, "crashed")
-    assert done.result(30) is None
-    assert isinstance(crashed.exception(30), TaskCrashed)
+    assert done.result(60) is None
+    assert isinstance(crashed.exception(60), TaskCrashed)
     running = one.submit(shout_and_hold, "running", gate)
     gate.await_arrivals()
     assert one.logs(done) == "done\nto stderr\n"
@@ -527,7 +529,7 @@ def test_logs_show_what_finished_running_and_crashed_tasks_printed(
         assert f"--- task {future.task_id} " in everything
         assert text in everything
     gate.open()
-    running.result(20)
+    running.result(60)
     assert one.logs(running) == "running\nto stderr\n"
 
 
@@ -544,7 +546,7 @@ def test_logs_refuse_what_is_no_task_of_the_session(make: Make, directory_url: s
             refused(foreign)
     with pytest.raises(TypeError, match="'0-0' is not a future of this session"):
         one.cancel(["0-0"])  # type: ignore[list-item]
-    assert foreign.result(20) == 2
+    assert foreign.result(60) == 2
 
 
 # --- the end ------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_dropped_executor_with_unfinished_tasks_goes_on_and_says_so_once(
     gc.collect()
     until(lambda: session_id in caplog.text, "said")
     gate.open()
-    assert [future.result(30) for future in futures] == [0, 1, 2]
+    assert [future.result(60) for future in futures] == [0, 1, 2]
     _ended(directory_url)
     said = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
     assert len(said) == 1
@@ -88,7 +88,7 @@ def test_futures_of_a_dropped_executor_can_still_be_cancelled(
     gate.await_arrivals()
     assert futures[-1].cancel()
     gate.open()
-    assert futures[0].result(30) == 0
+    assert futures[0].result(60) == 0
     _ended(directory_url)
 
 
@@ -105,7 +105,7 @@ def test_futures_of_a_dropped_executor_learn_that_it_broke(directory_url: str) -
         return executor.submit(double, 1)
 
     with pytest.raises(Exception, match="no licence here"):
-        submitted().result(30)
+        submitted().result(60)
     until(lambda: _threads() <= {"starburst-dropped"}, "its threads ended")
 
 
@@ -139,7 +139,7 @@ def test_an_interpreter_that_ends_leaves_a_dropped_executor_running_and_says_so(
     assert "is left running" in ran.stderr
     gate.open()
     with StarburstExecutor.attach(ran.stdout.strip(), store=directory_url) as executor:
-        assert [future.result(30) for future in executor.futures] == ["held"]
+        assert [future.result(60) for future in executor.futures] == ["held"]
     executor.cleanup(force=True)
 
 

@@ -87,7 +87,7 @@ def started(call: Callable[[], object]) -> threading.Thread:
 
 
 def error_of(future: TaskFuture[Any]) -> BaseException | None:
-    return future.exception(timeout=10)
+    return future.exception(timeout=60)
 
 
 # --- cleanup ------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_cleanup_right_after_submit_ends_every_future(make: Make, force: bool) -
         one = make()
         futures = [one.submit(double, i) for i in range(300)]
         one.cleanup(force=force)
-        assert not wait(futures, timeout=5).not_done
+        assert not wait(futures, timeout=60).not_done
 
 
 def test_cleanup_ends_the_future_of_a_task_that_is_just_being_stored(
@@ -110,18 +110,18 @@ def test_cleanup_ends_the_future_of_a_task_that_is_just_being_stored(
     def hold(key: str) -> None:
         if key.endswith("/tasks"):
             storing.set()
-            let_go.wait(30)
+            let_go.wait(120)
 
     one = make()
     hooked[-1].before_write = hold
     future = one.submit(double, 1)
-    assert storing.wait(10)
+    assert storing.wait(60)
     cleaning = started(one.cleanup)
     try:
         assert isinstance(error_of(future), SessionTerminated)
     finally:
         let_go.set()
-    cleaning.join(20)
+    cleaning.join(60)
     assert not cleaning.is_alive()
 
 
@@ -136,7 +136,7 @@ class Overtaken(TaskFuture[int]):
             lambda: self.settle((False, ValueError())),
             self.settle_cancelled,
         ):
-            started(other).join(5)
+            started(other).join(60)
         self.note_running()
         super().set_result(result)
 
@@ -174,7 +174,7 @@ def test_a_future_that_many_threads_end_at_once_ends() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert not failed
-    assert not wait(futures, timeout=5).not_done
+    assert not wait(futures, timeout=60).not_done
 
 
 def test_callbacks_of_a_future_are_called_without_its_lock() -> None:
@@ -183,7 +183,7 @@ def test_callbacks_of_a_future_are_called_without_its_lock() -> None:
 
     def look_elsewhere(done: Any) -> None:
         looker = started(lambda: seen.append(done.done()))
-        looker.join(5)
+        looker.join(60)
 
     future.add_done_callback(look_elsewhere)
     future.settle((True, 1))
@@ -201,7 +201,7 @@ def test_a_detach_that_was_interrupted_stores_everything_when_called_again(
 
     def hold(key: str) -> None:
         if key.endswith("/tasks"):
-            let_go.wait(30)
+            let_go.wait(120)
 
     hooked[-1].before_write = hold
     future = one.submit(double, 21)
@@ -219,7 +219,7 @@ def test_a_detach_that_was_interrupted_stores_everything_when_called_again(
     assert isinstance(error_of(future), SessionDetached)
     again = StarburstExecutor.attach(session_id, store=one.store)
     try:
-        assert [f.result(30) for f in again.futures] == [42]
+        assert [f.result(60) for f in again.futures] == [42]
     finally:
         again.cleanup(force=True)
 
@@ -247,7 +247,7 @@ def test_a_detach_that_failed_may_be_called_again(
     again = StarburstExecutor.attach(session_id, store=one.store)
     try:
         assert not any(lane.taken for lane in again._engine.session.load().lanes)
-        assert [f.result(30) for f in again.futures] == [42]
+        assert [f.result(60) for f in again.futures] == [42]
     finally:
         again.cleanup(force=True)
 
@@ -276,7 +276,7 @@ def test_a_worker_that_is_just_leaving_keeps_nobody_from_starting_another(
     make: Make, tmp_path: Path
 ) -> None:
     one = make(idle_timeout=0.2)
-    assert one.submit(double, 1).result(30) == 2
+    assert one.submit(double, 1).result(60) == 2
     (worker,) = live_workers(one)
     until(lambda: not live_workers(one), "the worker left")
     # What it looks like while its process ends: no heartbeat, and its lock held.

@@ -70,7 +70,7 @@ class Script:
         for pause in pauses:
             time.sleep(pause)  # the subject: how far apart they are
             self.process.send_signal(signal.SIGINT)
-        _, printed = self.process.communicate(timeout=30)
+        _, printed = self.process.communicate(timeout=60)
         return printed
 
     def remove(self) -> None:
@@ -111,7 +111,7 @@ def test_who_has_no_patience_with_the_stop_is_told_how_to_do_it(
     executor, future = start()
     def stop(*args, **kwargs):
         print("stopping", flush=True)
-        __import__("time").sleep(60)
+        __import__("time").sleep(600)
     executor._engine.launcher.stop = stop
     with executor:
         future.result()
@@ -133,7 +133,7 @@ def test_an_interrupt_while_the_interpreter_leaves_a_session_is_not_silent(
     executor, future = start()
     def slow():
         print("leaving", flush=True)
-        __import__("time").sleep(60)
+        __import__("time").sleep(600)
     executor._engine.flush = slow
     """
     script = Script(tmp_path, text)
@@ -151,13 +151,13 @@ def test_what_is_uninterrupted_is_done_once_and_wholly() -> None:
 
     def work() -> None:
         begun.set()
-        go_on.wait(20)
+        go_on.wait(60)
         done.append(True)
 
     uninterrupted = Uninterrupted("test-stop", work)
 
     def interrupt() -> None:
-        begun.wait(20)
+        begun.wait(60)
         for _ in range(20):
             os.kill(os.getpid(), signal.SIGINT)
         go_on.set()

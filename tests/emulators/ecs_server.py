@@ -189,6 +189,6 @@ def _post(endpoint: str, request: Mapping[str, Any]) -> bytes:
         "Authorization": f"AWS4-HMAC-SHA256 Credential=test/20260101/{_REGION}/ecs/aws4_request",
     }
     message = urllib.request.Request(endpoint, json.dumps(request).encode(), headers, method="POST")
-    with urllib.request.urlopen(message, timeout=30) as reply:
+    with urllib.request.urlopen(message, timeout=60) as reply:
         data: bytes = reply.read()
         return data

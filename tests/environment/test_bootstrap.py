@@ -188,7 +188,7 @@ def test_one_that_is_told_to_end_takes_what_it_started_along(world: World, tmp_p
     ) as process:
         until(ready.exists, "it unpacks")
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     child = int(ready.read_text())
     until(lambda: not is_alive(child), "it ended")

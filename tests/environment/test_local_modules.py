@@ -629,13 +629,13 @@ def test_whoever_refreshes_meanwhile_waits_for_the_shipping(tmp_path: Path) -> N
 
     def slow(digest: str, data: bytes) -> None:
         entered.set()
-        assert release.wait(30)
+        assert release.wait(60)
         done.append(digest)
 
     tracker = Tracker(slow, [write(tmp_path / "slow_one.py")])
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(tracker.refresh)
-        assert entered.wait(30)
+        assert entered.wait(60)
         second = pool.submit(lambda: (tracker.refresh(), list(done)))
         release.set()
         digests, done_by_then = second.result()
@@ -734,7 +734,7 @@ def test_many_may_unpack_at_once(tmp_path: Path) -> None:
     barrier = threading.Barrier(8)
 
     def one(_: int) -> bool:
-        barrier.wait(30)
+        barrier.wait(60)
         return (unpack(data, tmp_path / "to") / "pack" / "__init__.py").is_file()
 
     with ThreadPoolExecutor(8) as pool:

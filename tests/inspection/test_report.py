@@ -349,7 +349,7 @@ def eventful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, st
             name="<script>alert(1)</script>",
             keep=True,
             intervals=QUICK,
-            task_timeout=4,
+            task_timeout=10,
         )
         gate = Gate(folder / "gate")
         futures = [executor.submit(gate.hold, "victim")]

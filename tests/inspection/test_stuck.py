@@ -69,6 +69,14 @@ def _edit(session: Session, **changes: object) -> None:
     session.amend(edit)
 
 
+def _move_deadline(executor: StarburstExecutor, left: float) -> None:
+    """Let a session have so many seconds left, as its client knows too."""
+    engine = executor._engine
+    deadline = engine.watcher.queue.now + left
+    moved = engine.session.amend(lambda manifest: replace(manifest, deadline=deadline))
+    engine.manifest = engine.autoscaler.manifest = engine.watcher.manifest = moved
+
+
 def test_a_session_at_work_is_not_stuck(left: Session) -> None:
     assert status.read_status(left).stuck is None
 
@@ -134,11 +142,16 @@ def test_a_terminated_session_says_that_its_tasks_will_not_run(left: Session) ->
 def test_the_limit_is_warned_of_before_and_when_it_is_reached(
     directory_url: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = StarburstExecutor(1, store=directory_url, absolute_timeout=4, intervals=RARELY_READ)
+    executor = StarburstExecutor(
+        1, store=directory_url, absolute_timeout=10_000, intervals=RARELY_READ
+    )
     future = executor.submit(gate.hold, 5)
     gate.await_arrivals()
+    assert "absolute time limit" not in caplog.text
+    _move_deadline(executor, 900)
     until(lambda: "until its absolute time limit" in caplog.text, "said before")
     assert "past its limit" not in caplog.text
+    _move_deadline(executor, -1)
     until(lambda: "past its limit since" in caplog.text, "said at the limit")
     assert "unfinished tasks: 1" in caplog.text
     assert f"starburst-executor extend {executor.session_id}" in caplog.text
@@ -151,20 +164,23 @@ def test_the_limit_is_warned_of_before_and_when_it_is_reached(
     assert " left" not in line
     gate.open()
     executor.extend(3600)
-    assert future.result(30) == 5
+    assert future.result(60) == 5
     executor.shutdown()
 
 
 def test_the_limit_of_a_session_that_another_client_extended_is_not_warned_of(
     directory_url: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = StarburstExecutor(1, store=directory_url, absolute_timeout=2, intervals=RARELY_READ)
-    deadline = executor.status().deadline.timestamp()
+    executor = StarburstExecutor(
+        1, store=directory_url, absolute_timeout=10_000, intervals=RARELY_READ
+    )
     executor.submit(gate.hold, 5)
     gate.await_arrivals()
     session = Session(open_store(directory_url), executor.session_id, SystemRuntime())
-    administration.extend(session, 3600)
-    until(lambda: executor._engine.watcher.queue.now > deadline + 0.5, "past the first limit")
+    extended = administration.extend(session, 3600)
+    watcher = executor._engine.watcher
+    watcher.manifest = replace(watcher.manifest, deadline=watcher.queue.now - 1)
+    until(lambda: watcher.manifest == extended, "it looks whether its limit is still so")
     gate.open()
     executor.shutdown()
     assert "past its limit" not in caplog.text

@@ -521,7 +521,7 @@ def on_a_terminal(program: str, *arguments: str) -> str:
     ) as process:
         os.close(writer)
         text = everything(reader)
-        process.wait(30)
+        process.wait(60)
     os.close(reader)
     return text
 

@@ -274,7 +274,7 @@ closed, store, target = sys.argv[1:]
 for number in closed:
     os.close(int(number))
 with StarburstExecutor(1, store=store) as executor:
-    Path(target).write_text(str(executor.submit(abs, -7).result(30)))
+    Path(target).write_text(str(executor.submit(abs, -7).result(60)))
 """
 
 

@@ -405,7 +405,7 @@ def test_a_killed_process_gives_its_lock_back(store: DirectoryStore, root: Path)
         waiter.join(0.2)
         assert waiter.is_alive()
         holder.send_signal(signal.SIGKILL)
-        waiter.join(30)
+        waiter.join(60)
     assert not waiter.is_alive()
 
 

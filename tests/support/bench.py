@@ -23,7 +23,7 @@ from starburst_executor.serialization.pickling import dumps, loads, pack_call
 from starburst_executor.worker.child_handle import Job
 from starburst_executor.worker.pool import ChildPool, JobResult, ProcessPool
 
-PATIENCE = 30.0  # seconds until a test that waits has failed
+PATIENCE = 60.0  # seconds until a test that waits has failed
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 

@@ -35,7 +35,7 @@ QUICK = Intervals(
     lease=4, heartbeat=0.2, poll_first=0.02, poll_last=0.1, look_last=0.05, commit=0.05
 )
 OTHER_PYTHON = "3.99"
-PATIENCE = 30.0  # seconds until a test that waits has failed
+PATIENCE = 60.0  # seconds until a test that waits has failed
 
 
 def run(*arguments: str, store: str | None = None) -> Result:

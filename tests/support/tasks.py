@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-DEADLINE = 30.0  # seconds; only a failing test waits so long
+DEADLINE = 60.0  # seconds; only a failing test waits so long
 
 
 def until(condition: Callable[[], T], what: str = "", seconds: float = DEADLINE) -> T:
@@ -38,7 +38,7 @@ class Gate:
     def hold(self, value: Any = None) -> Any:
         """Say that a task has come, block until the gate is open, and return `value`."""
         self.arrive(value)
-        until(self.is_open, "gate opened")
+        until(self.is_open, "gate opened", 2 * DEADLINE)  # no test waits so long for another thing
         return value
 
     def arrive(self, value: Any = None) -> int:

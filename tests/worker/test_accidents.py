@@ -29,7 +29,7 @@ from starburst_executor.worker.pool import ProcessPool, SlotsBroken
 from tests.support.sessions import QUICK
 from tests.support.tasks import Gate, double
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture

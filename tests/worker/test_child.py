@@ -227,10 +227,10 @@ def take_time(seconds: float) -> None:
 
 
 def test_time_of_the_initializer_is_not_the_jobs(bench: Bench) -> None:
-    bench.open(initializer=bench.cargo((take_time, (0.6,))))
-    ended = bench.run(same, 1, timeout=0.3)
+    bench.open(initializer=bench.cargo((take_time, (2.5,))))
+    ended = bench.run(same, 1, timeout=2)
     assert ended.ok
-    assert ended.ended - ended.began < 0.3
+    assert ended.ended - ended.began < 2
     assert bench.run(hang, timeout=0.3).kind == "timeout"
 
 

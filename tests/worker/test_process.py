@@ -108,8 +108,8 @@ def test_a_task_whose_worker_is_killed_is_run_by_another(make: Make, gate: Gate)
     one = make()
     future = one.submit(parent_once, gate, 1)
     others = [one.submit(double, i) for i in range(5)]
-    assert future.result(30) == 2
-    assert [other.result(30) for other in others] == [2 * i for i in range(5)]
+    assert future.result(60) == 2
+    assert [other.result(60) for other in others] == [2 * i for i in range(5)]
     outcome = one.collect()[future.index]
     assert outcome.attempt == 2
     assert outcome.worker in live_workers(one)
@@ -124,7 +124,7 @@ def test_a_task_that_takes_its_worker_down_each_time_ends_with_worker_lost(
     with pytest.raises(WorkerLost, match=r"attempt 1 on w-.*attempt 2 on w-.*attempt 3 on w-"):
         future.result(60)
     assert len(gate.arrivals()) == 3
-    assert [f.result(30) for f in innocent] == [2 * i for i in range(10)]
+    assert [f.result(60) for f in innocent] == [2 * i for i in range(10)]
 
 
 @pytest.mark.usefixtures("blind")
@@ -133,7 +133,7 @@ def test_a_lost_worker_is_found_by_its_lease_where_no_launcher_can_tell(
 ) -> None:
     one = make(2)
     future = one.submit(parent_once, gate, 1)
-    assert future.result(40) == 2
+    assert future.result(60) == 2
     assert one.collect()[0].attempt == 2
 
 
@@ -148,7 +148,7 @@ def test_a_lost_worker_is_found_by_its_lease_on_s3(
     # S3's clock counts whole seconds.
     lease = Intervals(lease=4, heartbeat=0.5, poll_first=0.1, poll_last=0.5, look_last=0.2)
     one = make(2, store=ministack.fresh_url(), intervals=lease)
-    assert one.submit(parent_once, gate, 1).result(50) == 2
+    assert one.submit(parent_once, gate, 1).result(60) == 2
 
 
 def test_a_worker_that_is_told_to_end_hands_back_within_two_seconds(make: Make, gate: Gate) -> None:
@@ -160,7 +160,7 @@ def test_a_worker_that_is_told_to_end_hands_back_within_two_seconds(make: Make, 
     os.kill(pid, signal.SIGTERM)
     until(lambda: not is_alive(pid), "the worker has ended")
     assert time.monotonic() - began < 2
-    assert future.result(20) == 2
+    assert future.result(60) == 2
     [outcome] = one.collect()
     assert outcome.attempt == 2  # and yet only one was allowed: a hand-back does not count
 
@@ -184,7 +184,7 @@ def test_children_end_with_a_worker_that_was_killed(make: Make, gate: Gate) -> N
     [worker] = worker_pids(one).values()
     os.kill(worker, signal.SIGKILL)
     until(lambda: not is_alive(child), "the child has ended")
-    assert future.result(30) == 2
+    assert future.result(60) == 2
 
 
 # --- tasks that die -----------------------------------------------------------------
@@ -207,19 +207,19 @@ def test_a_task_whose_process_dies_fails_alone_and_says_how(
     crashed = one.submit(function)
     after = one.submit(double, 2)
     with pytest.raises(TaskCrashed, match=f"(?s)task {crashed.task_id}.*{how}.*{said}"):
-        crashed.result(30)
-    assert (before.result(20), after.result(20)) == (2, 4)
+        crashed.result(60)
+    assert (before.result(60), after.result(60)) == (2, 4)
     assert one.collect()[crashed.index].attempt == 1
     assert len(worker_pids(one)) == 1  # the worker itself lives on
 
 
 def test_a_task_over_its_time_is_stopped_and_fails_alone(make: Make, gate: Gate) -> None:
-    one = make(task_timeout=0.5)
+    one = make(task_timeout=2)
     slow = one.submit(gate.hold)
     quick = one.submit(double, 2)
-    with pytest.raises(TaskTimeout, match=r"over its limit of 0\.5 s"):
-        slow.result(20)
-    assert quick.result(20) == 4
+    with pytest.raises(TaskTimeout, match="over its limit of 2 s"):
+        slow.result(60)
+    assert quick.result(60) == 4
 
 
 def test_processes_that_a_stopped_task_started_are_stopped_too(
@@ -229,9 +229,9 @@ def test_processes_that_a_stopped_task_started_are_stopped_too(
         start_and_leave(path)
         gate.hold()
 
-    one = make(task_timeout=1)
+    one = make(task_timeout=5)
     future = one.submit(start_and_hold, tmp_path / "pid")
-    assert isinstance(future.exception(20), TaskTimeout)
+    assert isinstance(future.exception(60), TaskTimeout)
     pid = int((tmp_path / "pid").read_text())
     until(lambda: not is_alive(pid), "the grandchild has ended")
 
@@ -264,8 +264,8 @@ def test_what_breaks_at_pickling_fails_its_own_task_and_no_worker(
     broken = submit(one)
     after = one.submit(double, 2)
     with pytest.raises(kind, match=text):
-        broken.result(30)
-    assert (before.result(20), after.result(20)) == (2, 4)
+        broken.result(60)
+    assert (before.result(60), after.result(60)) == (2, 4)
     assert len(worker_pids(one)) == 1
 
 
@@ -281,8 +281,8 @@ def test_a_result_that_cannot_be_unpickled_here_fails_its_future_alone(
 
     one = make()
     with pytest.raises(SerializationError, match=r"cannot unpickle the result.*no number"):
-        one.submit(build).result(20)
-    assert one.submit(double, 1).result(20) == 2
+        one.submit(build).result(60)
+    assert one.submit(double, 1).result(60) == 2
 
 
 # --- workers that cannot start ------------------------------------------------------
@@ -295,7 +295,7 @@ def test_workers_that_cannot_be_started_break_the_executor_soon(
     one = make()
     future = one.submit(double, 1)
     with pytest.raises(ExecutorBroken, match=r"cannot be started.*/no/such/python"):
-        future.result(10)
+        future.result(60)
     with pytest.raises(ExecutorBroken, match="/no/such/python"):
         one.submit(double, 2)
 
@@ -308,7 +308,7 @@ def test_workers_that_end_before_they_begin_break_the_executor_with_what_they_pr
     one = make(2)
     future = one.submit(double, 1)
     with pytest.raises(ExecutorBroken, match=r"(?s)in a row ended.*this click is broken"):
-        future.result(20)
+        future.result(60)
     with pytest.raises(ExecutorBroken):
         one.submit(double, 2)
     one.shutdown()
@@ -320,7 +320,7 @@ def test_an_initializer_that_crashes_breaks_the_executor(make: Make) -> None:
     futures = [one.submit(double, i) for i in range(5)]
     for future in futures:
         with pytest.raises(InitializerFailed, match="exited with code 5"):
-            future.result(20)
+            future.result(60)
     with pytest.raises(InitializerFailed):
         one.submit(double, 1)
 
@@ -330,10 +330,10 @@ def test_an_initializer_that_crashes_breaks_the_executor(make: Make) -> None:
 
 def test_an_idle_worker_leaves_and_new_work_brings_another(make: Make) -> None:
     one = make(idle_timeout=0.3)
-    assert one.submit(double, 1).result(20) == 2
+    assert one.submit(double, 1).result(60) == 2
     [first] = live_workers(one)
     until(lambda: not live_workers(one), "the idle worker leaves")
-    assert one.submit(double, 2).result(20) == 4
+    assert one.submit(double, 2).result(60) == 4
     assert live_workers(one) != {first}
 
 
@@ -351,8 +351,8 @@ def test_there_are_never_more_workers_than_allowed(make: Make, gate: Gate) -> No
 
 def test_no_more_workers_are_started_than_there_are_tasks(make: Make) -> None:
     one = make(8)
-    assert one.submit(double, 1).result(20) == 2
-    assert one.submit(double, 2).result(20) == 4
+    assert one.submit(double, 1).result(60) == 2
+    assert one.submit(double, 2).result(60) == 4
     assert len(live_workers(one)) == 1
 
 
@@ -363,7 +363,7 @@ def test_a_worker_with_slots_runs_so_many_tasks_at_once(make: Make, gate: Gate) 
     assert len(set(children)) == 2
     assert len(live_workers(one)) == 1
     gate.open()
-    assert [f.result(20) for f in futures] == list(range(4))
+    assert [f.result(60) for f in futures] == list(range(4))
     assert len({outcome.worker for outcome in one.collect()}) == 1
 
 
@@ -461,8 +461,8 @@ def test_tasks_that_are_truncated_fail_and_the_rest_goes_on(
     damage(directory_url, key, cut if cut >= 0 else arguments_end(directory_url, key) + cut)
     gate.open()
     with pytest.raises(DamagedObject, match=r"0000-00000002\.1/tasks"):
-        futures[2].result(20)
-    assert [futures[i].result(20) is not None for i in (0, 1, 3)] == [True] * 3
+        futures[2].result(60)
+    assert [futures[i].result(60) is not None for i in (0, 1, 3)] == [True] * 3
 
 
 @pytest.mark.parametrize("part", ["functions", "blobs"])
@@ -474,8 +474,8 @@ def test_a_damaged_function_or_blob_fails_the_tasks_that_need_it(
     damage(directory_url, name, 10)
     gate.open()
     with pytest.raises(DamagedObject, match=r"damaged|cargo|truncated"):
-        futures[2].result(20)
-    assert [futures[i].result(20) is not None for i in (0, 1, 3)] == [True] * 3
+        futures[2].result(60)
+    assert [futures[i].result(60) is not None for i in (0, 1, 3)] == [True] * 3
 
 
 def _named_by(future: TaskFuture[Any], one: StarburstExecutor, part: str, url: str) -> str:
@@ -501,8 +501,8 @@ def test_a_damaged_record_fails_its_tasks_and_the_rest_goes_on(
     store.close()
     gate.open()
     with pytest.raises(DamagedObject, match=r"0000-00000002\.1/record"):
-        futures[2].result(20)
-    assert [futures[i].result(20) is not None for i in (0, 1, 3)] == [True] * 3
+        futures[2].result(60)
+    assert [futures[i].result(60) is not None for i in (0, 1, 3)] == [True] * 3
 
 
 def test_a_record_of_a_newer_version_is_refused_and_left_alone(
@@ -516,7 +516,7 @@ def test_a_record_of_a_newer_version_is_refused_and_left_alone(
     store.close()
     gate.open()
     with pytest.raises(NewerSchema, match=r"schema 99.*upgrade"):
-        futures[2].result(20)
+        futures[2].result(60)
     store = open_store(directory_url)
     got = store.get(key)
     store.close()

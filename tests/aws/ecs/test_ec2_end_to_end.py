@@ -208,7 +208,7 @@ def test_two_clients_at_once_make_one_capacity_and_drop_no_other(
             clients=Clients("us-east-1"),
             calls=PacedRequests(runtime),
         )
-        together.wait(30)
+        together.wait(60)
         until(lambda: made(capacity), "ECS is not busy with the others")
         runtime.close()
         return capacity.name

@@ -61,7 +61,7 @@ def test_the_notice_is_heard_once_with_what_and_when(
     assert not heard.said
     metadata.take_back()
     metadata.take_back()
-    assert heard.event.wait(10)
+    assert heard.event.wait(60)
     watching.close()
     assert heard.said == ["EC2 takes its Spot instance back (terminate at 2026-01-02T03:04:05Z)"]
     assert len(metadata.tokens) == 1
@@ -73,7 +73,7 @@ def test_a_token_that_has_run_out_is_renewed(metadata: MetadataServer, quick_loo
     until(lambda: metadata.looks > 0, "a look")
     metadata.tokens = {"another"}
     metadata.take_back()
-    assert heard.event.wait(10)
+    assert heard.event.wait(60)
     watching.close()
 
 
@@ -86,7 +86,7 @@ def test_metadata_that_does_not_answer_is_said_once_and_asked_again(
     until(lambda: metadata.looks > 3, "some looks")
     metadata.failing = False
     metadata.take_back()
-    assert heard.event.wait(10)
+    assert heard.event.wait(60)
     watching.close()
     assert caplog.text.count("cannot be read") == 1
 
