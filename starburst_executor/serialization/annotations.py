@@ -1,7 +1,7 @@
 """cloudpickle's pickler, plus slots of classes pickled by value, and annotations on Python 3.14.
 
-There, annotations are evaluated on access, which may fail: they may name what is imported only for
-type checkers. Cloudpickle evaluates those of functions, and loses those of classes.
+There, annotations are evaluated on access, which fails for names imported only for type checkers.
+Cloudpickle evaluates those of functions and loses those of classes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["AnnotationPickler", "annotations_of"]
 
 
 class AnnotationPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles classes with their slots, and annotations by their values here, or else as text."""
+    """Pickles classes with their slots, and annotations by value, or as text if that fails."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """How an object is pickled, if not as usual."""
+        """How to reduce an object that needs special treatment."""
         if sys.version_info >= (3, 14) and type(obj) is annotationlib.ForwardRef:
             return _reduced_reference(obj)
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == 6:
-            _complete(reduced, obj)  # else it is a builtin one's name
+            _complete(reduced, obj)  # else it is the name of a builtin class
         return reduced
 
     if sys.version_info >= (3, 14):
@@ -42,13 +42,13 @@ class AnnotationPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _complete(reduced: tuple[Any, ...], cls: type) -> None:
-    """Give the class that will be made anew what cloudpickle leaves out."""
+    """Add what cloudpickle omits from a class to be recreated."""
     state = reduced[2][0]
     if state.get("__slots__") and not isinstance(cls, EnumType):
-        # Set later, it is a mere attribute: instances get a __dict__, and do not fit this class.
+        # Set later it is a mere attribute: instances get a __dict__, and do not fit this class.
         reduced[1][3]["__slots__"] = state.pop("__slots__")
     if sys.version_info >= (3, 14):
-        state.pop("__annotations_cache__", None)  # there once somebody has asked
+        state.pop("__annotations_cache__", None)  # present once they were accessed
         if annotations := annotations_of(cls):
             state["__annotations__"] = annotations
 
@@ -67,7 +67,7 @@ def annotations_of(obj: Any) -> dict[str, Any]:
 if sys.version_info >= (3, 14):
 
     def _with_text(function: types.FunctionType) -> types.FunctionType:
-        """A copy as `from __future__ import annotations` would have made the function."""
+        """A copy of the function as if under `from __future__ import annotations`."""
         copy = types.FunctionType(
             function.__code__,
             function.__globals__,
@@ -82,7 +82,7 @@ if sys.version_info >= (3, 14):
         return copy
 
     def _reduced_reference(reference: annotationlib.ForwardRef) -> Any:
-        """Without the namespaces in which it would be looked up here, which hold everything."""
+        """A reference without its lookup namespaces, which hold entire modules."""
         make = partial(
             annotationlib.ForwardRef,
             module=reference.__forward_module__,

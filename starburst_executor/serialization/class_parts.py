@@ -1,4 +1,4 @@
-"""What a class of a script consists of, and what it is made anew from."""
+"""The contents of a script's class, and the arguments to recreate it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ BUILTIN_TYPES = {value for value in vars(types).values() if isinstance(value, ty
     type(NotImplemented),
 }
 
-# Made anew with the class, or not to be had from outside.
+# Recreated with the class, or not accessible from outside.
 _LEFT_OUT = {"__dict__", "__weakref__", "__annotate_func__", "__slotnames__"}
 _ENUM_LEFT_OUT = {
-    "_member_names_", "_member_map_", "_value2member_map_", "_hashable_values_", "_unhashable_values_",
-    "_unhashable_values_map_", "_member_type_", "_sort_order_", "_flag_mask_", "_singles_mask_",
-    "_all_bits_", "_inverted_", "_boundary_",
+    "_member_names_", "_member_map_", "_value2member_map_", "_hashable_values_",
+    "_unhashable_values_", "_unhashable_values_map_", "_member_type_", "_sort_order_",
+    "_flag_mask_", "_singles_mask_", "_all_bits_", "_inverted_", "_boundary_",
 }  # fmt: skip
 
 
 def class_attributes(cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a class consists of: code, and data that a program may change."""
+    """A class's attributes: code, and data that a program may change."""
     left_out = set(_LEFT_OUT)
     if issubclass(cls, Enum):
         left_out |= _ENUM_LEFT_OUT | set(cls.__members__)
@@ -53,7 +53,7 @@ def _abc_registry(cls: Any) -> list[Any]:
 
 
 def class_arguments(cls: Any, key: Key) -> tuple[Any, ...]:
-    """What `make_class` is called with."""
+    """The arguments for `make_class`."""
     own = vars(cls)
     attributes = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     if "__slots__" in own:
@@ -66,7 +66,7 @@ def class_arguments(cls: Any, key: Key) -> tuple[Any, ...]:
 
 
 def enum_arguments(cls: Any, key: Key) -> tuple[Any, tuple[Any, ...]]:
-    """How an enumeration is made anew: `make_enum` and what it is called with."""
+    """How to recreate an enumeration: `make_enum` and its arguments."""
     own = {"_value_", "_name_", "__objclass__", "_sort_order_"}
     members = []
     for label, member in cls.__members__.items():

@@ -1,4 +1,4 @@
-"""Pickles code objects with the file and the lines that they came from, for tracebacks."""
+"""Pickles code objects with their file and source lines, for tracebacks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from starburst_executor.serialization.remote import restore_code
 __all__ = ["reduce_code"]
 
 
-# cloudpickle hides the file name, so that equal functions of two files are equal bytes.
+# cloudpickle omits the file name, so that equal functions of two files give equal bytes.
 _reduce = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 _FILENAME = _reduce((lambda: 0).__code__)[1].index("<dynamic-code>")
 
-# As they were when a function was first sent: its file may be edited later.
+# As of when a function was first sent: its file may be edited later.
 _lines: weakref.WeakKeyDictionary[types.CodeType, list[str]] = weakref.WeakKeyDictionary()
 
 
 def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
-    """What a code object is pickled as, for the dispatch table of a pickler."""
+    """Reduce a code object, for a pickler's dispatch table."""
     make, parts = _reduce(code)
     parts = (*parts[:_FILENAME], code.co_filename, *parts[_FILENAME + 1 :])
     lines = _lines_of(code)

@@ -1,9 +1,9 @@
-"""What tells one version of a class or of code from another, the same in every process.
+"""Ids that distinguish versions of a class or of code, the same in every process.
 
-An id is made of what was written down: names, bytecode, bases, slots, members of an
-enumeration. Line numbers, file names and the values of class attributes are left out,
-so that an edit further up in the script, or a counter in the class, changes nothing.
-An attribute that Python caches in a class is data as well.
+An id is derived from what was written in the source: names, bytecode, bases, slots, members of an
+enumeration. It ignores line numbers, file names and the values of class attributes, so an edit
+further up in the script, or a counter in the class, does not change it. Attributes that Python
+caches in a class count as data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["class_content", "code_content", "code_names", "inner_functions", "is
 
 _codes: weakref.WeakKeyDictionary[types.CodeType, str] = weakref.WeakKeyDictionary()
 
-# Code that comes and goes as annotations are looked at.
+# Code that appears and disappears as annotations are accessed.
 _VOLATILE = {"__annotate__", "__annotate_func__"}
 
 
@@ -31,7 +31,7 @@ def summary(*parts: object) -> str:
 
 def code_content(code: types.CodeType) -> str:
     """The id of bytecode, whatever its file and lines."""
-    # Equal code objects differ in their lines alone, if at all.
+    # Equal code objects differ at most in their lines.
     found = _codes.get(code)
     if found is None:
         found = _codes[code] = summary(
@@ -53,7 +53,7 @@ def code_content(code: types.CodeType) -> str:
 def _constant(value: Any) -> object:
     if isinstance(value, types.CodeType):
         return code_content(value)
-    if isinstance(value, frozenset):  # its order differs from process to process
+    if isinstance(value, frozenset):  # its order varies between processes
         return ("frozenset", *sorted(repr(_constant(item)) for item in value))
     if isinstance(value, tuple):
         return tuple(map(_constant, value))
@@ -61,7 +61,7 @@ def _constant(value: Any) -> object:
 
 
 def class_content(cls: type) -> str:
-    """The id of a class as it was written, without the values of its data."""
+    """The id of a class as written in its source, without the values of its data."""
     return _class_content(cls, frozenset())
 
 
@@ -92,7 +92,7 @@ def _enumerated(cls: type) -> object:
 
 
 def inner_functions(value: object) -> Iterator[types.FunctionType]:
-    """The functions that an attribute of a class consists of."""
+    """The functions inside a class attribute."""
     if isinstance(value, types.FunctionType):
         yield value
     elif isinstance(value, property):
@@ -107,7 +107,7 @@ def inner_functions(value: object) -> Iterator[types.FunctionType]:
 
 
 def code_names(code: types.CodeType) -> Iterator[str]:
-    """The global names that code may mention, and attributes that it does."""
+    """The names of globals and attributes that code may use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -115,5 +115,5 @@ def code_names(code: types.CodeType) -> Iterator[str]:
 
 
 def is_code(value: object) -> bool:
-    """Whether an attribute of a class is code rather than data."""
+    """Whether a class attribute is code rather than data."""
     return isinstance(value, type) or any(True for _ in inner_functions(value))

@@ -26,7 +26,7 @@ _CONTAINERS = frozenset({tuple, list, dict})
 
 
 def is_plain(obj: Any, depth: int = 5) -> bool:
-    """Whether plain pickle is sure to do: small exact builtins, few and shallow."""
+    """Whether plain pickle certainly suffices: small exact builtins, few and shallow."""
     kind = type(obj)
     if kind in _SCALARS:
         return True
@@ -42,32 +42,32 @@ def is_plain(obj: Any, depth: int = 5) -> bool:
 
 def hint(error: BaseException) -> str:
     if isinstance(error, StarburstError):
-        return ""  # it says itself what to do
+        return ""  # its message already says what to do
     if isinstance(error, ModuleNotFoundError):
         top = (error.name or "").partition(".")[0]
         return (
-            f"The module {error.name!r} is not installed here: if it is code of yours, "
+            f"The module {error.name!r} is not installed here: if it is your own code, "
             f"pass modules=[{top!r}]; if it is a package, install it for the workers too"
         )
     if isinstance(error, (AttributeError, ImportError)):
         return (
-            "The code here seems to be of another version than where the object was "
-            "pickled; modules=[...] makes code of yours travel with the session"
+            "The code here seems to differ from the version that pickled the object; "
+            "modules=[...] ships your own code with the session"
         )
     if isinstance(error, MemoryError):
-        return "There is too little memory here; memory= asks for larger workers"
-    return "Its class raised while rebuilding it: try pickle.loads(pickle.dumps(...)) on it"
+        return "There is not enough memory here; request larger workers with memory="
+    return "Its class raised an error on unpickling: try pickle.loads(pickle.dumps(...)) on it"
 
 
 def refusal(error: Exception, parts: list[tuple[str, Any]]) -> SerializationError:
-    """The error that names the part of the object which cannot be pickled."""
-    # One level of a nest that is too deep is as good as any other: stop at the first.
+    """An error that names the part of the object that cannot be pickled."""
+    # In an object nested too deeply, one level is as good as any other: stop at the first.
     too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
     where, offender = _Search().run(parts, 0 if too_deep else 16)
     advice = (
         "It is nested too deeply: flatten it"
         if too_deep
-        else "Create it inside the function, or leave it out by the __getstate__ of its owner"
+        else "Create it inside the function, or omit it in its owner's __getstate__"
     )
     return SerializationError(
         f"cannot pickle {where}, of type {type_name(type(offender))} ({one_line(error)}). {advice}"
@@ -75,23 +75,23 @@ def refusal(error: Exception, parts: list[tuple[str, Any]]) -> SerializationErro
 
 
 class _Exhausted(Exception):
-    """The search has pickled as much as it may."""
+    """The search has reached its pickling limit."""
 
 
 class _Search:
-    """Finds the object to blame: one that fails although nothing below it does.
+    """Finds the object to blame: one that fails although nothing inside it does.
 
-    It is bounded by what it may pickle, since each level pickles again what lies below.
+    How much it pickles is limited, since each level pickles everything below it again.
     """
 
     def __init__(self) -> None:
         self._bytes_left = 256 * 1024 * 1024
         self._tries_left = 5000
-        self._failing: dict[int, object] = {}  # holds them, or an id might be reused
+        self._failing: dict[int, object] = {}  # keeps them alive, or an id might be reused
         self._best: tuple[str, object] | None = None
 
     def run(self, parts: list[tuple[str, Any]], depth: int) -> tuple[str, object]:
-        """Path and object to blame; without one, what the parts are together."""
+        """Path and object to blame; if there is none, the parts as a whole."""
         names = " or ".join(name for name, _ in parts[:3]) or "the arguments"
         whole: Any = parts[0][1] if len(parts) == 1 else parts
         try:
@@ -99,11 +99,11 @@ class _Search:
                 if self._fails(obj):
                     return self._below(name, " ", obj, depth) or (name, obj)
         except (_Exhausted, RecursionError):
-            pass  # what was found so far is still true
+            pass  # what was found so far still holds
         return self._best or (names, whole)
 
     def write(self, data: Data) -> int:
-        """Be a file for the pickler that keeps nothing."""
+        """Act as the pickler's file, discarding everything."""
         self._bytes_left -= len(data)
         if self._bytes_left < 0:
             raise _Exhausted
@@ -117,7 +117,7 @@ class _Search:
             Pickler(self, lambda _: None).dump(obj)
         except _Exhausted:
             raise
-        except BaseException as error:  # what it is was said by the first attempt
+        except BaseException as error:  # already reported by the first attempt
             if is_interrupt(error):
                 raise
             return True
@@ -139,7 +139,7 @@ class _Search:
 
 
 def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
-    """What an object is pickled with, and how one would write the way there."""
+    """What an object is pickled with, and the expression that leads to it."""
     kind = type(obj)
     if isinstance(obj, dict):
         yield from ((f"[{_short(key)}]", value) for key, value in obj.items())
@@ -189,10 +189,10 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _reduced_parts(obj: Any) -> Iterator[tuple[str, Any]]:
-    """Attributes and constructor arguments, after `__getstate__` had its say."""
+    """Attributes and constructor arguments, as `__reduce_ex__` returns them."""
     try:
         reduced = obj.__reduce_ex__(5)
-    except BaseException as error:  # then it is to blame itself
+    except BaseException as error:  # then the object itself is to blame
         if is_interrupt(error):
             raise
         return
@@ -212,7 +212,7 @@ def _reduced_parts(obj: Any) -> Iterator[tuple[str, Any]]:
 def _short(obj: object) -> str:
     try:
         return reprlib.repr(obj)
-    except BaseException as error:  # a __repr__ of the user's
+    except BaseException as error:  # a user's __repr__
         if is_interrupt(error):
             raise
         return f"<{type(obj).__qualname__}>"

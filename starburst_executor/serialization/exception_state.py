@@ -1,18 +1,18 @@
-"""An exception taken apart into plain parts, and put together again.
+"""Takes an exception apart into plain parts, and puts it together again.
 
-Pickle calls the class of an exception with `args`, which fails, or changes the message,
-wherever the constructor takes something else. Here no class of a user is ever called:
+Pickle calls an exception's class with `args`, which fails or changes the message if the constructor
+has other parameters. This module never calls a user's class:
 
-    take apart, where it was raised          put together, where it is waited for
+    take apart, where it was raised          put together, where it is awaited
       class, args, __dict__, slots  ------>    the `__new__` of its builtin base, then
       cause, context, notes, members           all of these set as they were
 
-* Each exception of a chain or group stands for itself: one that cannot travel becomes
-  a `RemoteError`, and the others are what they were.
-* Each argument and attribute stands for itself too: one that cannot be pickled, and
-  unpickled again, stays behind, and a note says so.
-* An exception whose state Python cannot see (of a compiled extension) is left to its
-  own `__reduce__`, if that gives the same class and text.
+* Each exception of a chain or group is independent: one that cannot be pickled becomes a
+  `RemoteError`, and the others stay intact.
+* Each argument and attribute is independent too: one that cannot be pickled and unpickled is left
+  out, and a note says so.
+* An exception whose state Python cannot see (in a compiled extension) is left to its own
+  `__reduce__`, if that preserves class and text.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ __all__ = [
 ]
 
 Pack: TypeAlias = Callable[[object], tuple[bytes, Any]]
-"""Pickles a value; returns the bytes, and what they unpickle to."""
+"""Pickles a value; returns the bytes and what they unpickle to."""
 
 Unpack: TypeAlias = Callable[[bytes], Any]
 
-_DEPTH = 4  # of lists, tuples and dicts in which exceptions are looked for
+_DEPTH = 4  # of lists, tuples and dicts searched for exceptions
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One exception; others are named by their index, where -1 is none."""
+    """One exception; refers to others by index, where -1 means none."""
 
     name: str  # qualified name of its class
     text: str
-    kind: bytes | None = None  # pickle of the class; None if it cannot travel
-    reason: str = ""  # why it cannot
+    kind: bytes | None = None  # pickle of the class; None if that is impossible
+    reason: str = ""  # why it is impossible
     args: tuple[bytes, ...] = ()
     attributes: dict[str, bytes] = {}
     slots: dict[str, bytes] = {}
@@ -70,7 +70,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Absent:
-    """Stands for an argument that stayed behind, and reads like it."""
+    """Replaces an argument that could not be pickled, with the same repr."""
 
     def __init__(self, text: str, shown: str) -> None:
         self._text = text
@@ -87,16 +87,16 @@ class _Absent:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C is the likely origin of what came out of a user's code.
+    """Whether an exception from a user's code likely comes from Ctrl-C.
 
-    Python delivers it to the main thread alone; on any other it was raised on purpose.
+    Python delivers it only to the main thread; on any other it was raised on purpose.
     """
     on_main = threading.current_thread() is threading.main_thread()
     return isinstance(error, KeyboardInterrupt) and on_main
 
 
 def type_name(kind: type) -> str:
-    """Qualified name of a class, as tracebacks have it."""
+    """Qualified name of a class, as in tracebacks."""
     plain = kind.__module__ in ("builtins", "__main__")
     return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -109,7 +109,7 @@ def message_of(exc: BaseException) -> str:
 def _said(how: Callable[[Any], str], obj: object) -> str:
     try:
         return how(obj)
-    except BaseException as error:  # a __str__ or __repr__ of the user's
+    except BaseException as error:  # a user's __str__ or __repr__
         if is_interrupt(error):
             raise
         name = f"__{how.__name__}__"
@@ -117,13 +117,13 @@ def _said(how: Callable[[Any], str], obj: object) -> str:
 
 
 def one_line(exc: BaseException) -> str:
-    """Class and message of an exception, as the last line of a traceback has them."""
+    """Class and message of an exception, as in the last line of a traceback."""
     message = message_of(exc)
     return f"{type_name(type(exc))}: {message}" if message else type_name(type(exc))
 
 
 def clean(text: str) -> str:
-    """The text without lone surrogates (as in undecodable file names), which are no UTF-8."""
+    """The text without lone surrogates (from undecodable file names), which are invalid UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -131,12 +131,11 @@ def clean(text: str) -> str:
 
 
 def take_apart(exc: BaseException, pack: Pack) -> list[Part]:
-    """The parts of an exception and of all that it leads to; its own come first.
+    """The parts of an exception and of all exceptions reachable from it; its own comes first.
 
     Args:
         exc: The exception.
-        pack: Pickles one class, argument or attribute. If it raises, that one stays
-            behind.
+        pack: Pickles one class, argument or attribute. If it raises, that one is left out.
     """
     apart = _Apart(exc, pack)
     parts = list(apart.parts())
@@ -155,7 +154,7 @@ class _Apart:
         self._pack = pack
 
     def parts(self) -> Iterator[Part]:
-        for exc in self.found:  # which grows meanwhile
+        for exc in self.found:  # which grows during iteration
             yield self._part(exc)
 
     def _part(self, exc: BaseException) -> Part:
@@ -183,7 +182,7 @@ class _Apart:
     def _kind(self, exc: BaseException) -> tuple[bytes | None, str]:
         try:
             return self._packed(type(exc)), ""
-        except BaseException as error:  # classes of users fail here in every way
+        except BaseException as error:  # users' classes may raise anything here
             return None, clean(one_line(error))
 
     def _index(self, exc: BaseException | None) -> int:
@@ -215,13 +214,13 @@ class _Apart:
         return fields
 
     def _lowered(self, value: Any, depth: int) -> Any:
-        """The value, with exceptions in it replaced by their indices."""
+        """The value with its exceptions replaced by their indices."""
         if isinstance(value, BaseException):
             return OtherException(self._index(value))
         return _mapped(self._lowered, value, depth)
 
     def otherwise(self, i: int, part: Part, twin: BaseException) -> Part:
-        """The part of an exception that does not come back as it was by its state alone."""
+        """The part of an exception that its state alone does not restore."""
         try:
             data, whole = self._pack(self.found[i])
         except BaseException as error:
@@ -261,11 +260,11 @@ def _same(twin: object, exc: BaseException) -> bool:
 
 
 def _left_behind(what: str, error: BaseException) -> str:
-    return clean(f"{what} stayed behind: it cannot be pickled and unpickled ({one_line(error)})")
+    return clean(f"{what} was left out: it cannot be pickled and unpickled ({one_line(error)})")
 
 
 def _plain_notes(state: dict[str, Any]) -> tuple[str, ...]:
-    """Take the notes out of an exception's state, unless they are something odd."""
+    """Remove the notes from an exception's state, unless they are not a list of strings."""
     notes = state.get("__notes__")
     if type(notes) is not list or not all(type(note) is str for note in notes):
         return ()
@@ -281,7 +280,7 @@ _BUILTIN = frozenset(
     if isinstance(kind, type) and issubclass(kind, BaseException)
 )
 _HANDLED = frozenset({object, BaseException, BaseExceptionGroup})
-# Whoever looks up an attribute in vain does not expect the whole object to travel.
+# A failed attribute lookup should not ship the whole object.
 _NEVER = frozenset({(AttributeError, "obj")})
 _SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
@@ -301,9 +300,9 @@ def _slot_values(exc: BaseException) -> Iterator[tuple[str, Any]]:
     for name, base, slot in _slots(type(exc)):
         try:
             value = slot.__get__(exc)
-        except Exception:  # it was never set
+        except Exception:  # never set
             continue
-        # None is how the builtin classes show that one was never set.
+        # Builtin classes show None for one that was never set.
         if value is not None or base not in _BUILTIN:
             yield name, value
 
@@ -311,18 +310,18 @@ def _slot_values(exc: BaseException) -> Iterator[tuple[str, Any]]:
 def _shell(
     kind: type[BaseException], message: str, members: Sequence[BaseException]
 ) -> BaseException:
-    """An exception without any state, made by a builtin class among its bases.
+    """An exception without state, created by a builtin class among its bases.
 
     Raises:
-        TypeError: none of them can.
+        TypeError: no base can create it.
     """
     given = (message, members) if members else ()
     for base in kind.__mro__:
         if base in _BUILTIN:
-            with suppress(TypeError):  # another base has the say about its memory
+            with suppress(TypeError):  # another base determines its memory layout
                 made: BaseException = base.__new__(kind, *given)
                 return made
-    raise TypeError(f"no builtin class can make a {type_name(kind)}")
+    raise TypeError(f"no builtin class can create a {type_name(kind)}")
 
 
 # --- putting together -------------------------------------------------------------
@@ -333,8 +332,8 @@ def put_together(parts: Sequence[Part], unpack: Unpack) -> BaseException:
 
     Args:
         parts: What `take_apart` returned.
-        unpack: Unpickles one class, argument or attribute. If it raises, that one is
-            missing here: a note says so.
+        unpack: Unpickles one class, argument or attribute. If it raises, that one is missing, and
+            a note says so.
     """
     return _Together(parts, unpack).run()[0]
 
@@ -385,7 +384,7 @@ class _Together:
         state.update(self._fields(part.attributes, notes))
         slots = {name: slot for name, _, slot in _slots(type(exc))}
         for name, value in self._fields(part.slots, notes).items():
-            with suppress(Exception):  # one that is computed, or gone from the class here
+            with suppress(Exception):  # it is computed, or the class here lacks it
                 slots[name].__set__(exc, value)
 
     def _argument(self, data: bytes, part: Part, notes: list[str]) -> Any:
@@ -404,7 +403,7 @@ class _Together:
         return values
 
     def _raised(self, value: Any, depth: int) -> Any:
-        """The value, with indices in it replaced by the exceptions that they stand for."""
+        """The value with its indices replaced by their exceptions."""
         if isinstance(value, OtherException):
             return self._made[value.index]
         return _mapped(self._raised, value, depth)
@@ -419,13 +418,13 @@ class _Together:
 
 def _checked(whole: Any) -> BaseException:
     if not isinstance(whole, BaseException):
-        raise TypeError(f"{type_name(type(whole))} is no exception")
+        raise TypeError(f"{type_name(type(whole))} is not an exception")
     return whole
 
 
 def _not_itself(reason: str) -> str:
-    return f"The exception could not be brought back as itself: {reason}"
+    return f"The exception could not be restored: {reason}"
 
 
 def _set(exc: BaseException, name: str, value: object) -> None:
-    object.__setattr__(exc, name, value)  # past a class that is frozen
+    object.__setattr__(exc, name, value)  # works for frozen classes too

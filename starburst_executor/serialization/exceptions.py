@@ -1,4 +1,4 @@
-"""Exceptions to failures and back."""
+"""Converts exceptions to failures and back."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _exception_parts = msgspec.msgpack.Decoder(list[Part])
 
 
 def describe(exc: BaseException, keep: Keep, kind: FailureKind = "raised") -> Failure:
-    """What has to be known about an exception to raise it somewhere else.
+    """Everything needed to raise an exception somewhere else.
 
-    It travels with its causes, contexts and notes, each taken apart by itself, so that
-    what cannot be pickled of one is all that stays behind.
+    Its causes, contexts and notes are included, each taken apart separately, so that only the parts
+    that cannot be pickled are left out.
     """
     return Failure(
         kind=kind,
@@ -70,12 +70,13 @@ def _exception_cargo(exc: BaseException, keep: Keep) -> bytes:
     parts = take_apart(exc, pack)
     cargo = frame(ENCODER.encode(parts), (), blobs.__setitem__)
     for digest, data in blobs.items():
-        # Not while it is taken apart: a disk that is full is no fault of an attribute.
+        # Not while taking it apart: a full disk would be blamed on an attribute.
         keep(digest, data)
     return cargo
 
 
-_OWN_FOLDER = f"{Path(starburst_executor.__file__).parent}{os.sep}"  # this package's code, above that of the user
+# Frames of this package's own code, which precede the user's.
+_OWN_FOLDER = f"{Path(starburst_executor.__file__).parent}{os.sep}"
 
 
 def _traceback(exc: BaseException) -> str:
@@ -109,13 +110,13 @@ def _clip(text: str, limit: int) -> str:
 def rebuild(failure: Failure, fetch: Fetch, context: str) -> BaseException:
     """The exception to raise for a failure. Never raises.
 
-    An exception of the task comes back as itself. Its `__cause__` is the
-    `RemoteTraceback`, whose own `__cause__` is the one it had.
+    The task's own exception is restored. Its `__cause__` is the `RemoteTraceback`, whose
+    `__cause__` is the original one.
 
     Args:
         failure: Why the task has no value.
-        fetch: Gives the blobs of the exception, as for `loads`.
-        context: Names task, attempt and worker, for the message or a note.
+        fetch: Returns the exception's blobs, as for `loads`.
+        context: Task, attempt and worker, for the message or a note.
     """
     if failure.kind == "raised":
         return _raised(failure, fetch, context)
@@ -140,7 +141,7 @@ def _raised(failure: Failure, fetch: Fetch, context: str) -> BaseException:
             reason = one_line(error)
     error_text = f"{failure.type}: {failure.message}"
     stand_in = _shown(RemoteError(error_text), failure, context)
-    stand_in.add_note(f"The exception could not be brought back as itself: {reason}")
+    stand_in.add_note(f"The exception could not be restored: {reason}")
     return stand_in
 
 
@@ -154,7 +155,7 @@ def _restored(cargo: bytes, fetch: Fetch) -> BaseException:
 
 
 def _restored_whole(cargo: bytes, fetch: Fetch) -> BaseException:
-    """An exception as sessions have it that were made before exceptions were taken apart."""
+    """An exception from a session older than the format that takes exceptions apart."""
     exc, links = loads(cargo, fetch, "exception")
     for e, cause, context, hides, notes in links:
         _set(e, "__cause__", cause)
@@ -163,12 +164,12 @@ def _restored_whole(cargo: bytes, fetch: Fetch) -> BaseException:
         if notes is not None:
             _set(e, "__notes__", notes)
     if not isinstance(exc, BaseException):
-        raise TypeError(f"{type_name(type(exc))} is no exception")
+        raise TypeError(f"{type_name(type(exc))} is not an exception")
     return exc
 
 
 def _shown(exc: BaseException, failure: Failure, note: str = "") -> BaseException:
-    """Give an exception its remote traceback and a note about where it comes from."""
+    """Add the remote traceback to an exception, and a note about its origin."""
     if failure.traceback:
         remote = RemoteTraceback(failure.traceback)
         remote.__cause__ = exc.__cause__
@@ -179,11 +180,11 @@ def _shown(exc: BaseException, failure: Failure, note: str = "") -> BaseExceptio
 
 
 def _set(exc: BaseException, name: str, value: object) -> None:
-    object.__setattr__(exc, name, value)  # past a class that is frozen
+    object.__setattr__(exc, name, value)  # works for frozen classes too
 
 
 _LIKELY = {
-    signal.SIGKILL: "Most likely it ran out of memory: ask for more by memory=, or use less",
+    signal.SIGKILL: "Most likely it ran out of memory: request more with memory=, or use less",
     signal.SIGSEGV: "Most likely a bug in a compiled extension that it uses",
     signal.SIGBUS: "Most likely a bug in a compiled extension, or a full disk under a mapped file",
     signal.SIGABRT: "Most likely a compiled extension called abort()",
@@ -199,7 +200,7 @@ def _crash(failure: Failure) -> str:
         likely = _LIKELY.get(failure.signal, "")  # type: ignore[call-overload]
     detail = f" ({failure.message})" if failure.message else ""
     end = f"the process that ran the task {_ending(failure)}{detail}"
-    # What is known for sure needs no guess beside it.
+    # No guess where the cause is known.
     return f"{end}. {likely}." if likely and not detail else f"{end}."
 
 
@@ -219,7 +220,7 @@ def _signal_name(number: int) -> str:
 
 
 def _timeout(failure: Failure) -> str:
-    return failure.message or "the task ran over task_timeout and was stopped"
+    return failure.message or "the task exceeded task_timeout and was stopped"
 
 
 def _loss(failure: Failure) -> str:
@@ -240,4 +241,4 @@ def _initializer(failure: Failure, context: str) -> str:
 
 def _stderr(failure: Failure) -> str:
     tail = failure.stderr.rstrip()
-    return f"\nThe last it wrote to stderr:\n{tail}" if tail else ""
+    return f"\nLast lines on stderr:\n{tail}" if tail else ""

@@ -1,4 +1,4 @@
-"""The classes and functions of scripts that this process has, by module, name and content."""
+"""Script classes and functions known to this process, by module, name and content."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ __all__ = [
 ]
 
 Key: TypeAlias = tuple[str, str, str]
-"""Module, qualified name and content; a class that no name leads to has a random content."""
+"""Module, qualified name and content; a class not reachable by name has a random content."""
 
 scripts: set[str] = set()
-"""Modules of which something travelled by value, from here or to here.
+"""Modules with definitions that were sent or received by value.
 
-What is defined in them does so for good: a process that has part of a module would have
-to run it a second time to import it.
+Their definitions stay by value for good: a process that has part of a module would have to run it
+a second time to import it.
 """
 
 _lock = threading.Lock()
 _by_key: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
 _keys: weakref.WeakKeyDictionary[Any, Key] = weakref.WeakKeyDictionary()
-_made: weakref.WeakSet[Any] = weakref.WeakSet()  # by `remote`, from a pickle
+_made: weakref.WeakSet[Any] = weakref.WeakSet()  # unpickled by `remote`
 
 
 def key_of(obj: object) -> Key | None:
-    """The key under which a class or function arrived or was sent."""
+    """The key under which a class or function was received or sent."""
     return _keys.get(obj)
 
 
 def made_here(obj: object) -> bool:
-    """Whether a class or function was made here from a pickle."""
+    """Whether a class or function was unpickled here."""
     return obj in _made
 
 
 def note_made(obj: Any) -> None:
-    """Know a class or function as one that was made here from a pickle."""
+    """Record a class or function as unpickled here."""
     _made.add(obj)
 
 
 def remember(key: Key, obj: Any) -> None:
-    """Use `obj` from now on where something of that key arrives."""
+    """Use `obj` from now on whenever its key is received."""
     with _lock:
         _by_key[key] = obj
         _keys[obj] = key
 
 
 def named(module: str, qualname: str) -> Any:
-    """What a name in a module that is loaded here stands for, or None."""
+    """The object of that name in a module loaded here, or None."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         try:
@@ -73,26 +73,26 @@ def named(module: str, qualname: str) -> Any:
 
 
 Content: TypeAlias = Callable[[Any], str]
-_content_of: list[Content] = []  # set by `scripts`, which is above
+_content_of: list[Content] = []  # set by `scripts`, a higher layer
 
 
 def use_content(content: Content) -> None:
-    """Tell how the content of a class or function of this process is known."""
+    """Set how to compute the content id of a class or function of this process."""
     _content_of[:] = [content]
 
 
 def has_content(obj: Any, content: str) -> bool:
-    """Whether the content of something of this process has that id."""
+    """Whether an object of this process has that content id."""
     return _content_of[0](obj) == content
 
 
 def known(key: Key) -> Any:
-    """What has arrived or was sent under that key, if it still exists."""
+    """The object received or sent under that key, if it still exists."""
     return _by_key.get(key)
 
 
 def present(key: Key) -> Any:
-    """The class or function of that key, if this process has it."""
+    """The class or function with that key, if this process has it."""
     here = _by_key.get(key)
     module, qualname, content = key
     current = named(module, qualname)

@@ -1,9 +1,9 @@
-"""`__main__` for the processes that `multiprocessing` spawns inside a task.
+"""`__main__` for processes that `multiprocessing` spawns inside a task.
 
-A spawned process runs the main script again, as `__mp_main__`. In a child there is no
-script to run: it would start an executor of its own, or is not on this machine. So the
-`__main__` of a child names this module in the script's place, and writes what it holds
-to a file at the moment when `multiprocessing` asks; the spawned process reads that.
+A spawned process runs the main script again, as `__mp_main__`. A child has no script to run: the
+user's would start another executor, or is not on this machine. So the child's `__main__` names this
+module in the script's place, and dumps its contents to a file when `multiprocessing` asks for the
+name; the spawned process reads that file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILE = "STARBURST_MAIN"
 
 
 class MainSpec:
-    """The `__spec__` of a child's `__main__`; whoever reads its name is about to spawn."""
+    """The `__spec__` of a child's `__main__`; reading its name means a spawn is imminent."""
 
     loader = None
     origin = None
@@ -45,7 +45,7 @@ class MainSpec:
 
 
 def new_main(folder: Path) -> types.ModuleType:
-    """An empty `__main__`, which spawned processes get a copy of.
+    """An empty `__main__`, of which spawned processes get a copy.
 
     Args:
         folder: Where to write the copy.
@@ -57,7 +57,7 @@ def new_main(folder: Path) -> types.ModuleType:
 
 
 def _dump(values: dict[str, Any]) -> bytes:
-    """What can be pickled of a namespace; a task's open files and locks stay behind."""
+    """The picklable part of a namespace; a task's open files and locks are left out."""
     stream = io.BytesIO()
     Pickler(stream).dump(
         {
@@ -72,7 +72,7 @@ def _dump(values: dict[str, Any]) -> bytes:
 def _travels(value: object) -> bool:
     try:
         Pickler(io.BytesIO()).dump(value)
-    except Exception:  # whoever needs it in the spawned process will be told by its name
+    except Exception:  # in the spawned process, using it raises a NameError
         return False
     return True
 

@@ -1,23 +1,20 @@
-"""Where the code of a script arrives: one namespace per script in each child.
+"""Where a script's code is unpickled: one namespace per script in each child.
 
-A script is never run again. What a task needs of it (functions, classes and the
-globals that they name) travels by value, as it was at `submit`, and is put into the
-child's own `__main__`, which all functions of the script share. So an initializer can
-set a global for the tasks, a class can be pickled by its name inside a task, and
-`multiprocessing` finds the functions of the script.
+A script is never run again. What a task needs of it (functions, classes and the globals they use)
+is sent by value, as of `submit`, and placed in the child's own `__main__`, which all functions of
+the script share. So an initializer can set a global for the tasks, a class can be pickled by name
+inside a task, and `multiprocessing` finds the script's functions.
 
-* Each value carries an id made of its content. A name is set when it arrives for the
-  first time, and again only when the client's value has become another one: what the
-  tasks of a child put there themselves stays. A task of an older submit sees the values
-  of its own submit: `Home.enter` sets those that differ.
-* A class exists once per content. One that is here already is used as it is: nothing
-  is set on it, and no `__init_subclass__` or metaclass runs again.
-* On the client, nothing is put into `__main__`. A class or function that it has (by
-  module, qualified name and content) is used; one that it lacks, as in another program
-  that attached, is made in a namespace apart, from the callable that brought it to the
-  worker.
+* Each value has an id derived from its content. A name is set when it is first received, and again
+  only if the client's value has changed: what tasks of the child assigned themselves stays. A task
+  of an earlier submit sees the values of that submit: `Home.enter` sets those that differ.
+* A class exists once per content. An existing one is used unchanged: nothing is set on it, and no
+  `__init_subclass__` or metaclass runs again.
+* On the client, nothing is placed in `__main__`. Classes and functions that it has (by module,
+  qualified name and content) are used; one that it lacks, as after attaching from another program,
+  is created in a separate namespace, from the callable that brought it to the worker.
 
-`scripts` writes the pickles, and the functions of `remote`, which they name, fill these namespaces.
+`scripts` writes the pickles; the functions of `remote` that they reference fill these namespaces.
 """
 
 from __future__ import annotations
@@ -44,15 +41,15 @@ __all__ = [
 ]
 
 Value: TypeAlias = tuple[str, Any]
-"""The id of a value's content, and the value."""
+"""A value's content id, and the value."""
 
 Capture: TypeAlias = dict[tuple[str, str], tuple[Any, str, str, Any]]
-"""By owner and name: where a value belongs, its name there, the id of its content, and it."""
+"""By owner and name: a value's target object, its name there, its content id, and the value."""
 
-ABSENT = "absent"  # the id of a name that the client had no value for
+ABSENT = "absent"  # the id of a name without a value on the client
 
 
-# --- what a thread pickles and unpickles for ---------------------------------------
+# --- per-thread state of pickling and unpickling ------------------------------------
 
 
 class _Loading(threading.local):
@@ -61,7 +58,7 @@ class _Loading(threading.local):
     home: Home | None = None
     capture: Capture = {}  # noqa: RUF012  replaced, never changed, outside `receive`
     origin: str | None = None
-    apart: dict[str, Space] | None = None  # on the client: namespaces of this pickle
+    apart: dict[str, Space] | None = None  # on the client: namespaces for this pickle
     define: Callable[[str], object] | None = None
     origins: Mapping[Key, str] | None = None
 
@@ -70,7 +67,7 @@ loading = _Loading()
 
 
 class _Turn:
-    """Sets for a while what this thread pickles or unpickles for; it is on every task's way."""
+    """Temporarily sets what this thread pickles or unpickles for; on every task's hot path."""
 
     __slots__ = ("_after", "_before")
 
@@ -91,11 +88,11 @@ class _Turn:
 
 
 class Unavailable:
-    """Stands for a module that only an annotation names, and that is not here."""
+    """Replaces a module that only an annotation references and that is not installed here."""
 
 
 class Space:
-    """The globals that the functions of one script share."""
+    """The globals shared by the functions of one script."""
 
     def __init__(self, name: str, globals_: dict[str, Any]) -> None:
         self.name = name
@@ -103,36 +100,36 @@ class Space:
 
 
 class Home:
-    """The namespaces of the scripts whose tasks a child runs."""
+    """The namespaces of all scripts whose tasks a child runs."""
 
     def __init__(self) -> None:
         self.spaces: dict[str, Space] = {}
         self.origins: dict[Key, str] = {}
         self._ids: dict[tuple[str, str], str] = {}
         self._functions: weakref.WeakValueDictionary[Key, Any]
-        self._functions = weakref.WeakValueDictionary()  # a name keeps its object
+        self._functions = weakref.WeakValueDictionary()  # held by the namespace
 
     def receive(self, origin: str | None = None) -> _Turn:
-        """What is unpickled inside is put into the namespaces.
+        """Place what is unpickled in this context into the namespaces.
 
         Args:
-            origin: Digest of the callable that is unpickled, if it is one.
+            origin: Digest of the callable being unpickled, if it is one.
         """
         return _Turn(home=self, capture={}, origin=origin)
 
     def reply(self) -> _Turn:
-        """What is pickled inside goes back to the client, which has what it sent."""
+        """Pickle in this context for the client, which has what it sent."""
         return _Turn(origins=self.origins)
 
     def enter(self, capture: Capture) -> None:
-        """Set what the client's values were when this was submitted, where they differ."""
+        """Restore the client's values as of this submit, where they differ."""
         for key, (target, name, content, value) in capture.items():
             if self._ids.get(key) != content:
                 _assign(target, name, value)
                 self._ids[key] = content
 
     def space(self, name: str, file: str | None) -> Space:
-        """The namespace of a script, by the name of its module."""
+        """The namespace of a script, by its module name."""
         if name not in self.spaces:
             self.spaces[name] = Space(name, vars(_own_module(name)))
             scripts.add(name)
@@ -142,7 +139,7 @@ class Home:
         return space
 
     def install(self, owner: str, target: Any, name: str, value: Value) -> None:
-        """Set a value of the client's, unless it has this content since the last time."""
+        """Set a client's value, unless the last one set had the same content."""
         content, obj = value
         key = (owner, name)
         if isinstance(obj, Unavailable):
@@ -150,24 +147,24 @@ class Home:
         loading.capture[key] = (target, name, content, obj)
         known = self._ids.get(key)
         if known is None and _has(target, name):
-            self._ids[key] = content  # an initializer or a task was first
+            self._ids[key] = content  # an initializer or a task set it first
         elif known != content:
             _assign(target, name, obj)
             self._ids[key] = content
 
     def was_set(self, owner: str, values: Mapping[str, Value]) -> None:
-        """These attributes of a new class are the client's."""
+        """Record that these attributes of a new class are the client's."""
         for name, (content, _) in values.items():
             self._ids[owner, name] = content
 
     def note_absent(self, space: Space, names: Iterator[str]) -> None:
-        """The client had no value for these names."""
+        """Record that the client had no value for these names."""
         for name in names:
             if name not in space.globals:
                 self._ids.setdefault((space.name, name), ABSENT)
 
     def arrived(self, key: Key, obj: Any, space: Space) -> None:
-        """Keep a class or function, and bind its name."""
+        """Register a class or function, and bind its name."""
         if loading.origin is not None:
             self.origins.setdefault(key, loading.origin)
         if isinstance(obj, types.FunctionType):
@@ -195,13 +192,13 @@ def _assign(target: Any, name: str, value: Any) -> None:
 
 
 def definitions(define: Callable[[str], object]) -> _Turn:
-    """Unpickle on the client: `define` unpickles the callable of a digest.
+    """Unpickle on the client: `define` unpickles the callable with a given digest.
 
-    It is called for classes and functions that are not here.
+    It is called for classes and functions that the client lacks.
     """
     return _Turn(apart={}, define=define)
 
 
 def origins() -> Mapping[Key, str] | None:
-    """The callables that brought what is here, if it is the client who will unpickle."""
+    """The callables that brought each definition, if the client will unpickle."""
     return loading.origins

@@ -1,4 +1,4 @@
-"""Objects to pickles and back."""
+"""Pickles and unpickles objects."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from starburst_executor.serialization.scripts import Pickler
 __all__ = ["dumps", "loads", "pack_call", "unpack_call"]
 
 
-"""`fetch(digest, size)`: a blob as a buffer of its own that may be written to (bytearray, private mmap)."""
+"""`fetch(digest, size)`: a blob as a separate writable buffer (bytearray, private mmap)."""
 
 
 def dumps(obj: object, keep: Keep, what: str = "argument") -> bytes:
-    """Pickle an object; its large buffers go to `keep`, without being copied.
+    """Pickle an object; its large buffers are passed to `keep` without copying.
 
-    Nothing is kept before the whole object has been pickled.
+    Nothing is stored before the whole object has been pickled.
 
     Args:
-        obj: What to pickle. Functions and classes of `__main__`, lambdas and whatever
-            else cannot be imported travel by value.
-        keep: Stores the blobs. What it raises passes through.
+        obj: The object. Functions and classes of `__main__`, lambdas and anything else that cannot
+            be imported are pickled by value.
+        keep: Stores the blobs. Its exceptions propagate.
         what: What to call the object in an error message.
 
     Raises:
-        SerializationError: it cannot be pickled; the message says which part of it.
+        SerializationError: it cannot be pickled; the message names the part.
     """
     return _dump(obj, keep, lifted, lambda: [(what, obj)])
 
 
 def pack_call(args: Sequence[Any], kwargs: Mapping[str, Any], keep: Keep) -> bytes:
-    """Pickle the arguments of a call as one cargo; errors name the argument.
+    """Pickle a call's arguments as one cargo; errors name the argument.
 
     Raises:
         SerializationError: an argument cannot be pickled.
@@ -61,7 +61,7 @@ def _dump(
     parts: Callable[[], list[tuple[str, Any]]],
 ) -> bytes:
     try:
-        if is_plain(obj):  # a tenth of cloudpickle's time, with the same result
+        if is_plain(obj):  # takes a tenth of cloudpickle's time, with the same result
             stream: Data = pickle.dumps(obj, protocol=5)
             buffers: Sequence[memoryview] = ()
         else:
@@ -72,7 +72,7 @@ def _dump(
 
 
 class _Bytes:
-    """Large `bytes` on their way out of band: pickle itself would copy them inline."""
+    """Large `bytes` to be pickled out of band: pickle itself would copy them inline."""
 
     __slots__ = ("data",)
 
@@ -111,13 +111,13 @@ def loads(cargo: Data, fetch: Fetch, what: str = "object") -> Any:
     """Unpickle a cargo. Arrays use the fetched buffers as their memory.
 
     Args:
-        cargo: What `dumps` returned.
-        fetch: Gives a blob. What it raises passes through.
+        cargo: The result of `dumps`.
+        fetch: Returns a blob. Its exceptions propagate.
         what: What to call the object in an error message.
 
     Raises:
         SerializationError: its code is missing here or raised; the message has a hint.
-        DamagedObject: the bytes are no cargo, or a blob has another size.
+        DamagedObject: the bytes are not a cargo, or a blob has the wrong size.
     """
     stream, names = parse(cargo)
     head = stream if isinstance(stream, bytes) else fetched(stream, fetch)
@@ -125,7 +125,7 @@ def loads(cargo: Data, fetch: Fetch, what: str = "object") -> Any:
 
 
 def unpack_call(cargo: Data, fetch: Fetch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments that `pack_call` packed; raises as `loads` does."""
+    """The positional and keyword arguments from `pack_call`; raises like `loads`."""
     args, kwargs = loads(cargo, fetch, "arguments")
     return args, kwargs
 
@@ -135,7 +135,7 @@ def _unpickle(stream: Any, buffers: Iterable[Any], what: str) -> Any:
         return pickle.loads(stream, buffers=buffers)
     except pickle.UnpicklingError as error:
         raise DamagedObject(f"the pickle of the {what} is damaged: {error}") from error
-    except BaseException as error:  # of a module that calls sys.exit, say
+    except BaseException as error:  # e.g. from a module that calls sys.exit
         if is_interrupt(error):
             raise
         raise SerializationError(

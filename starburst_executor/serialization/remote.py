@@ -1,13 +1,13 @@
-"""What stored pickles name. THE NAMES HERE NEVER CHANGE, nor does this module's.
+"""What stored pickles reference. THE NAMES HERE NEVER CHANGE, nor does this module's.
 
-A pickle holds functions and classes of this package by module and name. Sessions live for weeks in
-a store, and what one version of the package has pickled, the next one reads: these names are wire
-format, as keys and JSON fields are. Nothing may be renamed, moved or removed, and parameters may
-only be added with a default. What belongs here is all that pickles of tasks and results name of
-this package, apart from its exceptions in `errors`; tests hold what is pickled to that.
+A pickle references functions and classes of this package by module and name. Sessions live for
+weeks in a store, and what one version of the package pickled, the next one reads: these names are
+wire format, like keys and JSON fields. Nothing may be renamed, moved or removed, and parameters may
+only be added with a default. Everything in this package that pickles of tasks and results reference
+belongs here, except its exceptions in `errors`; tests enforce this.
 
-Versions before this module existed had these functions in others, which are known here by their
-former names.
+Before this module existed its functions were in other modules, which are registered here under
+their former names.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ T = TypeVar("T")
 
 _FORMER_HOMES = ("code_source", "exception_state", "mapping", "namespace", "serialize")
 
-# `pickle.loads` reads a large buffer in place. An `Unpickler` with a `find_class` of its own would
-# need a copy of it, so that the former homes are modules to the import system instead.
+# `pickle.loads` reads a large buffer in place, while an `Unpickler` with its own `find_class` would
+# copy it. So the former modules exist in the import system instead.
 for _home in _FORMER_HOMES:
     sys.modules.setdefault(f"starburst_executor.{_home}", sys.modules[__name__])
 
@@ -79,7 +79,7 @@ for _home in _FORMER_HOMES:
 
 
 def refuse(error: SerializationError) -> NoReturn:
-    """Stand in, on the worker, for a call that could not be pickled."""
+    """Take the place, on the worker, of a call that could not be pickled."""
     raise error
 
 
@@ -92,7 +92,7 @@ def call_each(fn: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]
 
 
 class OtherException:
-    """Stands, in an argument or attribute of an exception, for another one of the same list."""
+    """Replaces, in an exception's argument or attribute, another exception of the same list."""
 
     __slots__ = ("index",)
 
@@ -110,11 +110,11 @@ _Other = OtherException  # its former name
 
 
 class Missing(LookupError):
-    """A class or function of a script that is not here, and cannot be made."""
+    """A class or function of a script is not here and cannot be created."""
 
 
 def open_space(name: str, file: str | None) -> Space:
-    """The namespace for functions of that module."""
+    """The namespace for a module's functions."""
     if loading.home is not None:
         return loading.home.space(name, file)
     spaces = loading.apart if loading.apart is not None else {}
@@ -125,7 +125,7 @@ def open_space(name: str, file: str | None) -> Space:
 
 
 def space_module(space: Space) -> types.ModuleType:
-    """The module that is the script itself, for functions that name it."""
+    """The script's module itself, for functions that reference it."""
     module = sys.modules.get(space.name)
     if module is not None and vars(module) is space.globals:
         return module
@@ -133,7 +133,7 @@ def space_module(space: Space) -> types.ModuleType:
 
 
 class _Apart(types.ModuleType):
-    """A script's module where the script is not: what is in its namespace."""
+    """A script's module where the script is absent: a view of its namespace."""
 
     def __init__(self, space: Space) -> None:
         super().__init__(space.name)
@@ -147,17 +147,17 @@ class _Apart(types.ModuleType):
 
 
 def find(module: str, qualname: str, content: str, origin: str) -> Any:
-    """A class or function that came from this client, or what it was made of."""
+    """A class or function that came from the client; unpickles its callable if necessary."""
     key = (module, qualname, content)
     found = present(key)
     if found is None and loading.define is not None:
-        holder = loading.define(origin)  # the class lives as long as it does
+        holder = loading.define(origin)  # keeps the class alive
         found = known(key)
         del holder
     if found is None:
         raise Missing(
-            f"{qualname} of {module} is not defined here, and the session's callable "
-            f"{origin[:12]} that it came with does not hold it"
+            f"{qualname} of {module} is not defined here, nor in the session's callable "
+            f"{origin[:12]} that it came with"
         )
     return found
 
@@ -171,7 +171,7 @@ def make_function(
     space: Space,
     closure: tuple[types.CellType, ...] | None,
 ) -> Any:
-    """A function whose globals are the script's; the one that is here if it is known."""
+    """A function with the script's globals; the existing one if it is known."""
     home = loading.home
     if key is not None:
         known = home._functions.get(key) if home else present(key)  # noqa: SLF001
@@ -185,17 +185,17 @@ def make_function(
     return function
 
 
-_set: weakref.WeakSet[Any] = weakref.WeakSet()  # made, and given their state
+_set: weakref.WeakSet[Any] = weakref.WeakSet()  # created, with their state set
 
 
 def set_function(function: types.FunctionType, state: Any) -> None:
-    """Give a new function its attributes, and the script the globals that it names."""
+    """Set a new function's attributes, and the script's globals that it uses."""
     key, space, attributes, slots, values, absent = state
     if made_here(function) and function not in _set:
         _set.add(function)
         function.__dict__.update(attributes)
         closure = slots.pop("__closure__", None)
-        slots.pop("_cloudpickle_submodules", None)  # they are imported by now
+        slots.pop("_cloudpickle_submodules", None)  # already imported by now
         for mine, cell in zip(function.__closure__ or (), closure or (), strict=True):
             _fill(mine, cell)
         for name, value in slots.items():
@@ -229,7 +229,7 @@ def make_cached(
     name: tuple[str, str] | None,
     content: str,
 ) -> Any:
-    """An `lru_cache` around a function, which starts empty; the one that is here if it is known."""
+    """An empty `lru_cache` around a function; the existing one if it is known."""
     current = named(*name) if name is not None else None
     kind = functools._lru_cache_wrapper  # noqa: SLF001  has no public name
     if type(current) is kind and has_content(current, content):
@@ -241,25 +241,25 @@ def make_cached(
 
 
 def _bind(module: str, name: str, obj: Any) -> None:
-    """In a child: give a global of the script its value if it has none."""
+    """In a child: set a global of the script unless it is set."""
     if loading.home is not None and "." not in name:
         loading.home.space(module, None).globals.setdefault(name, obj)
 
 
 def make_cached_property(function: Any, name: str | None) -> Any:
-    """A `cached_property`, with a lock of its own where it has one."""
+    """A `cached_property`, with its own lock in Python versions that use one."""
     made: Any = functools.cached_property(function)
     made.attrname = name
     return made
 
 
 def make_single_dispatch(function: Any) -> Any:
-    """A `singledispatch` function, without what is registered with it."""
+    """A `singledispatch` function without its registered implementations."""
     return functools.singledispatch(function)
 
 
 def set_single_dispatch(function: Any, state: Any) -> None:
-    """Register the implementations and give the function its attributes."""
+    """Register the implementations and set the function's attributes."""
     attributes, registry = state
     for kind, implementation in registry:
         function.register(kind, implementation)
@@ -273,14 +273,14 @@ def set_single_dispatch(function: Any, state: Any) -> None:
 def make_class(
     key: Key, meta: Any, name: str, bases: tuple[Any, ...], attributes: dict[str, Any]
 ) -> Any:
-    """A class without its state; the one that is here if it is known."""
+    """A class without its state; the existing one if it is known."""
     known = present(key)
     if known is not None:
         return known
     attributes = {sys.intern(name): value for name, value in attributes.items()}
     with _quiet(bases):
-        # A metaclass of the script ran where the class statement was, and that of
-        # `TypedDict` (of two modules) takes no bases but those that are written down.
+        # A metaclass of the script already ran at the class statement, and that of `TypedDict`
+        # (of two modules) accepts only the bases as written in the source.
         if made_here(meta) or meta.__name__ == "_TypedDictMeta":
             maker = next(kind for kind in meta.__mro__ if not made_here(kind))
             maker = type if maker is meta else maker
@@ -299,7 +299,7 @@ def make_class(
 def _quiet(bases: tuple[Any, ...]) -> Iterator[None]:
     """Keep `__init_subclass__` of the script's classes from running a second time.
 
-    What it did travels as state: of the classes, or of globals.
+    Its effects are sent as state of the classes, or of globals.
     """
     hook = "__init_subclass__"
     kinds = [kind for base in bases for kind in getattr(base, "__mro__", ())]
@@ -325,7 +325,7 @@ def make_enum(
     members: list[tuple[Any, ...]],
     options: dict[str, Any],
 ) -> Any:
-    """An enumeration with members as they were, whatever its `__new__` would do."""
+    """An enumeration with its original members, without calling its `__new__`."""
     known = present(key)
     if known is not None:
         return known
@@ -352,7 +352,7 @@ def make_enum(
     type.__delattr__(made, "__init__")
     for label, _, _, state in members:
         made._member_map_[label].__dict__.update(state)
-    if "__new_member__" in vars(made):  # the original's, if any, comes with the state
+    if "__new_member__" in vars(made):  # the original's, if any, is part of the state
         type.__delattr__(made, "__new_member__")
     note_made(made)
     remember(key, made)
@@ -360,7 +360,7 @@ def make_enum(
 
 
 def set_class(cls: type, state: Any) -> None:
-    """Give a new class its attributes; on one that was here, follow the client's data."""
+    """Set a new class's attributes; on an existing one, update data that the client changed."""
     key, space, code, data, values = state
     home = loading.home
     owner = ".".join(key)
@@ -371,7 +371,7 @@ def set_class(cls: type, state: Any) -> None:
         attributes = {**code, **{name: value for name, (_, value) in data.items()}}
         for name, value in attributes.items():
             _set_attribute(cls, name, value)
-        if "__firstlineno__" in attributes:  # other assignments removed it
+        if "__firstlineno__" in attributes:  # setting other attributes removed it
             type.__setattr__(cls, "__firstlineno__", attributes["__firstlineno__"])
     if home is None:
         if made_here(cls):
@@ -392,11 +392,11 @@ def _set_attribute(cls: Any, name: str, value: Any) -> None:
         type.__setattr__(cls, name, value)
 
 
-# --- other things that only their name would lead to ------------------------------
+# --- other objects that pickle by name ----------------------------------------------
 
 
 def make_named(name: str, space: Space, cls: Any, arguments: tuple[Any, ...]) -> Any:
-    """An object that pickles as its global name; the one of that name if it is here."""
+    """An object that pickles as its global name; the existing one of that name, if any."""
     home = loading.home
     current = space.globals.get(name) if home else named(space.name, name)
     if type(current) is cls:
@@ -407,11 +407,11 @@ def make_named(name: str, space: Space, cls: Any, arguments: tuple[Any, ...]) ->
     return made
 
 
-_fresh: list[Any] = []  # until their state comes, which is in the same pickle
+_fresh: list[Any] = []  # until their state is set, by the same pickle
 
 
 def set_named(obj: Any, state: Any) -> None:
-    """Give a new object its state."""
+    """Set a new object's state."""
     for position, fresh in enumerate(_fresh):
         if fresh is obj:
             del _fresh[position]
@@ -424,7 +424,7 @@ def set_named(obj: Any, state: Any) -> None:
 
 
 def make_by_name(kind: Any, name: str, module: str, options: dict[str, Any]) -> Any:
-    """A `NewType` or a type parameter: known by its name alone."""
+    """A `NewType` or type parameter, identified by name alone."""
     current = named(module, name)
     if type(current) is kind and _has_options(current, options):
         return current
@@ -440,7 +440,7 @@ def _has_options(current: Any, options: Mapping[str, Any]) -> bool:
 
 
 def make_context_variable(name: str, given: dict[str, Any], value: list[Any]) -> Any:
-    """A `ContextVar` with what the submitting context saw in it."""
+    """A `ContextVar` with its value in the submitting context."""
     made: contextvars.ContextVar[Any] = contextvars.ContextVar(name, **given)
     for current in value:
         made.set(current)
@@ -448,14 +448,14 @@ def make_context_variable(name: str, given: dict[str, Any], value: list[Any]) ->
 
 
 def make_local(kind: Any, values: dict[str, Any]) -> Any:
-    """A `threading.local` with what the submitting thread saw in it."""
+    """A `threading.local` with its values in the submitting thread."""
     made = kind.__new__(kind)
     made.__dict__.update(values)
     return made
 
 
 def optional_module(name: str) -> Any:
-    """A module that an annotation names."""
+    """A module referenced by an annotation."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -468,16 +468,16 @@ _showing = False
 
 
 def show_sources() -> None:
-    """Let `linecache` know the lines of what is unpickled from now on.
+    """Add the source lines of code unpickled from now on to `linecache`.
 
-    Not for a client, which knows the lines of its own code better.
+    Not for a client, which has the current source of its own code.
     """
     global _showing
     _showing = True
 
 
 def restore_code(parts: tuple[Any, ...], source: str) -> types.CodeType:
-    """The code object that was pickled."""
+    """Recreate a pickled code object."""
     code = types.CodeType(*parts)
     if _showing:
         before = code.co_firstlineno - 1

@@ -1,4 +1,4 @@
-"""Which modules are scripts: what is defined in them travels by value."""
+"""Which modules are scripts, whose definitions are pickled by value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["is_named", "is_script", "space_name"]
 
 
 def is_script(name: str | None) -> bool:
-    """Whether what is defined in a module travels by value."""
+    """Whether a module's definitions are pickled by value."""
     if name == "__main__" or name in known_code.scripts:
         return True
     module = sys.modules.get(name or "")
@@ -28,7 +28,7 @@ def is_script(name: str | None) -> bool:
 
 
 _importable: weakref.WeakValueDictionary[str, types.ModuleType]
-_importable = weakref.WeakValueDictionary()  # what was found to be so, which stays so
+_importable = weakref.WeakValueDictionary()  # positive results, which never change
 
 
 def _is_unimportable(module: types.ModuleType) -> bool:
@@ -43,7 +43,7 @@ def _is_unimportable(module: types.ModuleType) -> bool:
 
 
 def space_name(function: types.FunctionType) -> str | None:
-    """The script whose globals a function has."""
+    """The script whose globals a function uses."""
     name = function.__globals__.get("__name__")
     module = sys.modules.get(name) if isinstance(name, str) else None
     if module is None or vars(module) is not function.__globals__:
@@ -52,7 +52,7 @@ def space_name(function: types.FunctionType) -> str | None:
 
 
 def is_named(obj: Any) -> bool:
-    """Whether its module and qualified name lead to an object."""
+    """Whether an object's module and qualified name lead to any object."""
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     return (
         isinstance(module, str) and isinstance(name, str) and known_code.named(module, name) is obj

@@ -1,12 +1,12 @@
 """Pickles the code of scripts: functions, classes and globals, by value and with ids.
 
-cloudpickle does most of it. What differs is what belongs to a *script*: `__main__`, a
-module that is still being imported, and one that nothing could import by its name (as
-`runpy.run_path` makes it). `namespace` says what becomes of that where it arrives.
+cloudpickle does most of the work, except for *scripts*: `__main__`, a module still being imported,
+and one that cannot be imported by name (as created by `runpy.run_path`). `namespace` describes how
+they are unpickled.
 
-To the worker go functions and classes by value, with the globals that they name, each
-value with an id of its content. Back come references (module, qualified name, content,
-and the callable that brought it), so that a result is as small as its data.
+Functions and classes go to the worker by value, with the globals they use, each value with an id of
+its content. References come back (module, qualified name, content, and the callable that brought
+it), so that a result is as small as its data.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _WORD = re.compile(r"[^\W\d]\w*")
 
 
 class _Space:
-    """Stands for the namespace of a script; one in each pickle."""
+    """Represents the namespace of a script; one per pickle."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class _Space:
 
 
 class _Annotated:
-    """A module that only an annotation names: the worker may do without it."""
+    """A module that only an annotation references: optional on the worker."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,7 +85,7 @@ _OWN = frozenset(value for value in vars(remote).values() if isinstance(value, t
 
 
 class Pickler(AnnotationPickler):
-    """Writes one pickle, for the worker or, inside of `Home.reply`, for the client.
+    """Writes one pickle, for the worker or, inside `Home.reply`, for the client.
 
     Args:
         file: Where to write.
@@ -110,7 +110,7 @@ class Pickler(AnnotationPickler):
         """Reduce what belongs to a script; cloudpickle does the rest."""
         kind = type(obj)
         if kind is types.FunctionType:
-            # The functions that every pickle names come first: they are most of it.
+            # First the functions that every pickle references: they are most of the objects.
             return NotImplemented if obj in _OWN else self._reduce_function(obj)
         if issubclass(kind, type):
             return self._reduce_class(obj)
@@ -132,7 +132,7 @@ class Pickler(AnnotationPickler):
         return self._spaces.setdefault(name, _Space(name))
 
     def _reference(self, obj: Any) -> Any:
-        """How to find, on the client, what came from there; None if it did not."""
+        """A reference to an object that came from the client; None if it did not."""
         if self._origins is None:
             return None
         key = known_code.key_of(obj)
@@ -175,14 +175,14 @@ class Pickler(AnnotationPickler):
         return {name: self._value(script, name, obj) for name, obj in values.items()}
 
     def _value(self, script: str, name: str, obj: Any) -> Value:
-        """A value with the id of its content, which is found once for each pickle."""
+        """A value with its content id, computed once per pickle."""
         if (script, name) not in self._values:
             content = "" if self._origins is not None else content_of(obj)
             self._values[script, name] = (content, obj)
         return self._values[script, name]
 
     def _annotations(self, script: str, annotations: Any) -> dict[str, Value]:
-        """What annotations in strings name, for `get_type_hints`."""
+        """The globals that string annotations use, for `get_type_hints`."""
         found = vars(sys.modules[script])
         texts = [text for text in dict(annotations).values() if isinstance(text, str)]
         names = dict.fromkeys(word for text in texts for word in _WORD.findall(text))
@@ -224,7 +224,7 @@ class Pickler(AnnotationPickler):
         return make, arguments, state, None, None, remote.set_class
 
     def _anchor(self, script: str, cls: type) -> dict[str, Value]:
-        """The global that leads to a class inside of another."""
+        """The global that leads to a nested class."""
         name, dot, _ = cls.__qualname__.partition(".")
         outer = vars(sys.modules[script]).get(name) if script in sys.modules else None
         if not dot or not is_named(cls) or outer is None:
@@ -234,7 +234,7 @@ class Pickler(AnnotationPickler):
     # --- other things
 
     def _reduce_named(self, obj: Any, reduced: Any) -> Any:
-        """An object that pickles as the name of a global of the script."""
+        """Reduce an object that pickles as the name of a global of the script."""
         if not isinstance(reduced, str):
             return reduced
         script = getattr(obj, "__module__", None) or "__main__"
@@ -256,7 +256,7 @@ def _reduces_itself(kind: type) -> bool:
 
 
 class _Identity(Pickler):
-    """Pickles a value in order to name its content: code counts without its lines."""
+    """Pickles a value to compute its content id: code without its lines."""
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         if _is_dispatcher(function):
@@ -271,7 +271,7 @@ class _Identity(Pickler):
             function.__dict__,
         )
         code = code_content(function.__code__)
-        # The parts are state: a function may hold itself.
+        # The parts are state: a function may contain itself.
         return types.SimpleNamespace, (), {"code": code, "parts": parts}
 
     def _reduce_class(self, cls: Any) -> Any:
@@ -289,7 +289,7 @@ def _contents(cell: types.CellType) -> Any:
 
 
 def content_of(value: Any) -> str:
-    """The id of a value's content."""
+    """A value's content id."""
     kind = type(value)
     if kind in _PLAIN:
         return summary(value)
@@ -305,7 +305,7 @@ def content_of(value: Any) -> str:
 
 
 def cached_content(cached: Any) -> str:
-    """The id of a cached function, without what it has cached."""
+    """The id of a cached function, without its cache."""
     parameters = tuple(cached.cache_parameters().items())
     return summary(content_of(cached.__wrapped__), parameters)
 
@@ -315,7 +315,7 @@ def _no_content(value: Any) -> str:
 
 
 def function_content(function: types.FunctionType) -> str:
-    """The id of a function: its code and what it holds, not the globals that it names."""
+    """The id of a function: its code and what it holds, not the globals it uses."""
     held = (function.__defaults__, function.__kwdefaults__, function.__closure__)
     if not any(held) and not function.__dict__:
         return code_content(function.__code__)
@@ -342,7 +342,7 @@ def _digest(data: memoryview) -> str:
 
 
 def class_key(cls: type, *, local: bool) -> Key:
-    """The key of a class; a class that no name leads to keeps the one it was given."""
+    """The key of a class; one that is not reachable by name keeps the key it was given."""
     key = known_code.key_of(cls)
     if key is not None and (local or known_code.made_here(cls)):
         return key
@@ -355,7 +355,7 @@ def class_key(cls: type, *, local: bool) -> Key:
 known_code.use_content(content_of)
 
 
-# --- objects that pickle would look for by their names ------------------------------
+# --- objects that pickle would look up by name --------------------------------------
 
 
 def _reduce_cached(cached: Any) -> Any:

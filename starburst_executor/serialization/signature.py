@@ -11,10 +11,10 @@ __all__ = ["signature"]
 
 
 def signature(function: object) -> object:
-    """What the pickle of a simple function of a script depends on, to be compared.
+    """A comparable value of everything the pickle of a simple script function depends on.
 
-    None for all others: those that name a module, a class or any data that would have
-    to be pickled to be compared.
+    None for other functions: those that reference a module, a class, or data that would have to be
+    pickled to be compared.
     """
     parts: list[object] = []
     seen: set[int] = set()

@@ -125,7 +125,7 @@ def test_an_exception_that_cannot_be_pickled_comes_back_without_what_cannot(
     error = warm.submit(fail).exception()
     assert isinstance(error, ValueError)
     assert str(error) == "with a lock"
-    assert "attribute 'lock' stayed behind" in error.__notes__[0]
+    assert "attribute 'lock' was left out" in error.__notes__[0]
     assert warm.submit(double, 1).result() == 2
 
 

@@ -269,7 +269,7 @@ def test_a_path_that_holds_no_module_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "with-hyphen.py")
 
     for name, says in [
-        ("notes.txt", "no .py file"),
+        ("notes.txt", "not a .py file"),
         ("data_only", "no module in it"),
         ("with-hyphen.py", "nothing can import"),
     ]:

@@ -208,11 +208,11 @@ def test_rebuilding_never_raises() -> None:
     big = describe(raised(ValueError(np.zeros(20_000))), Blobs().keep)
     back = rebuild(big, gone, "task t")
     assert type(back) is ValueError
-    assert "An argument stayed behind" in "".join(back.__notes__)
+    assert "An argument was left out" in "".join(back.__notes__)
     junk = Failure(kind="raised", type="E", message="m", cargo=b"junk")
     back = rebuild(junk, gone, "task t")
     assert type(back) is RemoteError
-    assert "could not be brought back as itself" in "".join(back.__notes__)
+    assert "could not be restored" in "".join(back.__notes__)
 
 
 def test_a_failing_task_leaves_no_cycle_behind() -> None:
