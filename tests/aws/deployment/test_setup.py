@@ -315,7 +315,7 @@ def test_profiles_keep_two_stacks_apart(account: Clients) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--stack", "Not_This"], "small letters"),
+        (["--stack", "Not_This"], "lowercase letters"),
         (["--store", "/a/directory"], "s3://bucket/prefix"),
         (["--log-days", "8"], "8"),
         (["--kms-key", "alias/mine"], "is not the ARN of a KMS key"),
@@ -477,7 +477,7 @@ def test_what_the_stack_has_holds_unless_something_else_is_said(
 def test_subnets_of_two_vpcs_are_refused(scripted: Scripted) -> None:
     both = [subnet("subnet-1"), subnet("subnet-2", "vpc-2")]
     scripted.answer("ec2", "describe_subnets", {"Subnets": both})
-    with pytest.raises(AccountError, match="subnet-2 of vpc-2"):
+    with pytest.raises(AccountError, match="subnet-2 in vpc-2"):
         find_network(
             scripted.clients(),
             vpc=None,
@@ -557,7 +557,7 @@ def test_what_is_left_of_a_failed_try_is_removed_first(scripted: Scripted) -> No
 def test_a_stack_that_is_being_changed_is_left_alone(scripted: Scripted) -> None:
     scripted.answer("sts", "get_caller_identity", {"Account": ACCOUNT})
     scripted.answer("cloudformation", "describe_stacks", stack_reply("UPDATE_IN_PROGRESS"))
-    with pytest.raises(AccountError, match="being changed already"):
+    with pytest.raises(AccountError, match="already being changed"):
         aws_setup.plan(scripted.clients(), SetupOptions())
 
 
