@@ -63,7 +63,7 @@ def test_the_notice_is_heard_once_with_what_and_when(
     metadata.take_back()
     assert heard.event.wait(60)
     watching.close()
-    assert heard.said == ["EC2 takes its Spot instance back (terminate at 2026-01-02T03:04:05Z)"]
+    assert heard.said == ["EC2 reclaims its Spot instance (terminate at 2026-01-02T03:04:05Z)"]
     assert len(metadata.tokens) == 1
 
 
