@@ -222,7 +222,7 @@ def test_a_pack_that_is_not_whole_is_not_used(world: World) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"python": "3.4"}, f"made with Python 3.4 and this is Python {PYTHON}"),
+        ({"python": "3.4"}, f"created with Python 3.4 and this is Python {PYTHON}"),
         ({"platform": "plan9-vax"}, f"for plan9-vax and this machine is {bootstrap.here()}"),
     ],
 )  # fmt: skip

@@ -543,7 +543,7 @@ def test_workers_are_noted_under_data_home(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"memory": "GB"}, ValueError, "memory='GB'"),
         ({"memory": "-2GB"}, ValueError, "memory='-2GB'"),
         ({"memory": "8 gigs"}, ValueError, "memory='8 gigs'"),
-        ({"memory": "0GB"}, ValueError, "memory='0GB' is nothing"),
+        ({"memory": "0GB"}, ValueError, "memory='0GB' is zero"),
         ({"memory": "9" * 400 + "GB"}, ValueError, "memory="),
         (
             {"launch_type": "LAMBDA"},
