@@ -182,9 +182,8 @@ class StarburstExecutor(Executor):
         depth = check_nesting()
         # fmt: off
         worker = arguments.worker_spec(
-            launcher=launcher, cpu=cpu, memory=memory, launch_type=launch_type,
-            instance_type=instance_type, use_spot=use_spot, spot_fallback=spot_fallback,
-            region=region, slots=slots)
+            launcher=launcher, cpu=cpu, memory=memory, launch_type=launch_type, use_spot=use_spot,
+            instance_type=instance_type, spot_fallback=spot_fallback, region=region, slots=slots)
         limits = arguments.limits(
             task_timeout=task_timeout, max_attempts=max_attempts,
             max_tasks_per_child=max_tasks_per_child, idle_timeout=idle_timeout,

@@ -324,7 +324,7 @@ class Ending:
     def say_left_running(self) -> None:
         """Warn that leaving the session at exit was interrupted."""
         log.warning(
-            "session %s: interrupted at interpreter exit, so it may still be running; "
+            "session %s: interrupted at interpreter exit, and possibly left running; "
             "StarburstExecutor.attach(%r, store=%r) picks it up, "
             "`starburst-executor cleanup %s` stops its workers",
             self._session_id, self._session_id, self._engine.session.store.url, self._session_id,

@@ -116,7 +116,7 @@ class Engine:
             log.error("session %s: the %s thread failed", self.session.id, name, exc_info=error)
             broken = ExecutorBroken(
                 f"the {name} thread of session {self.session.id} failed ({error!r}). What is "
-                f"stored is safe: StarburstExecutor.attach({self.session.id!r}) goes on."
+                f"stored is safe: StarburstExecutor.attach({self.session.id!r}) picks it up."
             )
             broken.__cause__ = error
             self.fail(broken)

@@ -14,13 +14,13 @@
           v
         TAKEN_DOWN ---> REMOVED                     the session's objects are gone too
 
-Whoever first moves a client to TAKEN_DOWN or LEAVING takes it down; everybody else waits, or has
-nothing to do. `refusal` says why no more calls are taken. The first reason stays, whatever happens
-afterwards, so that users are told what went wrong first. Once the interpreter exits, an open client
-takes no calls either, but can still be detached or ended.
+The first thread to move a client to TAKEN_DOWN or LEAVING takes it down; all others wait, or have
+nothing to do. `refusal` says why no more calls are accepted. The first reason stays, whatever
+happens afterwards, so that users are told what went wrong first. Once the interpreter exits, an
+open client accepts no calls either, but can still be detached or ended.
 
-Two locks. `admission` is held while a call is being submitted and by whoever stops submissions:
-what was let in before is then complete and can be waited for. The other guards the state itself,
+Two locks. `admission` is held while a call is being submitted and while submissions are stopped:
+what was admitted before is then complete and can be waited for. The other guards the state itself,
 for an instant at a time, so that a failure is never held up by a call that is being pickled.
 """
 
@@ -89,12 +89,12 @@ class Lifecycle:
 
     @property
     def taken_down(self) -> bool:
-        """Whether somebody has taken this client down, or is about to."""
+        """Whether this client was taken down, or is about to be."""
         return self._phase in _DOWN
 
     @property
     def untended(self) -> bool:
-        """Whether nobody is about to end it. Takes no lock, for finalizers ask."""
+        """Whether no thread is about to end it. Takes no lock, since finalizers call it."""
         return not self.exiting and self._phase in self._untended
 
     def check_open(self) -> None:
@@ -176,7 +176,7 @@ class Lifecycle:
         """Whether the caller is the first to take this client down, and so the one to do it.
 
         Args:
-            refusal: Given by whoever does not wait for what was submitted.
+            refusal: Given by callers that do not wait for what was submitted.
         """
         if refusal is None:
             return self._claim()

@@ -342,7 +342,7 @@ def owner() -> str:
 def default_intervals(store: Store, spec: WorkerSpec) -> Intervals:
     """Listing a directory is free, so workers there poll every second at least.
 
-    For workers on this machine somebody is waiting: on S3 too they poll often at first.
+    Workers on this machine serve a waiting user: on S3 too they poll often at first.
     """
     if not store.url.startswith("s3:"):
         return Intervals(poll_first=0.02, poll_last=1.0, look_first=0.01, look_last=1.0)

@@ -38,7 +38,7 @@ class ResultReader:
         """How a final task ended; an outcome that cannot be read is an error of its own.
 
         Raises:
-            StoreUnavailable: no plain answer, for now.
+            StoreUnavailable: the store did not answer, for now.
         """
         assert task.outcome is not None
         try:

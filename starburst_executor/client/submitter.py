@@ -277,7 +277,7 @@ def _broken(session_id: str, error: BaseException) -> ExecutorBroken:
     broken = ExecutorBroken(
         f"tasks of session {session_id} could not be stored because of an error in this process: "
         f"{error!r}. What was stored before is safe: "
-        f"StarburstExecutor.attach({session_id!r}) goes on."
+        f"StarburstExecutor.attach({session_id!r}) picks it up."
     )
     broken.__cause__ = error
     return broken

@@ -63,13 +63,13 @@ def _dump(values: dict[str, Any]) -> bytes:
         {
             name: value
             for name, value in values.items()
-            if not (name.startswith("__") and name.endswith("__")) and _travels(value)
+            if not (name.startswith("__") and name.endswith("__")) and _is_picklable(value)
         }
     )
     return stream.getvalue()
 
 
-def _travels(value: object) -> bool:
+def _is_picklable(value: object) -> bool:
     try:
         Pickler(io.BytesIO()).dump(value)
     except Exception:  # in the spawned process, using it raises a NameError

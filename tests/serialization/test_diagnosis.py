@@ -248,7 +248,7 @@ def test_a_function_that_is_gone_hints_at_versions(
     cargo = dumps(numbers, blobs.keep)
     monkeypatch.delattr(sys.modules[__name__], "numbers")
 
-    with pytest.raises(SerializationError, match="of another version"):
+    with pytest.raises(SerializationError, match="differ from the version"):
         loads(cargo, blobs.fetch)
 
 
