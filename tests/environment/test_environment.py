@@ -301,7 +301,7 @@ def test_what_is_said_or_not_said_decides(monkeypatch: pytest.MonkeyPatch) -> No
         (ECS, {"image": "mine:1", "requirements": ["six"]}, 'add environment="sync"'),
         (LOCAL, {"environment": "sync", "packages": "six"}, "must be a list"),
         (LOCAL, {"environment": "sync", "packages": ["==3"]}, "not a requirement"),
-        (LOCAL, {"environment": "sync", "requirements": "no/such.txt"}, "cannot read the requirements"),
+        (LOCAL, {"environment": "sync", "requirements": "no/such.txt"}, "cannot read the req"),
         (LOCAL, {"environment": "sync", "exclude": ["Starburst_Executor"]}, "cannot be left out"),
     ],
 )  # fmt: skip

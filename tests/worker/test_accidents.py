@@ -325,7 +325,7 @@ _CHILDLESS = """
 import sys
 sys.executable = "/bin/false"
 sys.argv[1:1] = ["worker"]
-from starburst_executor.cli import main
+from starburst_executor.cli.main import main
 main()
 """
 

@@ -144,7 +144,7 @@ def test_what_spot_lacks_is_started_on_demand_where_that_is_wanted(
         assert executor.submit(square, 3).result(timeout=60) == 9
     used = [t["capacityProviderName"] for t in server.tasks(deployment.cluster)]
     assert ["-spot-" in name for name in used] == [True, False]
-    assert "workers are started on-demand for the next 10 minutes" in caplog.text
+    assert "starting workers on-demand for the next 10 minutes" in caplog.text
     assert "UnfulfillableCapacity" in caplog.text
 
 
