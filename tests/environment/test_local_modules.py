@@ -677,28 +677,28 @@ def test_a_function_of_a_shipped_module_runs_in_another_process(root: Path, tmp_
 def test_a_package_finds_its_data_and_shows_its_path_wherever_it_arrives(
     root: Path, tmp_path: Path, same_machine: bool
 ) -> None:
-    write(root / "rich" / "__init__.py")
-    write(root / "rich" / "table.csv", "1,2")
+    write(root / "tabled" / "__init__.py")
+    write(root / "tabled" / "table.csv", "1,2")
     file = write(
-        root / "rich" / "reader.py",
+        root / "tabled" / "reader.py",
         """
         import importlib.resources
         from pathlib import Path
         def read():
             return Path(__file__).with_name("table.csv").read_text()
         def resource():
-            return importlib.resources.files("rich").joinpath("table.csv").read_text()
+            return importlib.resources.files("tabled").joinpath("table.csv").read_text()
         """,
     )
-    imported("rich.reader")
-    [source] = [s for s in find_local_modules() if s.name == "rich"]
+    imported("tabled.reader")
+    [source] = [s for s in find_local_modules() if s.name == "tabled"]
     folder = unpack(build_archive(source).data, tmp_path / "unpacked")
     if not same_machine:
         shutil.rmtree(root)
     script = (
         "import sys; from starburst_executor.environment import shipped_modules\n"
         "shipped_modules.add_to_path(sys.argv[1:])\n"
-        "from rich import reader\n"
+        "from tabled import reader\n"
         "print(reader.read(), reader.resource(), reader.read.__code__.co_filename, reader.__file__)"
     )
     done = subprocess.run(
@@ -708,7 +708,7 @@ def test_a_package_finds_its_data_and_shows_its_path_wherever_it_arrives(
         text=True,
     )
 
-    here = file if same_machine else folder / "rich" / "reader.py"
+    here = file if same_machine else folder / "tabled" / "reader.py"
     assert done.stdout == f"1,2 1,2 {file} {here}\n"
 
 

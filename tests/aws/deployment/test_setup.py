@@ -120,7 +120,7 @@ def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
         assert executor._engine.session.url.startswith(f"s3://{BUCKET}/sessions/")
 
     output = run("teardown", "--yes", "--delete-data").output
-    assert "There remains" not in output
+    assert "Still there" not in output
     assert buckets(account) == before
     assert left_over(account) == []
     assert config.load_deployment() is None

@@ -409,7 +409,7 @@ def test_setup_run_and_teardown_leave_nothing_but_the_bucket(
     assert "tasks are unfinished in 1 sessions" in run("teardown", "--yes", code=Exit.OTHER)
     said = run("teardown", "--yes", "--force")
     bucket = "starburst-executor-000000000000-us-east-1"
-    assert f"There remains the bucket s3://{bucket}/ with its results" in said
+    assert f"Still there: the bucket s3://{bucket}/ with its results" in said
     assert in_account(ecs) - before == {f"Buckets {bucket}"}
     assert any(executor.session_id in key for key in keys(f"s3://{bucket}"))
 
