@@ -76,12 +76,14 @@ class _Turn:
 
     def __enter__(self) -> Capture:
         state = loading.__dict__
-        self._before = {name: getattr(loading, name) for name in self._after}
+        self._before = state.copy()
         state.update(self._after)
         return loading.capture
 
     def __exit__(self, *exc: object) -> None:
-        loading.__dict__.update(self._before)
+        state = loading.__dict__
+        state.clear()
+        state.update(self._before)
 
 
 # --- the namespaces ---------------------------------------------------------------

@@ -21,6 +21,9 @@ from starburst_executor.protocol.session import Session
 
 __all__ = ["DiskCache", "ObjectCache"]
 
+# Each task asks for its callable; a file that a cleaner removed is noticed within this time.
+_CHECK_SECONDS = 1.0
+
 
 class ObjectCache(Protocol):
     """What the worker's loop asks for; the simulator has another."""
@@ -55,6 +58,7 @@ class DiskCache:
         self.blobs.mkdir(parents=True, exist_ok=True)
         (folder / "functions").mkdir(exist_ok=True)
         self._paths: dict[str, str] = {}
+        self._functions: dict[str, tuple[Path, float]] = {}  # and when it was last seen
         self._complete: set[str] = set()  # callables all of whose blobs are here
 
     def function(self, digest: str) -> Path:
@@ -63,9 +67,13 @@ class DiskCache:
         Raises:
             DamagedObject: it is gone from the store, or its content does not match its name.
         """
-        target = self._folder / "functions" / digest
-        if not target.exists():
-            self._download(f"functions/{digest}", digest, target)
+        target, checked = self._functions.get(digest, (None, 0.0))
+        now = self._session.runtime.monotonic()
+        if target is None or now >= checked + _CHECK_SECONDS:
+            target = self._folder / "functions" / digest
+            if not target.exists():
+                self._download(f"functions/{digest}", digest, target)
+            self._functions[digest] = (target, now)
         return target
 
     def path(self, archives: dict[str, str]) -> tuple[str, ...]:

@@ -245,7 +245,7 @@ class Committer:
     def accept(self, assignment: Assignment, known: VersionedRecord) -> None:
         """Hold what the record says this worker holds; stop what is no longer its own."""
         gone = assignment.accept(known, self._worker, self._runtime.monotonic())
-        withdrawn = self._pool.withdraw(gone)
+        withdrawn = self._pool.withdraw(gone) if gone else ()
         for key in gone:
             if key not in withdrawn:
                 self._pool.kill(key)
