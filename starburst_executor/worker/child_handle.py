@@ -52,7 +52,7 @@ class Job:
 
 
 # "gone": it closed its end of `life`, most likely by ending.
-Ruling: TypeAlias = Literal["gone", "crashed", "timeout", "killed", "replaced"]
+Ruling: TypeAlias = Literal["gone", "crashed", "unready", "timeout", "killed", "replaced"]
 
 
 class QueuedJob:

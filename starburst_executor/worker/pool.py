@@ -419,8 +419,7 @@ class ProcessPool:
 
     def _check_ready(self, child: ChildHandle, now: float) -> None:
         if now >= child.ready_by:
-            log.warning("a child is replaced, for it was not ready after %g s", READY)
-            self._children.condemn(child, "crashed")
+            self._children.condemn(child, "unready")
         else:
             self._scheduler.look_by(child.ready_by)
 
@@ -459,8 +458,9 @@ class ProcessPool:
             self._children.remove(child)
             stderr = child.output()[1]
             child.close()
-        if not child.ready and child.verdict in ("gone", "crashed"):
-            self._children.count_stillborn(f"code {code}: {last_lines(stderr)}")
+        if not child.ready and child.verdict in ("gone", "crashed", "unready"):
+            late = f"not ready after {READY:g} s, " if child.verdict == "unready" else ""
+            self._children.count_stillborn(f"{late}code {code}: {last_lines(stderr)}")
 
     def _blame(self, child: ChildHandle, entry: QueuedJob, code: int, fate: str) -> None:
         """Report the job that a child was running when it died."""

@@ -33,6 +33,7 @@ from starburst_executor.worker.cache import DiskCache
 from starburst_executor.worker.faults import reason_to_leave
 from starburst_executor.worker.loop import Worker
 from starburst_executor.worker.pool import ProcessPool
+from starburst_executor.worker.pulse import Watchdog
 
 __all__ = ["serve"]
 
@@ -163,6 +164,7 @@ def _serve(
         memory_max=_memory_of_a_child(manifest),
     )
     autoscaler = _autoscaler(session, manifest, launcher, pool)
+    watchdog: Watchdog | None = None
 
     def move(call: Callable[[], None]) -> None:
         # If a second thread cannot be started, the first will get to it.
@@ -179,6 +181,8 @@ def _serve(
         session.patiently(worker.heartbeats.beat)
         beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
         beating.start()
+        watchdog = Watchdog(worker.pulse, session.runtime)
+        threading.Thread(target=watchdog.run, name="starburst-watchdog", daemon=True).start()
         if autoscaler is not None:
             threading.Thread(
                 target=autoscaler.run, name="starburst-autoscaler", daemon=True
@@ -193,6 +197,8 @@ def _serve(
             autoscaler.close()
         pool.close()
         aside.shutdown(wait=False, cancel_futures=True)
+        if watchdog is not None:
+            watchdog.close()
 
 
 @contextmanager
