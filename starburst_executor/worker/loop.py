@@ -131,6 +131,7 @@ class Worker:
         )  # fmt: skip
         self._idle_reason: str | None = None
         self._gone = False  # the session is being deleted: nothing may be written any more
+        self._unreachable = False  # it leaves a store that has been away for too long
         self._accident: Exception | None = None
         self._away_since = math.inf  # monotonic: the first of the steps in a row without the store
         self._endured = 0  # steps in a row in which the machine was short of something
@@ -192,7 +193,9 @@ class Worker:
                 self._pause_after(error)
                 self._away_since = min(self._away_since, self._timers.now)
                 away = self._timers.now - self._away_since
-                return self._check.time_is_up() or self._membership.gives_up(error, away)
+                reason = self._check.time_is_up() or self._membership.gives_up(error, away)
+                self._unreachable = reason is not None
+                return reason
             case Consequence.TRY_AGAIN if self._endured < ENDURANCE - 1:
                 self._endured += 1
                 self._pause_after(error)
@@ -293,7 +296,7 @@ class Worker:
         """Hand back and go; False if an idle worker found work at the last moment and stays."""
         with suppress(SlotsBroken):
             self._dispatcher.stop_all()
-        if not self._gone:
+        if not self._gone and not self._unreachable:
             self._committer.hand_back_all()
         self.heartbeats.pause()
         try:
