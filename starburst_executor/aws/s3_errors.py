@@ -153,7 +153,8 @@ class S3Errors:
         # 409 without a condition: another operation on the object is in progress.
         if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
             return StoreUnavailable(text)
-        if code in _BAD_CREDENTIALS:
+        # The reply to a HEAD has no body that could name the reason.
+        if code in _BAD_CREDENTIALS or (operation == "HeadObject" and status == 400):
             return StoreDenied(
                 f"{text}. The credentials are wrong or have expired (or this machine's clock is "
                 "off); `aws sts get-caller-identity` shows which are used."
