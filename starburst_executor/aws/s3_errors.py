@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from starburst_executor.errors import (
+    ConfigError,
     Conflict,
     ObjectNotFound,
     StoreDenied,
@@ -107,9 +108,12 @@ class S3Errors:
 
         Raises:
             StoreError: one of its subclasses.
+            ConfigError: no client could be created.
         """
         try:
             yield
+        except ConfigError:
+            raise  # a ValueError too, but not about a reply
         except ClientError as error:
             raise self._refused(error, operation, key, condition) from error
         except _NO_CREDENTIALS as error:
