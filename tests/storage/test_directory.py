@@ -29,6 +29,7 @@ from starburst_executor.storage.directory import DirectoryStore, _translate
 from starburst_executor.storage.probe import probe_conditional
 from starburst_executor.storage.url import join_url, open_store, split_session_url
 from tests.support.fakes import MemoryStore
+from tests.support.tasks import DEADLINE
 
 StoppedChild = Callable[[str, str], "subprocess.Popen[bytes]"]
 
@@ -94,7 +95,7 @@ def test_an_s3_url_is_canonical_and_opens_the_same_store(url: str, canonical: st
         "s3:/bucket/prefix",
         "s3://",
         "s3:///prefix",
-        "s3://Bucket/prefix",
+        "s3://buck et/prefix",
         "s3://bucket--usw2-az1--x-s3/prefix",
         "s3://bucket/a//b",
         "s3://bucket/../b",
@@ -164,7 +165,7 @@ class Forgetful(MemoryStore):
 
 @pytest.mark.parametrize(
     ("ignored", "what"),
-    [("create", "refused"), ("replace", "If-Match"), ("refuses", "refused")],
+    [("create", "If-None-Match"), ("replace", "If-Match"), ("refuses", "refused")],
 )
 def test_the_probe_refuses_a_store_that_ignores_conditions(ignored: str, what: str) -> None:
     store = Forgetful(SystemRuntime())
@@ -172,6 +173,42 @@ def test_the_probe_refuses_a_store_that_ignores_conditions(ignored: str, what: s
     with pytest.raises(StoreNotConditional, match=what) as caught:
         probe_conditional(store, "sessions/", SystemRuntime().new_id)
     assert store.url in str(caught.value)
+    assert store.list("").entries == []
+
+
+class Hasty(MemoryStore):
+    """Checks one kind of condition and then writes: two at once both find that it holds."""
+
+    def __init__(self, hasty: str) -> None:
+        super().__init__(SystemRuntime())
+        self._hasty = hasty
+        self._both_checked = threading.Barrier(2)
+
+    def create(self, key: str, data: Bytes) -> str:
+        if self._hasty != "create" or key in self._entries:
+            return super().create(key, data)
+        return self._write_late(key, data)
+
+    def replace(self, key: str, data: Bytes, version: str) -> str:
+        if self._hasty != "replace" or self._entries[key].version != version:
+            return super().replace(key, data, version)
+        return self._write_late(key, data)
+
+    def _write_late(self, key: str, data: Bytes) -> str:
+        self._both_checked.wait(DEADLINE)
+        with self._lock:
+            return self._write(key, data)
+
+
+@pytest.mark.parametrize(
+    ("hasty", "condition"), [("create", "If-None-Match"), ("replace", "If-Match")]
+)
+def test_the_probe_refuses_a_store_whose_conditions_are_not_atomic(
+    hasty: str, condition: str
+) -> None:
+    store = Hasty(hasty)
+    with pytest.raises(StoreNotConditional, match=rf"two writes at once.*{condition}"):
+        probe_conditional(store, "sessions/", SystemRuntime().new_id)
     assert store.list("").entries == []
 
 
