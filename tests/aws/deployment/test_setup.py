@@ -31,6 +31,7 @@ from starburst_executor.cli.main import main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import SystemRuntime
 from tests.support import servers
+from tests.support.cfn import Loader
 from tests.support.scripted import Scripted
 from tests.support.servers import S3Server
 
@@ -570,21 +571,6 @@ def test_a_missing_permission_is_named_as_such(scripted: Scripted) -> None:
 
 
 # --- the template and the policies ---------------------------------------------------
-
-
-class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms as {name: value}."""
-
-
-def _short_form(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.ScalarNode):
-        return {suffix: loader.construct_scalar(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return {suffix: loader.construct_sequence(node, deep=True)}
-    raise AssertionError(node)
-
-
-Loader.add_multi_constructor("!", _short_form)
 
 
 def resources() -> dict[str, Any]:
