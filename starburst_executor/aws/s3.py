@@ -433,7 +433,7 @@ def _check_by_md5(request: AWSRequest, **_: object) -> None:
     """Replace boto3's checksum by the one that every server knows; DeleteObjects must have one."""
     for name in [name for name in request.headers if name.lower().startswith(_CHECKSUMS)]:
         del request.headers[name]
-    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    digest = hashlib.md5(cast("bytes", request.body), usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
