@@ -26,6 +26,7 @@ from starburst_executor.protocol.listing import BatchListing
 from starburst_executor.protocol.liveness import heartbeat_age, live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Intervals, WorkerState
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
+from starburst_executor.protocol.vanished import read_again
 
 __all__ = ["MARKER_GRACE", "LeaseTracker", "Recovery"]
 
@@ -146,10 +147,7 @@ class Recovery:
 
     def _read(self, batch: Batch) -> VersionedRecord | None:
         try:
-            known = self._known.get(batch)
-            if known is None:
-                known = VersionedRecord(self._session.tasks(batch).header.fresh_record(), None)
-            return self._session.read(batch, known)
+            return read_again(self._session, batch, self._known.get(batch))
         except (DamagedObject, ObjectNotFound) as error:
             log.warning("cannot judge batch %s: %s", batch, error)
             return None
