@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from starburst_executor.client.codec import PayloadCodec
-from starburst_executor.client.future import Settled
 from starburst_executor.errors import StoreError
-from starburst_executor.protocol import vanished
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
 from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import Record, State, Task
 from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.vanished import read_again, remains
 
 __all__ = ["Collector", "FinalStateName", "TaskOutcome"]
 
@@ -90,69 +89,59 @@ class Collector:
         Raises:
             StoreError: an outcome cannot be read for now; call again.
         """
-        record = self._record(batch, gone=gone)
-        outcomes: list[TaskOutcome] = []
-        for position, task in enumerate(record.tasks):
-            if task.state.final:
-                outcomes.append(self._outcome(batch, position, task, first_index))
-            elif gone and not task.state.held:
-                error = vanished.gone(self._session, batch, position)
-                outcomes.append(_outcome_of(batch, position, task, first_index, (False, error)))
-        return outcomes
+        record = remains(self._session, batch) if gone else self._record(batch)
+        ended = [(i, task) for i, task in enumerate(record.tasks) if task.state.final]
+        found = [self._outcome(batch, i, task, first_index) for i, task in ended]
+        if gone:  # a batch that is listed again may still end otherwise
+            self._forget(batch)
+        return found
 
-    def _record(self, batch: Batch, *, gone: bool) -> Record:
-        if gone:
-            return vanished.remains(self._session, batch)
+    def _forget(self, batch: Batch) -> None:
+        self._outcomes = {key: one for key, one in self._outcomes.items() if key[0] != batch}
+
+    def _record(self, batch: Batch) -> Record:
         known = self._known.get(batch)
         if known is None or not known.record.finished or known.version is None:
-            known = self._known[batch] = vanished.read_again(self._session, batch, known)
+            known = self._known[batch] = read_again(self._session, batch, known)
         return known.record
 
     def _outcome(self, batch: Batch, position: int, task: Task, first: int) -> TaskOutcome:
         outcome = self._outcomes.get((batch, position))
         if outcome is None:
             # What the store does not give for now is no outcome: nothing is kept of it.
-            read = partial(self._read, batch, position, task)
-            settled, failure = self._session.patiently(read)
-            outcome = _outcome_of(batch, position, task, first, settled, failure)
-            self._outcomes[batch, position] = outcome
+            read = partial(self._read, batch, position, task, first + position)
+            outcome = self._outcomes[batch, position] = self._session.patiently(read)
         return outcome
 
-    def _read(self, batch: Batch, position: int, task: Task) -> tuple[Settled, Failure | None]:
-        if task.outcome is None:
-            return (True, None), None
-        try:
-            data = self._session.get_piece(batch, task.outcome)
-            failure = decode_outcome(data).failure
-            return self._packer.open_outcome(batch, position, task, data), failure
-        except StoreError as error:
-            if consequence(error) is Consequence.WAIT:
-                raise
-            return (False, error), None
-
-
-def _outcome_of(
-    batch: Batch,
-    position: int,
-    task: Task,
-    first: int,
-    settled: Settled,
-    failure: Failure | None = None,
-) -> TaskOutcome:
-    good, found = settled
-    value, error = (found, None) if good else (None, found)
-    if error is not None and failure is None:
-        failure = Failure(kind="damaged", type=type(error).__qualname__, message=str(error))
-    return TaskOutcome(
-        index=first + position,
-        task_id=task_id(batch.lane, batch.number + position),
-        state=cast(FinalStateName, (State.FAILED if error is not None else task.state).value),
-        value=value,
-        error=error,
-        type=failure.type if failure else "",
-        message=failure.message if failure else "",
-        traceback=failure.traceback if failure else "",
-        worker=task.worker,
-        attempt=task.attempt,
-        seconds=max(0.0, task.ended - task.started) if task.started else 0.0,
-    )
+    def _read(self, batch: Batch, position: int, task: Task, index: int) -> TaskOutcome:
+        value: Any = None
+        error: BaseException | None = None
+        failure: Failure | None = None
+        if task.outcome is not None:
+            try:
+                data = self._session.get_piece(batch, task.outcome)
+                failure = decode_outcome(data).failure
+                good, opened = self._packer.open_outcome(batch, position, task, data)
+            except StoreError as damage:
+                if consequence(damage) is Consequence.WAIT:
+                    raise
+                good, opened = False, damage
+            value, error = (opened, None) if good else (None, opened)
+        if error is not None and failure is None:
+            failure = Failure(kind="damaged", type=type(error).__qualname__, message=str(error))
+        return TaskOutcome(
+            index=index,
+            task_id=task_id(batch.lane, batch.number + position),
+            state=cast(
+                FinalStateName,
+                (State.FAILED if error is not None else task.state).value,
+            ),
+            value=value,
+            error=error,
+            type=failure.type if failure else "",
+            message=failure.message if failure else "",
+            traceback=failure.traceback if failure else "",
+            worker=task.worker,
+            attempt=task.attempt,
+            seconds=max(0.0, task.ended - task.started) if task.started else 0.0,
+        )

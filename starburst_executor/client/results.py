@@ -13,7 +13,7 @@ from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import Piece, Record, Task
 from starburst_executor.protocol.session import Session
-from starburst_executor.protocol.vanished import gone, remains
+from starburst_executor.protocol.vanished import remains
 
 __all__ = ["ResultReader"]
 
@@ -83,8 +83,6 @@ class ResultReader:
 
         def once() -> Settled:
             task = self.record(batch).tasks[position]
-            if not task.state.final:
-                return False, gone(self._session, batch, position)
             return self.settled(batch, position, task)
 
         return self._session.patiently(once)
@@ -94,7 +92,7 @@ class ResultReader:
         with self._lock:
             record = self._records.get(batch)
         if record is None:
-            record = remains(self._session, batch)
+            record = remains(self._session, batch, done=True)
             with self._lock:
                 self._records[batch] = record
                 while len(self._records) > 16:

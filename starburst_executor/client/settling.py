@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -146,15 +146,21 @@ class Settling:
         return [listing.record for listing in listings if listing and listing.record]
 
     def gone(self) -> list[BatchListing]:
-        """Batches that are not listed any more and whose records may name workers."""
+        """Batches that are not listed any more and whose records may name workers, as if listed."""
         with self._lock:
-            waiting = [waited for waited in self._waited.values() if waited.gone]
+            known = {batch: waited.known for batch, waited in self._waited.items() if waited.gone}
         return [
-            replace(
-                waited.listing, record=replace(waited.listing.record, version=waited.known.version)
+            BatchListing(
+                batch,
+                record=ListedObject(
+                    key=batch.record_key,
+                    size=record.size,
+                    version=record.version,
+                    modified=self._queue.now,
+                ),
             )
-            for waited in waiting
-            if waited.listing and waited.listing.record and waited.known.version
+            for batch, record in known.items()
+            if record.version is not None
         ]
 
     def read_changed(self, listings: dict[Batch, BatchListing]) -> bool:
@@ -217,8 +223,8 @@ class Settling:
             if not record.tasks[position].state.final
             and (done or not record.tasks[position].state.held)
         }
-        for position, future in lost.items():
-            future.settle((False, vanished.gone(self._session, batch, position)))
+        for future in lost.values():
+            future.settle((False, vanished.gone(self._session, batch)))
         self._remove(batch, waited, list(lost))
         return bool(lost)
 

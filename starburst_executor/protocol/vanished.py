@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from msgspec.structs import replace
+
 from starburst_executor.errors import DamagedObject, ObjectNotFound, SessionTerminated
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.listing import QueueReader
 from starburst_executor.protocol.manifest import Lane
-from starburst_executor.protocol.records import Record
-from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.records import Piece, Record, State
+from starburst_executor.protocol.session import Session, VersionedRecord, damage
 
 __all__ = ["gone", "is_gone", "lost", "read_again", "remains"]
 
@@ -35,22 +37,37 @@ def is_gone(session: Session, batch: Batch) -> bool:
     return False
 
 
-def gone(session: Session, batch: Batch, position: int) -> DamagedObject:
-    """The error of a task that can never end."""
+def gone(session: Session, batch: Batch) -> DamagedObject:
+    """The error of tasks that can never end."""
+    first, last = task_id(batch.lane, batch.number), task_id(batch.lane, batch.end - 1)
+    tasks = f"task {first}" if batch.size == 1 else f"tasks {first} to {last}"
     return DamagedObject(
-        f"task {task_id(batch.lane, batch.number + position)} of session {session.id} can never "
-        f"end: objects of its batch ({session.key(f'queue/{batch}/')}) are gone from "
-        f"{session.store.url}. Most likely somebody or a lifecycle rule removed them. Other tasks "
-        "are not affected: submit this one again."
+        f"objects of {tasks} of session {session.id} are gone from {session.store.url}, so those "
+        "that had not ended never will. Most likely somebody or a lifecycle rule removed them. "
+        "Other tasks are not affected; submit these again."
     )
 
 
-def remains(session: Session, batch: Batch) -> Record:
-    """The record of a batch that may be gone; all pending if nothing of it is left."""
+def remains(session: Session, batch: Batch, *, done: bool = False) -> Record:
+    """What is known of a batch that has lost objects: tasks that can never end have failed.
+
+    Args:
+        session: The session.
+        batch: The batch.
+        done: Whether all its tasks have ended, so that no worker holds any.
+    """
     try:
-        return session.read(batch).record
+        record = session.read(batch).record
     except ObjectNotFound:
-        return Record.fresh(batch.size)
+        record = Record.fresh(batch.size)
+    lost = Piece(inline=damage(gone(session, batch)))
+    tasks = (
+        task
+        if task.state.final or (task.state.held and not done)
+        else replace(task, state=State.FAILED, outcome=lost)
+        for task in record.tasks
+    )
+    return replace(record, tasks=tuple(tasks))
 
 
 def read_again(session: Session, batch: Batch, known: VersionedRecord | None) -> VersionedRecord:
