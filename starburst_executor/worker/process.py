@@ -127,7 +127,9 @@ def _serve(
 
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
-        worker = Worker(session, worker_id, pool, cache, move, manifest, describe, autoscaler)
+        worker = Worker(
+            session, worker_id, pool, cache, move, manifest, describe, autoscaler, folder
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
         worker.heartbeats.beat()
