@@ -20,6 +20,7 @@
     ├── AccountError                   an AWS service other than the store refused or did not answer
     │   └── AccountDenied              (also PermissionError) credentials or permissions
     ├── NestingError                   (also RuntimeError) nested too deep, or created by an import
+    ├── LocalDiskError                 (also OSError) a file on this machine, outside of the store
     ├── PackageError                   a local package cannot be provided to the workers
     ├── TaskTimeout                    (also TimeoutError) over `task_timeout`
     ├── RemoteError                    stands in for a remote exception that cannot be rebuilt
@@ -45,6 +46,7 @@ __all__ = [
     "ExecutorBroken",
     "InitializerFailed",
     "LaunchFailed",
+    "LocalDiskError",
     "NestingError",
     "NewerSchema",
     "ObjectNotFound",
@@ -150,6 +152,10 @@ class AccountDenied(AccountError, PermissionError):
 
 class NestingError(StarburstError, RuntimeError):
     """No executor may be created here: nested too deep, or while a worker imports for a task."""
+
+
+class LocalDiskError(StarburstError, OSError):
+    """A file on this machine's own disk, outside of the store, cannot be read or written."""
 
 
 class PackageError(StarburstError):

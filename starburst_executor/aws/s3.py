@@ -31,7 +31,6 @@ from starburst_executor.aws.s3_transfer import (
     MultipartUpload,
     reading,
     transfer_threads,
-    write_at,
 )
 from starburst_executor.errors import (
     Conflict,
@@ -42,6 +41,7 @@ from starburst_executor.storage.base import (
     Bytes,
     ListedObject,
     ListingPage,
+    LocalFile,
     RequestCounter,
     StoredObject,
     appearing,
@@ -246,13 +246,13 @@ class S3Store:
         first = self.get(key, stop=s3_transfer.PART)
         assert first is not None  # None only with `unless`
         with appearing(target) as out:
-            write_at(out.fileno(), first.data, 0)
+            out.write_at(first.data, 0)
             starts = range(s3_transfer.PART, first.size, s3_transfer.PART)
             if not starts:
                 return
             with transfer_threads("download") as pool:
                 for _ in pool.map(
-                    lambda start: self._download_part(key, first, start, out.fileno()),
+                    lambda start: self._download_part(key, first, start, out),
                     starts,
                 ):
                     pass
@@ -373,13 +373,13 @@ class S3Store:
             return False
         return True
 
-    def _download_part(self, key: str, first: StoredObject, start: int, file: int) -> None:
+    def _download_part(self, key: str, first: StoredObject, start: int, file: LocalFile) -> None:
         stop = min(start + s3_transfer.PART, first.size)
         request = self._get_request(key, start, stop)
         request["IfMatch"] = first.version
         with self._errors.translating("GetObject", key, condition="If-Match"):
             part = self._get(request, start, stop)
-        write_at(file, part.data, start)
+        file.write_at(part.data, start)
 
     # Replies
 
@@ -433,7 +433,7 @@ def _check_by_md5(request: AWSRequest, **_: object) -> None:
     """Replace boto3's checksum by the one that every server knows; DeleteObjects must have one."""
     for name in [name for name in request.headers if name.lower().startswith(_CHECKSUMS)]:
         del request.headers[name]
-    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    digest = hashlib.md5(cast("bytes", request.body), usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 

@@ -12,11 +12,13 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from starburst_executor.errors import (
     Conflict,
+    LocalDiskError,
     ObjectNotFound,
     StoreDenied,
     StoreError,
@@ -31,6 +33,7 @@ from starburst_executor.storage.base import (
     appearing,
     check_key,
     check_listing,
+    local_disk,
 )
 from starburst_executor.storage.folder_locks import (
     Displaced,
@@ -195,8 +198,10 @@ class DirectoryStore:
         if not isinstance(source, Path):
             self._upload(key, [source])
             return
-        with source.open("rb", buffering=0) as file:
-            self._upload(key, iter(lambda: file.read(_CHUNK), b""))
+        with local_disk(source):
+            file = source.open("rb", buffering=0)
+        with file:
+            self._upload(key, _chunks_of(file, source))
 
     def download(self, key: str, target: Path) -> None:
         """Copy an object out to `target`, which appears whole or not at all."""
@@ -204,7 +209,11 @@ class DirectoryStore:
         with self._reading(key) as file, appearing(target) as out:
             size, offset = os.fstat(file).st_size, 0
             while offset < size:
-                offset += out.write(read_range(file, offset, min(offset + _CHUNK, size)))
+                data = read_range(file, offset, min(offset + _CHUNK, size))
+                if not data:
+                    raise StoreUnavailable(f"{key} in {self.url} was cut short while it was read")
+                out.write(data)
+                offset += len(data)
 
     def close(self) -> None:
         """Remove the file that this store reads the time from."""
@@ -223,8 +232,8 @@ class DirectoryStore:
     def _translating(self, doing: str, key: str) -> Iterator[None]:
         try:
             yield
-        except StoreError:
-            raise  # StoreDenied is an OSError too
+        except (StoreError, LocalDiskError):
+            raise  # some of these are OSErrors too
         except OSError as error:
             raise _translate(error, doing, f"{self._root}/{key}") from error
 
@@ -544,6 +553,15 @@ def read_range(file: int, start: int, end: int) -> bytes:
         data = os.pread(file, end - start, start)
         parts.append(data)
     return b"".join(parts)
+
+
+def _chunks_of(file: FileIO, source: Path) -> Iterator[bytes]:
+    while True:
+        with local_disk(source):
+            chunk = file.read(_CHUNK)
+        if not chunk:
+            return
+        yield chunk
 
 
 def _unlink(path: str) -> None:

@@ -90,6 +90,11 @@ class ClaimPlanner:
         return sum(len(hold.waiting) + len(hold.dispatched) for hold in holds)
 
     @property
+    def running(self) -> bool:
+        """Whether any task has begun and not ended."""
+        return bool(self._slots.begun())
+
+    @property
     def dispatched(self) -> int:
         """How many tasks the child pool has."""
         return sum(len(hold.dispatched) for hold in self.assignments.values())

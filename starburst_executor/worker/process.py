@@ -127,7 +127,9 @@ def _serve(
 
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
-        worker = Worker(session, worker_id, pool, cache, move, manifest, describe, autoscaler)
+        worker = Worker(
+            session, worker_id, pool, cache, move, manifest, describe, autoscaler, folder
+        )
         with stopped_by_signals(worker.stop):
             return _work(worker, autoscaler, manifest)
     finally:

@@ -20,6 +20,7 @@ from starburst_executor.aws.s3 import S3Store
 from starburst_executor.errors import (
     ConfigError,
     Conflict,
+    LocalDiskError,
     ObjectNotFound,
     StoreDenied,
     StoreError,
@@ -275,7 +276,7 @@ def test_a_failed_upload_leaves_no_parts_on_the_server(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("starburst_executor.aws.s3_transfer.os.fstat", shrinking)
-        with pytest.raises(StoreError, match="shrank"):
+        with pytest.raises(LocalDiskError, match="shrank"):
             store.upload("blob", source)
     client = server.client()
     assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []

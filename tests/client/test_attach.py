@@ -192,13 +192,13 @@ def test_results_are_fetched_only_when_they_are_asked_for(
     [store] = counted
     requests = store.counts
     assert all(future.done() for future in futures)
-    assert requests["download blobs"] == requests["get results"] == 0
+    assert requests["get blobs"] == requests["get results"] == 0
     assert requests["get queue"] == 0
     assert requests["get"] + requests["list"] <= 6
     assert len(futures[0].result()) == 3_000_000
-    assert requests["download blobs"] == 1
+    assert requests["get blobs"] == 1
     futures[0].result()
-    assert requests["download blobs"] == 1
+    assert requests["get blobs"] == 1
 
 
 def test_a_future_that_was_cancelled_is_so_for_who_attaches(
