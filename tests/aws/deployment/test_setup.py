@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -43,6 +44,15 @@ BUCKET = f"starburst-executor-{ACCOUNT}-us-east-1"
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An emulator of these tests' own: they look at the whole account."""
     with servers.ministack(tmp_path_factory.mktemp("aws")) as server:
+        iam = boto3.client(
+            "iam",
+            endpoint_url=server.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=server.access_key,
+            aws_secret_access_key=server.secret_key,
+        )
+        iam.create_service_linked_role(AWSServiceName="ecs.amazonaws.com")
+        iam.close()
         yield server
 
 
@@ -90,7 +100,7 @@ def left_over(account: Clients) -> list[str]:
     templates = account.get("ec2").describe_launch_templates()["LaunchTemplates"]
     providers = account.get("ecs").describe_capacity_providers()["capacityProviders"]
     return [
-        *(r["RoleName"] for r in roles),
+        *(r["RoleName"] for r in roles if not r["Path"].startswith("/aws-service-role/")),
         *(g["GroupName"] for g in groups if g["GroupName"] != "default"),
         *(g["logGroupName"] for g in logs),
         *(e["VpcEndpointId"] for e in endpoints),

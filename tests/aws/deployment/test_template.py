@@ -20,6 +20,8 @@ from tests.support.recorder.call_constraints import faults
 GOES_TO = {
     "AWS::S3::Bucket": {
         "BucketName": "s3 CreateBucketRequest.Bucket",
+        "Tags[].Key": "s3 Tag.Key",
+        "Tags[].Value": "s3 Tag.Value",
         "OwnershipControls.Rules[].ObjectOwnership": "s3 OwnershipControlsRule.ObjectOwnership",
         "BucketEncryption.ServerSideEncryptionConfiguration[].ServerSideEncryptionByDefault"
         ".SSEAlgorithm": "s3 ServerSideEncryptionByDefault.SSEAlgorithm",
