@@ -48,8 +48,9 @@ class Ledger(MemoryStore):
         self.writer: Callable[[], str] = lambda: ""
         self.workers: Callable[[], Mapping[str, bool]] = dict
         self._heard: dict[str, float] = {}  # worker -> when its last heartbeat was stored
-        # What each worker holds according to the records, and whether that is a last chance.
-        self._holding: dict[str, dict[tuple[Batch, int], bool]] = {}
+        self.ended: set[tuple[Batch, int, int]] = set()  # attempts that ran to their end
+        # What each worker holds according to the records, and the attempt of a last chance.
+        self._holding: dict[str, dict[tuple[Batch, int], int]] = {}
         self._silence: dict[str, float] = {}  # worker -> its longest silence between two of them
         self.terminated_at: float | None = None  # virtual
 
@@ -196,20 +197,22 @@ class Ledger(MemoryStore):
 
     def _check_claims(self, batch: Batch, old: Record, new: Record) -> None:
         """What was lost is claimed alone; at its last chance, by a worker that holds no other."""
-        claimed: list[tuple[str, bool]] = []
+        claimed: list[Task] = []
         for position, (was, now) in enumerate(zip(old.tasks, new.tasks, strict=True)):
-            last = now.lost > 0 and now.losses >= self.max_attempts - 1
             if was.state.held:
                 self._holding.setdefault(was.worker, {}).pop((batch, position), None)
             if now.state.held:
-                self._holding.setdefault(now.worker, {})[batch, position] = last
-            if now.state.held and now.attempt > was.attempt:
-                claimed.append((now.worker, now.lost > 0))
-        if len(claimed) > 1 and any(lost for _, lost in claimed):
+                last = now.lost > 0 and now.losses >= self.max_attempts - 1
+                held = self._holding.setdefault(now.worker, {})
+                held[batch, position] = now.attempt if last else 0
+                if now.attempt > was.attempt:
+                    claimed.append(now)
+        if len(claimed) > 1 and any(task.lost for task in claimed):
             raise BrokenRule(f"{batch}: what was lost is claimed beside others: {new}")
-        for worker, _ in claimed:
+        for worker in {task.worker for task in claimed}:
             held = self._holding[worker]
-            if len(held) > 1 and any(held.values()):
+            last_chances = [(*name, attempt) for name, attempt in held.items() if attempt]
+            if len(held) > 1 and not self.ended.issuperset(last_chances):
                 raise BrokenRule(f"{batch}: {worker} holds others beside a last chance: {held}")
 
     def _check_marker(self, batch: Batch, marker: str, record: Record | None) -> None:

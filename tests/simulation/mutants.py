@@ -220,6 +220,13 @@ LOSSES = (
         "test_a_task_at_its_last_chance_is_held_alone",
     ),
     mutant(
+        "a last chance is taken beside ends that are not written",
+        "worker.planner:ClaimPlanner.solo",
+        " or one.uploading or (one.ended and one is not hold)",
+        "",
+        "test_what_ended_and_is_not_written_is_not_held_beside_a_last_chance",
+    ),
+    mutant(
         "a worker at a last chance claims more",
         "worker.planner:ClaimPlanner._last_chance_held",
         "(task := hold.task(key)).lost > 0 and task.losses >= self.last_chance",

@@ -241,23 +241,24 @@ def test_only_what_ran_counts_as_lost_with_its_worker() -> None:
         assert world.count(State.FAILED) == running <= 2
 
 
+def poisoned(world: World, client: SimClient) -> None:
+    """Takes down one of two workers; the other has a slot free, and a task until about 65 s."""
+    nap = client.runtime.signal().wait
+    client.create()
+    client.submit([Work(seconds=8, poison=True), Work(seconds=8)])
+    nap(5)
+    client.submit([Work(seconds=60)])
+    while not any(body.key.attempt == 2 for body in world.bodies):
+        nap(1)
+    client.submit([Work(seconds=3)])
+    client.wait()
+    client.exit()
+
+
 def test_a_task_at_its_last_chance_is_held_alone() -> None:
     with a_world(workers=2, slots=2, limits=Limits(max_attempts=2)) as world:
         without_launcher(world)
-
-        def script(client: SimClient) -> None:
-            nap = client.runtime.signal().wait
-            client.create()
-            client.submit([Work(seconds=8, poison=True), Work(seconds=8)])
-            nap(5)
-            client.submit([Work(seconds=60)])  # the other worker is at it when the first dies
-            while not any(body.key.attempt == 2 for body in world.bodies):
-                nap(1)
-            client.submit([Work(seconds=3)])  # and has a slot free for this one
-            client.wait()
-            client.exit()
-
-        client = world.client("c", script)
+        client = world.client("c", partial(poisoned, world))
         world.start_worker("w-a", delay=0.5)
         world.start_worker("w-b", delay=4)
         world.run(50)
@@ -266,6 +267,19 @@ def test_a_task_at_its_last_chance_is_held_alone() -> None:
         world.run_until(lambda: client.dead, 1000)
         states = [task.state for _, task in sorted(world.tasks().items())]
         assert states == [State.FAILED, *[State.COMPLETED] * 3]
+
+
+def test_what_ended_and_is_not_written_is_not_held_beside_a_last_chance() -> None:
+    # It ends while its worker looks for more, which takes so long here.
+    with a_world(workers=2, slots=2, limits=Limits(max_attempts=2)) as world:
+        without_launcher(world)
+        client = world.client("c", partial(poisoned, world))
+        world.start_worker("w-a", delay=0.5)
+        world.start_worker("w-b", delay=4)
+        world.run(30)
+        world.store._latency = lambda op, rng: 40 if op == "list" else 0.02
+        world.start_worker("w-c", delay=300)
+        world.run_until(lambda: client.dead, 3000)
 
 
 def test_a_poison_task_whose_blob_must_be_fetched_is_blamed() -> None:

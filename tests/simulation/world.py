@@ -160,6 +160,7 @@ class SimSlots:
             self._worker.crash()
             return
         del self._running[key]
+        self._world.ledger.ended.add(key)
         failure = None
         if work.seconds > limit:
             failure = Failure(kind="timeout", type="TaskTimeout")
