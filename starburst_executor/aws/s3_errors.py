@@ -123,15 +123,12 @@ class S3Errors:
                 "(AWS_PROFILE) in ~/.aws/credentials and ~/.aws/config, or from the role of the "
                 "container or instance. `aws sts get-caller-identity` shows what is found."
             ) from error
-        except NO_ANSWER as error:
-            raise StoreUnavailable(
-                f"{operation} of {self.name(key)} got no answer: {error}"
-            ) from error
-        except RecursionError as error:  # botocore follows redirects recursively
-            raise StoreUnavailable(
-                f"{operation} of {self.name(key)} was redirected, but nowhere that answers. "
-                f"{self.place()}"
-            ) from error
+        except (RecursionError, *NO_ANSWER) as error:
+            if _is_recursion(error):  # botocore follows redirects recursively
+                said = f"was redirected, but nowhere that answers. {self.place()}"
+            else:
+                said = f"got no answer: {error}"
+            raise StoreUnavailable(f"{operation} of {self.name(key)} {said}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # What botocore or the store make of a reply that is not S3's.
             raise StoreUnavailable(
@@ -209,6 +206,12 @@ class S3Errors:
         if code == "AccessDenied":
             return StoreDenied(f"{text}. {self._permission('DeleteObjects', None)}")
         return StoreUnavailable(text) if code in _PASSING else StoreError(text)
+
+
+def _is_recursion(error: Exception) -> bool:
+    """Whether the stack was used up, at whatever depth that happened to be noticed."""
+    cause = error.kwargs.get("error") if isinstance(error, HTTPClientError) else error
+    return isinstance(cause, RecursionError)
 
 
 def http_status(error: ClientError) -> int:
