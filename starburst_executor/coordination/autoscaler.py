@@ -53,8 +53,13 @@ __all__ = ["Autoscaler"]
 
 log = logging.getLogger(__name__)
 
-# After this many workers in a row that ended before their first heartbeat, none will ever work.
+# After this many workers in a row that ended before their first heartbeat, or because no task can
+# be run where they are, none will ever work.
 _STILLBORN_MAX = 3
+_LIKELY_CAUSES = (
+    "Most likely they cannot reach the store or import starburst_executor, or have run out of "
+    "memory, disk space or processes."
+)
 # Finding a machine, pulling an image and installing packages take minutes.
 _START_SECONDS = 600.0
 # Length of a lease: the longest that calls take, plus the pace of Fargate, which launchers keep to.
@@ -309,7 +314,7 @@ class Autoscaler:
         """Notice workers that ended before their first heartbeat: no hang may go unexplained."""
         for worker in sorted(self._started.keys() & ended):
             heartbeat = self._last_heartbeat(worker)
-            if heartbeat is not None and not _never_worked(heartbeat):
+            if heartbeat is not None and heartbeat.state is not WorkerState.BROKEN:
                 del self._started[worker]
                 self._stillborn = 0
                 continue
@@ -322,7 +327,7 @@ class Autoscaler:
                 log.info("worker %s was taken away before it started work", worker)
                 continue
             tail = self._launcher.log_tail(self._session.url, worker)
-            self._count_stillborn(worker, f"printed:\n{tail}")
+            self._count_stillborn(worker, f"printed:\n{tail}\n{_LIKELY_CAUSES}")
 
     def _last_heartbeat(self, worker: str) -> Heartbeat | None:
         session = self._session
@@ -330,18 +335,11 @@ class Autoscaler:
 
     def _count_stillborn(self, worker: str, last: str) -> None:
         self._stillborn += 1
-        log.warning("worker %s ended before it started work; it %s", worker, last)
+        log.warning("worker %s could not work; it %s", worker, last)
         if self._stillborn == _STILLBORN_MAX:
             self._broken(
                 ExecutorBroken(
                     f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
-                    f"they started work; the last, {worker}, {last}\n"
-                    "Most likely they cannot reach the store or import starburst_executor, or "
-                    "have run out of memory, disk space or processes."
+                    f"they started work, or could work no longer; the last, {worker}, {last}"
                 )
             )
-
-
-def _never_worked(heartbeat: Heartbeat) -> bool:
-    """Whether a worker left because it could run no task, and had run none."""
-    return heartbeat.state is WorkerState.BROKEN and not heartbeat.completed + heartbeat.failed

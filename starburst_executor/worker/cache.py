@@ -18,6 +18,7 @@ from starburst_executor.environment import local_modules
 from starburst_executor.errors import DamagedObject, ObjectNotFound
 from starburst_executor.protocol.payload import references
 from starburst_executor.protocol.session import Session
+from starburst_executor.storage.base import local_disk
 
 __all__ = ["DiskCache", "ObjectCache"]
 
@@ -55,8 +56,9 @@ class DiskCache:
         self._session = session
         self._folder = folder
         self.blobs = folder / "blobs"
-        self.blobs.mkdir(parents=True, exist_ok=True)
-        (folder / "functions").mkdir(exist_ok=True)
+        with local_disk(folder):
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            (folder / "functions").mkdir(exist_ok=True)
         self._paths: dict[str, str] = {}
         self._functions: dict[str, tuple[Path, float]] = {}  # and when it was last seen
         self._complete: set[str] = set()  # callables all of whose blobs are here
@@ -66,6 +68,7 @@ class DiskCache:
 
         Raises:
             DamagedObject: it is gone from the store, or its content does not match its name.
+            LocalDiskError: it cannot be kept here.
         """
         target, checked = self._functions.get(digest, (None, 0.0))
         now = self._session.runtime.monotonic()
@@ -83,7 +86,10 @@ class DiskCache:
     def missing(self, function: str, call: bytes = b"") -> list[str]:
         """Blobs that are named and not here."""
         if function not in self._complete:
-            lacking = self._lacking(self.function(function).read_bytes())
+            file = self.function(function)
+            with local_disk(file):
+                cargo = file.read_bytes()
+            lacking = self._lacking(cargo)
             if not lacking:
                 self._complete.add(function)
         else:
@@ -108,8 +114,9 @@ class DiskCache:
         if digest not in self._paths:
             archive = self._folder / f"{digest}.zip"
             self._download(f"modules/{digest}", digest, archive)
-            self._paths[digest] = str(local_modules.unpack(archive, self._folder / "modules"))
-            archive.unlink()
+            with local_disk(archive):
+                self._paths[digest] = str(local_modules.unpack(archive, self._folder / "modules"))
+                archive.unlink()
         return self._paths[digest]
 
     def _download(self, name: str, digest: str, target: Path) -> None:
@@ -121,11 +128,12 @@ class DiskCache:
             raise DamagedObject(
                 f"{name} of session {self._session.id} is gone, and tasks need it"
             ) from error
-        if _digest_of_file(part) != digest:
-            part.unlink()
-            raise DamagedObject(f"{name} of session {self._session.id} is damaged: its content "
-                                "does not have the digest that is its name")  # fmt: skip
-        part.rename(target)
+        with local_disk(part):
+            if _digest_of_file(part) != digest:
+                part.unlink()
+                raise DamagedObject(f"{name} of session {self._session.id} is damaged: its content "
+                                    "does not have the digest that is its name")  # fmt: skip
+            part.rename(target)
 
 
 def _digest_of_file(path: Path) -> str:

@@ -140,8 +140,7 @@ class Dispatcher:
         assert isinstance(key, AttemptKey)
         assignment = self._planner.assignments.get(key.batch)
         if assignment is None or assignment.dispatched.get(key.position) != key:
-            for _, path, _ in result.blobs:
-                path.unlink(missing_ok=True)
+            result.delete_blobs()
             return
         del assignment.dispatched[key.position]
         seconds = max(0.0, result.ended - result.began)
