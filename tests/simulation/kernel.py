@@ -318,6 +318,9 @@ class Simulation:
         error = actor.error
         if error is None or actor.dying:
             return
+        if isinstance(error, MemoryError):
+            self.note(actor.name, "dies of", repr(error))  # a thread that others may wait for
+            return
         if not isinstance(error, Exception):
             raise error  # Ctrl-C, pytest's own
         raise SimulationFailed(f"{actor.name} raised {error!r}; {self.report()}") from error
@@ -444,12 +447,21 @@ class Fault(Enum):
     RETRIED = "retried"  # takes effect, then the SDK repeats it and returns what the repetition got
     REFUSED = "refused"  # 409: Conflict, no effect
     TORN = "torn"  # the second half of a listing is as of a later moment
+    NO_MEMORY = "no memory"  # MemoryError, before the request leaves
     KILLED_BEFORE = "killed before"  # the caller's process dies before the request leaves
     KILLED_AFTER = "killed after"  # the caller's process dies when the request takes effect
 
 
-_EVERYWHERE = frozenset({Fault.UNAVAILABLE, Fault.LOST, Fault.KILLED_BEFORE, Fault.KILLED_AFTER})
-_APPLIES = {
+_EVERYWHERE = frozenset(
+    {
+        Fault.UNAVAILABLE,
+        Fault.LOST,
+        Fault.NO_MEMORY,
+        Fault.KILLED_BEFORE,
+        Fault.KILLED_AFTER,
+    }
+)
+APPLIES = {
     "get": _EVERYWHERE,
     "list": _EVERYWHERE | {Fault.TORN},
     "put": _EVERYWHERE | {Fault.LATE, Fault.RETRIED},
@@ -492,7 +504,7 @@ def random_faults(chances: Mapping[Fault, float]) -> FaultPlan:
         for fault, chance in chances.items():
             point -= chance
             if point < 0:
-                return fault if fault in _APPLIES[call.op] else None
+                return fault if fault in APPLIES[call.op] else None
         return None
 
     return plan
@@ -628,7 +640,7 @@ class SimStore:
         process = request.actor.process
         call = Call(process.name, process.requests, request.op, request.key)
         fault = self.faults(call, self._random)
-        if fault is not None and fault not in _APPLIES[request.op]:
+        if fault is not None and fault not in APPLIES[request.op]:
             raise ValueError(f"{fault} does not apply to {call}")
         return fault
 
@@ -724,6 +736,9 @@ class _Request:
     def _no_answer(self) -> None:
         message = f"{self.op} of {self.key}: no plain answer (simulated)"
         self.answer(None, StoreUnavailable(message))
+
+    def _no_memory(self) -> None:
+        self.answer(None, MemoryError(f"{self.op} of {self.key} (simulated)"))
 
     def _unavailable(self) -> None:
         self._later(self.half, self._no_answer)

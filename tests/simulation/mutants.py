@@ -329,6 +329,20 @@ WHO_IS_THERE = (
         "test_a_client_held_up_between_count_and_turn_starts_none_beside_those_of_another",
     ),
     mutant(
+        "whoever has left counts as new when its start is shown late",
+        "coordination.autoscaler:Autoscaler._launch_with_lease",
+        "others -= self._session.buried()",
+        "pass",
+        "test_a_worker_that_shows_only_after_it_has_left_is_not_taken_for_a_new_one",
+    ),
+    mutant(
+        "whoever detaches does not wait for the turn of another",
+        "coordination.autoscaler:Autoscaler.need",
+        "self._session.runtime.signal().wait(self._session.runtime.random.uniform(0.5, 1.0))",
+        "return",
+        "test_a_client_that_detaches_waits_until_the_turn_of_another_is_over",
+    ),
+    mutant(
         "the turn of a process that died never ends",
         "coordination.launch_lease:LaunchLease._is_free",
         " or stored.age >= stored.value.seconds",

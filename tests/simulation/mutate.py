@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.simulation.chaos import KINDS, Chaos
+from tests.simulation.chaos import Chaos
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.mutation import Mutant, Verdict
+from tests.simulation.schedule import Kind, drawn
 
 __all__ = ["main"]
 
@@ -70,12 +71,13 @@ def _at_random(mutant: Mutant, most: int) -> str:
     """Which random schedule is the first to notice."""
     if not most:
         return ""
+    kinds = list(Kind)
     with mutant.applied():
         for number in range(most):
-            kind, seed = KINDS[number % len(KINDS)], number // len(KINDS)
+            kind, seed = kinds[number % len(kinds)], number // len(kinds)
             try:
                 with _bounded():
-                    Chaos(seed, kind).play()
+                    Chaos(drawn(seed, kind)).play()
             except Exception:
                 return f"random schedule {number + 1} notices: {kind} {seed}"
     return f"{most} random schedules notice nothing"

@@ -419,6 +419,67 @@ def test_the_turn_of_a_process_that_died_ends_by_itself() -> None:
         world.run_until(lambda: world.finished, 100)
 
 
+@pytest.mark.parametrize("fault", [Fault.RETRIED, Fault.LOST, Fault.LATE])
+def test_a_client_that_detaches_makes_sure_of_workers_though_its_turn_was_in_doubt(
+    fault: Fault,
+) -> None:
+    with a_world(once(fault, "create", "launching"), workers=1) as world:
+
+        def detach(client: SimClient) -> None:
+            client.create()
+            client.submit([Work()])
+            client.detach()
+            client.exit()
+
+        client = world.client("c", detach)
+        world.run_until(lambda: client.dead, 300)
+        world.run_until(lambda: world.finished, world.sim.now + 60)
+
+
+def test_a_client_that_detaches_waits_until_the_turn_of_another_is_over() -> None:
+    dies = once(Fault.KILLED_AFTER, "create", "launching")
+    with a_world(dies, workers=1) as world:
+        world.client("c", submitting(Work(), then=outlasting))
+
+        def detach(client: SimClient) -> None:
+            client.attach()
+            client.submit([Work()])
+            client.detach()
+            client.exit()
+
+        client = world.client("d", detach, delay=3)
+        world.run_until(lambda: client.dead, 60)
+        world.run_until(lambda: world.finished, 120)
+
+
+def test_a_worker_that_shows_only_after_it_has_left_is_not_taken_for_a_new_one() -> None:
+    # It becomes known to the launcher just between a client's count and its turn.
+    shown: list[str] = []
+
+    def strike(call: Call) -> Fault | None:
+        if call.process == "d" and call.key.endswith("/launching") and not shown:
+            shown.append("w-a")
+            world.workers["w-a"].born_at = -world.launcher.lag
+        return None
+
+    with a_world(striking(strike), workers=1, lag=60.0, workers_launch=False) as world:
+        world.client("c", SimClient.create)
+        worker = world.start_worker("w-a", delay=0.5)
+        world.run(20)
+        worker.stop("it got SIGTERM")
+        world.run_until(lambda: worker.dead, 30)
+
+        def detach(client: SimClient) -> None:
+            client.attach()
+            client.submit([Work()])
+            client.detach()
+            client.exit()
+
+        world.client("d", detach)
+        world.run_until(lambda: bool(world.tasks()) and world.finished, 60)
+        assert shown
+
+
 # --- ends --------------------------------------------------------------------------
 
 

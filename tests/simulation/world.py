@@ -264,13 +264,16 @@ class SimWorker:
             worker = self._make(manifest)
             self.session.patiently(worker.heartbeats.beat)
             self.worker = worker
-        except (StoreError, SessionError) as error:
+        except (StoreError, SessionError, MemoryError) as error:
             self.reason = f"it could not begin: {error}"
             return
         self.world.sim.spawn(f"{self.id}/beat", worker.heartbeats.run, of=self.actor)
         if self.staff is not None:
             self.world.sim.spawn(f"{self.id}/staff", self.staff.run, of=self.actor)
-        self.reason = worker.run()
+        try:
+            self.reason = worker.run()
+        except MemoryError as error:
+            self.reason = repr(error)
         self.world.sim.note(self.id, "left:", self.reason)
         self.world.sim.kill(self.actor)  # with all threads that it still has
 
