@@ -7,7 +7,9 @@ a lost reply conflicts with itself; writers read back to find out.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import logging
 import re
 import threading
@@ -48,6 +50,7 @@ from starburst_executor.storage.base import (
 )
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
         ErrorTypeDef,
@@ -71,8 +74,10 @@ _LAST = "\U0010ffff"  # sorts after every other character
 # How S3 prices its operations: these are free, these are reads, all others are writes.
 _FREE = {"DeleteObjects", "AbortMultipartUpload"}
 _READS = {"GetObject", "HeadObject"}
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# Old buckets have capitals and underscores, other servers have rules of their own; boto3 has these.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 _SETTINGS = ("region", "sse", "kms_key_id")
+_CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 Encryption = Literal["AES256", "aws:kms"]
 
@@ -420,7 +425,16 @@ def _s3_client(region: str | None) -> S3Client:
     # boto3 sends `Expect: 100-continue` before each body, an extra round trip for every write.
     # A small body is as fast as the question; a refused part wastes 16 MiB, and rarely happens.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("before-sign.s3.DeleteObjects", _check_by_md5)
     return client
+
+
+def _check_by_md5(request: AWSRequest, **_: object) -> None:
+    """Replace boto3's checksum by the one that every server knows; DeleteObjects must have one."""
+    for name in [name for name in request.headers if name.lower().startswith(_CHECKSUMS)]:
+        del request.headers[name]
+    digest = hashlib.md5(cast("bytes", request.body), usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _canonical_url(bucket: str, prefix: str, settings: tuple[str | None, ...]) -> str:

@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from starburst_executor.errors import (
+    ConfigError,
     Conflict,
     ObjectNotFound,
     StoreDenied,
@@ -107,9 +108,12 @@ class S3Errors:
 
         Raises:
             StoreError: one of its subclasses.
+            ConfigError: no client could be created.
         """
         try:
             yield
+        except ConfigError:
+            raise  # a ValueError too, but not about a reply
         except ClientError as error:
             raise self._refused(error, operation, key, condition) from error
         except _NO_CREDENTIALS as error:
@@ -119,15 +123,12 @@ class S3Errors:
                 "(AWS_PROFILE) in ~/.aws/credentials and ~/.aws/config, or from the role of the "
                 "container or instance. `aws sts get-caller-identity` shows what is found."
             ) from error
-        except NO_ANSWER as error:
-            raise StoreUnavailable(
-                f"{operation} of {self.name(key)} got no answer: {error}"
-            ) from error
-        except RecursionError as error:  # botocore follows redirects recursively
-            raise StoreUnavailable(
-                f"{operation} of {self.name(key)} was redirected, but nowhere that answers. "
-                f"{self.place()}"
-            ) from error
+        except (RecursionError, *NO_ANSWER) as error:
+            if _is_recursion(error):  # botocore follows redirects recursively
+                said = f"was redirected, but nowhere that answers. {self.place()}"
+            else:
+                said = f"got no answer: {error}"
+            raise StoreUnavailable(f"{operation} of {self.name(key)} {said}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # What botocore or the store make of a reply that is not S3's.
             raise StoreUnavailable(
@@ -153,7 +154,8 @@ class S3Errors:
         # 409 without a condition: another operation on the object is in progress.
         if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
             return StoreUnavailable(text)
-        if code in _BAD_CREDENTIALS:
+        # The reply to a HEAD has no body that could name the reason.
+        if code in _BAD_CREDENTIALS or (operation == "HeadObject" and status == 400):
             return StoreDenied(
                 f"{text}. The credentials are wrong or have expired (or this machine's clock is "
                 "off); `aws sts get-caller-identity` shows which are used."
@@ -204,6 +206,12 @@ class S3Errors:
         if code == "AccessDenied":
             return StoreDenied(f"{text}. {self._permission('DeleteObjects', None)}")
         return StoreUnavailable(text) if code in _PASSING else StoreError(text)
+
+
+def _is_recursion(error: Exception) -> bool:
+    """Whether the stack was used up, at whatever depth that happened to be noticed."""
+    cause = error.kwargs.get("error") if isinstance(error, HTTPClientError) else error
+    return isinstance(cause, RecursionError)
 
 
 def http_status(error: ClientError) -> int:

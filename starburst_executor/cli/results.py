@@ -35,6 +35,7 @@ from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.vanished import lost
 from starburst_executor.storage.base import appearing
 from starburst_executor.worker.cache import DiskCache
 
@@ -147,15 +148,17 @@ def _wait(session: Session, timeout: float | None) -> None:
 
 
 def _outcomes(session: Session, manifest: Manifest) -> list[TaskOutcome]:
-    batches = [sight.batch for sight in session.queue().look()]
+    queue = session.queue()
+    listed = [sight.batch for sight in queue.look()]
+    gone = lost(queue, listed, manifest.lanes)
     if manifest.python != python_version():
         return _without_values(session)
     collector = Collector(session, PayloadCodec(session, manifest.python, ()))
     outcomes: list[TaskOutcome] = []
     index = 0
-    with _importable(session, batches):
-        for batch in batches:
-            outcomes += collector.collect(batch, index)
+    with _importable(session, listed):
+        for batch in sorted({*listed, *gone}):
+            outcomes += collector.collect(batch, index, gone=batch in gone)
             index += batch.size
     return healed(outcomes, retried(session))
 

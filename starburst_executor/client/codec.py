@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,9 +15,10 @@ from msgspec.structs import replace
 
 from starburst_executor.client.future import Settled
 from starburst_executor.environment.local_modules import Tracker
-from starburst_executor.errors import DamagedObject, ObjectNotFound, VersionMismatch
+from starburst_executor.errors import VersionMismatch
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
+from starburst_executor.protocol.patience import CALL_SECONDS, Consequence, consequence
 from starburst_executor.protocol.payload import digest_of
 from starburst_executor.protocol.records import Task
 from starburst_executor.protocol.session import Session
@@ -95,56 +97,94 @@ class PayloadCodec:
         return self._tracker.refresh()
 
     def open_outcome(self, batch: Batch, position: int, task: Task, data: bytes) -> Settled:
-        """A task's value or exception."""
+        """A task's value or exception.
+
+        Raises:
+            StoreError: the store is away, and what the outcome consists of could not be read.
+        """
         outcome = decode_outcome(data)
-        if outcome.failure is not None:
-            return False, self.error(outcome.failure, batch, position, task)
-        assert outcome.value is not None
+        where = _where(batch, position, task)
+        reading = _Reading(self._session, self._defined)
+        with definitions(reading.define):
+            if outcome.failure is not None:
+                settled = False, self._error(outcome.failure, reading, where)
+            else:
+                assert outcome.value is not None
+                settled = self._value(outcome.value, reading, where)
+        if reading.unread is not None:
+            raise reading.unread
+        return settled
+
+    def _value(self, cargo: bytes, reading: _Reading, where: str) -> Settled:
         try:
             self.check_python()
-            with definitions(self._define):
-                return True, loads(outcome.value, self._fetch, "result")
+            return True, loads(cargo, reading.fetch, "result")
         except BaseException as error:  # the user's own unpickling code runs here
             if is_interrupt(error):
                 raise
-            error.add_note(_where(batch, position, task))
+            error.add_note(where)
             return False, error
 
-    def error(self, failure: Failure, batch: Batch, position: int, task: Task) -> BaseException:
+    def _error(self, failure: Failure, reading: _Reading, where: str) -> BaseException:
         """The exception that a failure represents."""
         if self._python != python_version():
             failure = _without_pickle(failure)
-        with definitions(self._define):
-            return rebuild(failure, self._fetch, _where(batch, position, task))
-
-    def _define(self, function: str) -> object:
-        """Unpickle a callable of the session for the classes it defines."""
-        if function not in self._defined:
-            cargo = self._session.get_function(function)
-            with definitions(self._define):
-                self._defined[function] = loads(cargo, self._fetch, "callable")
-        return self._defined[function]
+        return rebuild(failure, reading.fetch, where)
 
     def _ship(self, digest: str, data: bytes) -> None:
-        self._session.put_content("modules", data)
+        self._session.outlast(
+            partial(self._session.put_content, "modules", data), seconds=CALL_SECONDS
+        )
 
     def _keep(self, digest: str, data: memoryview) -> None:
         """Store a large buffer now: the caller may modify it after `submit`."""
         if digest not in self._stored:
-            self._session.put_blob(digest, data)
+            self._session.outlast(
+                partial(self._session.put_blob, digest, data), seconds=CALL_SECONDS
+            )
             self._stored.add(digest)
 
-    def _fetch(self, digest: str, size: int) -> bytearray:
-        with NamedTemporaryFile() as file:
-            try:
-                self._session.get_blob(digest, Path(file.name))
-            except ObjectNotFound as error:
-                raise DamagedObject(f"blob {digest} of a result is gone from the store") from error
-            buffer = bytearray(size)
-            with Path(file.name).open("rb") as part:
-                if part.readinto(buffer) != size or part.read(1):
-                    raise DamagedObject(f"blob {digest} of a result does not have {size} bytes")
-        return buffer
+
+class _Reading:
+    """What one outcome is read with; remembers that the store was away.
+
+    Whatever unpickling makes of such an error, it says nothing about the outcome.
+
+    Args:
+        session: The session.
+        defined: Callables unpickled before, by digest; more are added.
+
+    Attributes:
+        unread: Why something could not be read for now; None if nothing was missing.
+    """
+
+    def __init__(self, session: Session, defined: dict[str, object]) -> None:
+        self._session = session
+        self._defined = defined
+        self.unread: Exception | None = None
+
+    def fetch(self, digest: str, size: int) -> bytearray:
+        """A blob."""
+        with self._remembering():
+            return self._session.get_blob(digest, size)
+
+    def define(self, function: str) -> object:
+        """Unpickle a callable of the session for the classes it defines."""
+        if function not in self._defined:
+            with self._remembering():
+                cargo = self._session.get_function(function)
+            with definitions(self.define):
+                self._defined[function] = loads(cargo, self.fetch, "callable")
+        return self._defined[function]
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if consequence(error) is Consequence.WAIT:
+                self.unread = error
+            raise
 
 
 def _where(batch: Batch, position: int, task: Task) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from starburst_executor.client.codec import PayloadCodec
 from starburst_executor.errors import StoreError
 from starburst_executor.protocol.keys import Batch, task_id
 from starburst_executor.protocol.outcome import Failure, decode_outcome
+from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import Record, State, Task
 from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.vanished import read_again, remains
 
 __all__ = ["Collector", "FinalStateName", "TaskOutcome"]
 
@@ -75,28 +78,39 @@ class Collector:
         self._known: dict[Batch, VersionedRecord] = {}
         self._outcomes: dict[tuple[Batch, int], TaskOutcome] = {}
 
-    def collect(self, batch: Batch, first_index: int) -> list[TaskOutcome]:
-        """The outcomes of the finished tasks of one batch, in order."""
-        record = self._record(batch)
-        return [
-            self._outcome(batch, position, task, first_index)
-            for position, task in enumerate(record.tasks)
-            if task.state.final
-        ]
+    def collect(self, batch: Batch, first_index: int, *, gone: bool = False) -> list[TaskOutcome]:
+        """The outcomes of the finished tasks of one batch, in order.
+
+        Args:
+            batch: The batch.
+            first_index: Index of its first task.
+            gone: Whether objects of it were removed: then what is pending has failed.
+
+        Raises:
+            StoreError: an outcome cannot be read for now; call again.
+        """
+        record = remains(self._session, batch) if gone else self._record(batch)
+        ended = [(i, task) for i, task in enumerate(record.tasks) if task.state.final]
+        found = [self._outcome(batch, i, task, first_index) for i, task in ended]
+        if gone:  # a batch that is listed again may still end otherwise
+            self._forget(batch)
+        return found
+
+    def _forget(self, batch: Batch) -> None:
+        self._outcomes = {key: one for key, one in self._outcomes.items() if key[0] != batch}
 
     def _record(self, batch: Batch) -> Record:
         known = self._known.get(batch)
-        if known is None:
-            known = VersionedRecord(self._session.tasks(batch).header.fresh_record(), None)
-        if not known.record.finished or known.version is None:
-            known = self._known[batch] = self._session.read(batch, known)
+        if known is None or not known.record.finished or known.version is None:
+            known = self._known[batch] = read_again(self._session, batch, known)
         return known.record
 
     def _outcome(self, batch: Batch, position: int, task: Task, first: int) -> TaskOutcome:
         outcome = self._outcomes.get((batch, position))
         if outcome is None:
-            outcome = self._read(batch, position, task, first + position)
-            self._outcomes[batch, position] = outcome
+            # What the store does not give for now is no outcome: nothing is kept of it.
+            read = partial(self._read, batch, position, task, first + position)
+            outcome = self._outcomes[batch, position] = self._session.patiently(read)
         return outcome
 
     def _read(self, batch: Batch, position: int, task: Task, index: int) -> TaskOutcome:
@@ -109,6 +123,8 @@ class Collector:
                 failure = decode_outcome(data).failure
                 good, opened = self._packer.open_outcome(batch, position, task, data)
             except StoreError as damage:
+                if consequence(damage) is Consequence.WAIT:
+                    raise
                 good, opened = False, damage
             value, error = (opened, None) if good else (None, opened)
         if error is not None and failure is None:

@@ -69,7 +69,9 @@ class SessionReader:
             self._registry.take_in_others()
             outcomes: list[TaskOutcome] = []
             for batch in self._registry.batches():
-                outcomes += self._collector.collect(batch, self._registry.first_index(batch))
+                first = self._registry.first_index(batch)
+                gone = self._registry.lost(batch)
+                outcomes += self._collector.collect(batch, first, gone=gone)
             return healed(outcomes, retried(self._session))
 
     def logs(self, task: TaskFuture[Any] | str | None) -> str:

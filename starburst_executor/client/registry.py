@@ -18,6 +18,7 @@ from starburst_executor.protocol.keys import Batch, parse_task_id
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import NO_NAME, Name
+from starburst_executor.protocol.vanished import lost, remains
 
 __all__ = ["FutureRegistry"]
 
@@ -48,6 +49,7 @@ class FutureRegistry:
         self._next_index = 0
         self._first: dict[Batch, int] = {}  # index of a batch's first task
         self._done: dict[Batch, int] = {}  # finished batches: how many tasks were cancelled
+        self._lost: set[Batch] = set()
         self._futures: weakref.WeakValueDictionary[tuple[int, int], TaskFuture[Any]] = (
             weakref.WeakValueDictionary()
         )
@@ -69,18 +71,33 @@ class FutureRegistry:
         self._watcher.add(batch, watched)
 
     def take_in_others(self) -> None:
-        """Register stored batches not known yet, and have unfinished ones watched."""
+        """Register stored batches not known yet, and have unfinished ones watched.
+
+        Batches that have lost their `tasks` since, or all their objects, are among them.
+        """
         with self._lock:
-            for sight in self._queue.look():
-                batch = sight.batch
+            sights = {sight.batch: sight for sight in self._queue.look()}
+            lanes = self._watcher.manifest.lanes
+            self._lost = lost(self._queue, sights.keys(), lanes, self._first.keys())
+            for batch in sorted({*sights, *self._lost}):
                 known = batch in self._first
                 if not known:
                     self._first[batch] = self._next_index
                     self._next_index += batch.size
-                if sight.done is not None:
+                sight = sights.get(batch)
+                if sight is not None and sight.done is not None:
                     self._done[batch] = sight.done[2]
                 elif not known:
+                    if sight is None and not self._held(batch):
+                        self._done[batch] = batch.size  # how many were cancelled, its record tells
                     self._of(batch)
+
+    def _held(self, batch: Batch) -> bool:
+        return any(task.state.held for task in remains(self._session, batch).tasks)
+
+    def lost(self, batch: Batch) -> bool:
+        """Whether objects of a batch were gone at the last look, so that it is not listed."""
+        return batch in self._lost
 
     def all(self) -> list[TaskFuture[Any]]:
         """The futures of all stored tasks, in submission order."""

@@ -7,11 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from starburst_executor.client.future import Settled
-from starburst_executor.errors import DamagedObject, StoreError, StoreUnavailable
+from starburst_executor.errors import DamagedObject, StoreError
 from starburst_executor.protocol import transitions
 from starburst_executor.protocol.keys import Batch
+from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import Piece, Record, Task
-from starburst_executor.protocol.session import Session, VersionedRecord
+from starburst_executor.protocol.session import Session
+from starburst_executor.protocol.vanished import remains
 
 __all__ = ["ResultReader"]
 
@@ -35,18 +37,18 @@ class ResultReader:
         self._lock = threading.Lock()
 
     def settled(self, batch: Batch, position: int, task: Task) -> Settled:
-        """How a final task ended; an outcome that cannot be read is an error of its own.
+        """How a final task ended; one whose outcome is damaged has failed.
 
         Raises:
-            StoreUnavailable: the store did not answer, for now.
+            StoreError: the store is away, so that the outcome is not known yet.
         """
         assert task.outcome is not None
         try:
             data = self._session.get_piece(batch, task.outcome)
             return self._open(batch, position, task, data)
-        except StoreUnavailable:
-            raise
         except StoreError as error:
+            if consequence(error) is Consequence.WAIT:
+                raise
             return False, error
 
     def in_few_reads(self, batch: Batch, record: Record, ended: Iterable[int]) -> dict[int, Task]:
@@ -77,7 +79,7 @@ class ResultReader:
         }
 
     def later(self, batch: Batch, position: int) -> Settled:
-        """How a task of a finished batch ended, with the record read now if it is not at hand."""
+        """How a task of a batch that is finished or gone ended; its record may be read now."""
 
         def once() -> Settled:
             task = self.record(batch).tasks[position]
@@ -86,12 +88,11 @@ class ResultReader:
         return self._session.patiently(once)
 
     def record(self, batch: Batch) -> Record:
-        """The record of a finished batch; the last few are kept."""
+        """The record of a batch that is finished or gone; the last few are kept."""
         with self._lock:
             record = self._records.get(batch)
         if record is None:
-            fresh = self._session.tasks(batch).header.fresh_record()
-            record = self._session.read(batch, VersionedRecord(fresh, None)).record
+            record = remains(self._session, batch, done=True)
             with self._lock:
                 self._records[batch] = record
                 while len(self._records) > 16:

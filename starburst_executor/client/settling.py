@@ -3,12 +3,13 @@
     batch -> futures by position, the record as last read, the listing as last seen
 
 A future leaves the table once it is settled. A record whose outcomes could not all be read is read
-again, so an outage of the store only delays them.
+again, so an outage of the store only delays them. A stored batch that whole listings no longer show
+has lost its `tasks`: its record still settles futures, and those that no worker can end any more
+fail.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,23 +18,19 @@ from typing import Any
 
 from starburst_executor.client.future import TaskFuture
 from starburst_executor.client.results import ResultReader
-from starburst_executor.errors import (
-    InitializerFailed,
-    NewerSchema,
-    ObjectNotFound,
-    SessionTerminated,
-    StoreError,
-    StoreUnavailable,
-)
+from starburst_executor.errors import InitializerFailed, StarburstError
+from starburst_executor.protocol import vanished
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader
+from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import Record, State, Task
 from starburst_executor.protocol.session import Session, VersionedRecord
 from starburst_executor.storage.base import ListedObject
 
 __all__ = ["Settling"]
 
-log = logging.getLogger(__name__)
+# A batch that is stored while a listing is being taken may be missing in that one.
+_GONE_AFTER = 2  # listings
 
 
 @dataclass(slots=True)
@@ -43,6 +40,12 @@ class _Waited:
     futures: dict[int, TaskFuture[Any]]
     known: VersionedRecord
     listing: BatchListing | None = None
+    missed: int = 0  # successive whole listings that did not show it
+
+    @property
+    def gone(self) -> bool:
+        """Whether it seems to have lost its `tasks`."""
+        return self.missed >= _GONE_AFTER
 
 
 class Settling:
@@ -57,6 +60,7 @@ class Settling:
 
     Attributes:
         run_time: Moving average of task run times in seconds; None until one has ended.
+        unread: Why something could not be read at the last poll; None if all could.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Settling:
         self._idle.set()
         self._abandoned: BaseException | None = None  # why nothing is watched any more
         self.run_time: float | None = None
+        self.unread: StarburstError | None = None
 
     @property
     def unfinished(self) -> int:
@@ -140,14 +145,39 @@ class Settling:
             listings = [waited.listing for waited in self._waited.values()]
         return [listing.record for listing in listings if listing and listing.record]
 
+    def gone(self) -> list[BatchListing]:
+        """Batches that are not listed any more and whose records may name workers, as if listed."""
+        with self._lock:
+            known = {batch: waited.known for batch, waited in self._waited.items() if waited.gone}
+        return [
+            BatchListing(
+                batch,
+                record=ListedObject(
+                    key=batch.record_key,
+                    size=record.size,
+                    version=record.version,
+                    modified=self._queue.now,
+                ),
+            )
+            for batch, record in known.items()
+            if record.version is not None
+        ]
+
     def read_changed(self, listings: dict[Batch, BatchListing]) -> bool:
-        """Read records that changed, and settle ended tasks; whether there were any."""
+        """Read records that changed, and settle ended tasks; whether there were any.
+
+        Args:
+            listings: What a whole listing showed.
+        """
+        self.unread = None
         with self._lock:
             changed = []
             for batch, waited in self._waited.items():
                 listing = listings.get(batch) or waited.listing
                 waited.listing = listing
-                if self._worth_reading(batch, listing, waited.known):
+                shown = batch in listings or self._queue.done(batch)
+                waited.missed = 0 if shown else waited.missed + 1
+                if waited.gone or self._worth_reading(batch, listing, waited.known):
                     changed.append((batch, waited))
         calls = [partial(self._read, batch, waited.known) for batch, waited in changed]
         reads = self._runtime.gather(calls)
@@ -155,6 +185,7 @@ class Settling:
         for (batch, waited), known in zip(changed, reads, strict=True):
             if known is not None:
                 progress = self._take_in(batch, waited, known) or progress
+                progress = self._fail_gone(batch, waited, known.record) or progress
         return progress
 
     def _worth_reading(
@@ -171,12 +202,40 @@ class Settling:
 
     def _read(self, batch: Batch, known: VersionedRecord) -> VersionedRecord | None:
         try:
-            return self._session.read(batch, known)
-        except (NewerSchema, SessionTerminated):
-            raise
-        except (ObjectNotFound, StoreError) as error:
-            log.warning("batch %s: %s", batch, error)
-            return None
+            return vanished.read_again(self._session, batch, known)
+        except StarburstError as error:
+            if consequence(error) is Consequence.END:
+                raise
+            if consequence(error) is Consequence.WAIT:
+                self.unread = error
+                return None
+            # Nothing of it is left, or nothing that can be read.
+            return VersionedRecord(Record.fresh(batch.size), None)
+
+    def _fail_gone(self, batch: Batch, waited: _Waited, record: Record) -> bool:
+        """Fail what can never end because objects were removed; whether there was any."""
+        done = self._queue.done(batch)
+        if not done and not (waited.gone and self._is_gone(batch)):
+            return False
+        lost = {
+            position: future
+            for position, future in list(waited.futures.items())
+            if not record.tasks[position].state.final
+            and (done or not record.tasks[position].state.held)
+        }
+        for future in lost.values():
+            future.settle((False, vanished.gone(self._session, batch)))
+        self._remove(batch, waited, list(lost))
+        return bool(lost)
+
+    def _is_gone(self, batch: Batch) -> bool:
+        try:
+            return vanished.is_gone(self._session, batch)
+        except StarburstError as error:
+            if consequence(error) is not Consequence.WAIT:
+                raise
+            self.unread = error
+            return False
 
     def _take_in(self, batch: Batch, waited: _Waited, known: VersionedRecord) -> bool:
         """Settle ended tasks; whether there were any."""
@@ -192,15 +251,18 @@ class Settling:
         settled = self._settle_all(batch, known.record, ended)
         if len(settled) == len(ended):
             waited.known = known  # else it is read again, and the rest settled then
+        self._remove(batch, waited, settled)
+        return bool(settled)
+
+    def _remove(self, batch: Batch, waited: _Waited, positions: list[int]) -> None:
         with self._lock:
-            for position in settled:
+            for position in positions:
                 if waited.futures.pop(position, None) and batch in self._waited:
                     self._unfinished -= 1
             if not waited.futures:
                 self._waited.pop(batch, None)
             if not self._unfinished:
                 self._idle.set()
-        return bool(settled)
 
     def _settle_all(
         self, batch: Batch, record: Record, ended: dict[int, TaskFuture[Any]]
@@ -212,8 +274,10 @@ class Settling:
             for position, future in ended.items():
                 self._settle(batch, position, tasks[position], future)
                 settled.append(position)
-        except StoreUnavailable as error:
-            log.warning("batch %s: an outcome cannot be read yet: %s", batch, error)
+        except StarburstError as error:
+            if consequence(error) is not Consequence.WAIT:
+                raise
+            self.unread = error
         return settled
 
     def _settle(self, batch: Batch, position: int, task: Task, future: TaskFuture[Any]) -> None:

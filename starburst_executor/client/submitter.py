@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from starburst_executor.client.future import TaskFuture
-from starburst_executor.errors import ExecutorBroken, StarburstError, StoreError
+from starburst_executor.errors import ExecutorBroken, StarburstError
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.task_names import NO_NAME, Name
@@ -81,6 +81,7 @@ class Submitter:
         self._idle = session.runtime.signal()
         self._idle.set()
         self._closed = False
+        self._abandoned = session.runtime.signal()
         self._error: Exception | None = None
         self.certain = True  # no batch of the lane is in doubt, or being written
         self.lane = -1
@@ -172,6 +173,7 @@ class Submitter:
             items = [*self._queue, *self._storing]
             self._queue.clear()
             self._idle.set()
+        self._abandoned.set()
         for item in items:
             item.future.settle((False, error))
         self._wake.set()
@@ -238,7 +240,7 @@ class Submitter:
         try:
             self._store_functions()
             self._session.runtime.gather([partial(self._store, *one) for one in group])
-        except StoreError as error:
+        except StarburstError as error:
             self._give_up(error)
         except BaseException as error:  # e.g. out of memory, or of threads
             self._give_up(_broken(self._session.id, error))
@@ -251,10 +253,10 @@ class Submitter:
         calls = [Queued(i.function, i.arguments, i.name) for i in items]
         light = all(item.light for item in items)
         data = encode_tasks(calls, items[0].modules, light=light)
-        self._session.put_batch(batch, data)
+        self._outlast(partial(self._session.put_batch, batch, data))
         withdrawn = {i for i, call in enumerate(calls) if call.arguments is None}
         if withdrawn:
-            self._session.withdraw(batch, withdrawn)
+            self._outlast(partial(self._session.withdraw, batch, withdrawn))
         for item in items:
             item.future.batch = batch
         self._stored(batch, {i: item.future for i, item in enumerate(items)})
@@ -264,10 +266,17 @@ class Submitter:
         with self._lock:
             new, self._functions = self._functions, {}
         put = partial(self._session.put_content, "functions")
-        self._session.runtime.gather([partial(put, cargo) for cargo in new.values()])
+        puts = [partial(self._outlast, partial(put, cargo)) for cargo in new.values()]
+        self._session.runtime.gather(puts)
+
+    def _outlast(self, put: Callable[[], object]) -> None:
+        """Repeat a write, same key and same bytes, through whatever may pass."""
+        self._session.outlast(put, stop=self._abandoned)
 
     def _give_up(self, error: StarburstError) -> None:
         """End the lane here: its next number may or may not appear, so nothing may follow it."""
+        if self._abandoned.is_set():
+            return  # whoever abandoned it has said why
         log.error("session %s: tasks could not be stored: %s", self._session.id, error)
         self.abandon(error)
         self._failed(error)

@@ -15,17 +15,13 @@ from starburst_executor.client.future import TaskFuture
 from starburst_executor.client.results import ResultReader
 from starburst_executor.client.settling import Settling
 from starburst_executor.coordination.recovery import Recovery
-from starburst_executor.errors import (
-    NewerSchema,
-    SessionNotFound,
-    SessionTerminated,
-    StoreError,
-)
+from starburst_executor.errors import SessionNotFound, SessionTerminated, StarburstError
 from starburst_executor.formatting import duration
 from starburst_executor.inspection.stuck import past_limit
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.manifest import Manifest, SessionState
+from starburst_executor.protocol.patience import Outage
 from starburst_executor.protocol.session import Session, VersionedRecord
 
 __all__ = ["Watcher"]
@@ -91,6 +87,7 @@ class Watcher:
         self._next_repair = now + self._repair_interval()
         self._ended: set[str] = set()
         self._warned: set[str] = set()
+        self._outage = Outage(session)
 
     # --- called by others ---------------------------------------------------------------
 
@@ -135,27 +132,33 @@ class Watcher:
     # --- the loop -------------------------------------------------------------------
 
     def run(self) -> None:
-        """Look until `close`."""
+        """Look until `close`, or until it is of no use any more."""
         while not self._closed:
             if not self._wait():
                 return
             began = self._runtime.thread_time()
             try:
-                progress = self._turn()
-            except NewerSchema as error:
+                progress = self._look_once()
+            except StarburstError as error:
                 self._broken(error)
                 return
-            except StoreError as error:
-                log.warning("session %s: %s", self.session.id, error)
-                progress = False
             except Exception as error:
-                # Whatever it is (the session was ended, workers cannot be started): without this
-                # thread every future would wait for ever.
+                # Whatever it is: without this thread every future would wait for ever.
                 log.exception("session %s cannot be watched any more", self.session.id)
                 self._broken(error)
                 return
             cost = self._runtime.thread_time() - began
             self._pace(progress, cost)
+
+    def _look_once(self) -> bool:
+        """One turn, through what may pass; whether any future ended."""
+        try:
+            progress = self._turn()
+        except StarburstError as error:
+            self._outage.note(error)
+            return False
+        self._outage.note(self._settling.unread)
+        return progress
 
     def _wait(self) -> bool:
         """Wait for the next look, or for something to look for; False once closed."""
@@ -193,7 +196,7 @@ class Watcher:
         sights = {sight.batch: sight for sight in self.queue.look()}
         self._warn_of_deadline()
         progress = self._settling.read_changed(sights)
-        self._keep_workers(sights.values())
+        self._keep_workers([*sights.values(), *self._settling.gone()])
         return progress
 
     def _check_session(self) -> None:

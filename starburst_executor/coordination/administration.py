@@ -19,7 +19,7 @@ from starburst_executor.errors import (
 from starburst_executor.inspection.status import SessionSummary, list_summaries
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.liveness import possibly_live_workers
-from starburst_executor.protocol.manifest import Manifest, SessionState
+from starburst_executor.protocol.manifest import Intervals, Manifest, SessionState
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import Runtime
 from starburst_executor.storage.base import Store
@@ -27,6 +27,8 @@ from starburst_executor.storage.base import Store
 __all__ = ["delete", "extend", "scale", "terminate", "terminate_all", "unfinished_sessions"]
 
 log = logging.getLogger(__name__)
+
+_STOP_GRACE = 2.0  # seconds that workers have to hand back their tasks
 
 
 def extend(session: Session, seconds: float) -> Manifest:
@@ -76,16 +78,15 @@ def scale(session: Session, workers: int | None) -> Manifest:
     return session.amend(edit)
 
 
-def terminate(session: Session, launcher: Launcher, grace: float = 2.0) -> None:
+def terminate(session: Session, launcher: Launcher) -> None:
     """Mark the session terminated and stop its workers; its results stay readable.
 
     Args:
         session: The session.
         launcher: What started its workers.
-        grace: Seconds that workers have to hand back their tasks.
     """
     session.amend(_terminated)
-    launcher.stop(session.url, grace=grace)
+    launcher.stop(session.url, grace=_STOP_GRACE)
 
 
 def unfinished_sessions(store: Store) -> list[SessionSummary]:
@@ -116,14 +117,15 @@ def delete(session: Session, launcher: Launcher) -> None:
 
     `tasks` objects go first: a batch without its record looks all pending and would run again.
     `session.json` goes last. Then the prefix is listed again, for objects written meanwhile.
+
+    A session whose `session.json` somebody else removed may have workers that have not noticed.
     """
     try:
-        manifest = session.load()
+        intervals = session.amend(_terminated).intervals
     except SessionNotFound:
-        manifest = None
-    if manifest is not None:
-        terminate(session, launcher)
-        _await_workers(session, manifest, launcher)
+        intervals = Intervals()  # what it had is not known, and is hardly longer
+    launcher.stop(session.url, grace=_STOP_GRACE)
+    _await_workers(session, intervals, launcher)
     while entries := session.list_all(session.prefix)[0]:
         keys = [entry.key for entry in entries]
         session.store.delete(key for key in keys if key.endswith("/tasks"))
@@ -133,13 +135,13 @@ def delete(session: Session, launcher: Launcher) -> None:
     launcher.forget(session.url)
 
 
-def _await_workers(session: Session, manifest: Manifest, launcher: Launcher) -> None:
+def _await_workers(session: Session, intervals: Intervals, launcher: Launcher) -> None:
     """Wait until every fresh heartbeat is of a worker that the launcher knows to have ended."""
     while True:
         heartbeats = session.beats()
         ended = launcher.ended(session.url)
-        left = possibly_live_workers(heartbeats, manifest.intervals, ended)
+        left = possibly_live_workers(heartbeats, intervals, ended)
         if not left:
             return
         log.info("session %s: waiting for %s to end", session.id, ", ".join(sorted(left)))
-        session.runtime.signal().wait(min(5.0, manifest.intervals.heartbeat / 2))
+        session.runtime.signal().wait(min(5.0, intervals.heartbeat / 2))

@@ -97,7 +97,7 @@ class Autoscaler:
         self._news = news
         self._lock = threading.RLock()  # `broken` may close this again
         self._wake = session.runtime.signal()
-        self._asked: Callable[[], None] | None = None
+        self._asked: Callable[[], object] | None = None
         self._lease = LaunchLease(session)
         self._queue: QueueReader | None = None  # used by one thread only
         # Started here, and not yet known to have ended: when, on the monotonic clock.
@@ -113,18 +113,26 @@ class Autoscaler:
     # --- asking -----------------------------------------------------------------------
 
     def need(self, unfinished: int) -> None:
-        """Start the workers missing for `unfinished` tasks before this returns."""
+        """Start the workers missing for `unfinished` tasks before this returns.
+
+        While it is another process's turn to start some, wait until they are there or its turn is
+        over: the caller may be about to leave, and that process may have died.
+        """
+        while not self._needs_no_more(unfinished):
+            self._session.runtime.signal().wait(self._session.runtime.random.uniform(0.5, 1.0))
+
+    def _needs_no_more(self, unfinished: int) -> bool:
         with self._lock:
             self._next_count = -math.inf
-            self._keep(unfinished)
+            return self._keep(unfinished)
 
-    def _keep(self, unfinished: int) -> None:
+    def _keep(self, unfinished: int) -> bool:
         with self._lock:
             manifest = self.manifest
             wanted = -(-unfinished // manifest.spec.slots)
             most = affordable_workers(manifest)
             wanted = min(most, max(wanted, manifest.min_workers))
-            self._fill(wanted, lambda live, starting: wanted - live)
+            return self._fill(wanted, lambda live, starting: wanted - live)
 
     def grow(self, free: int) -> None:
         """Start the workers missing for waiting tasks before this returns.
@@ -145,7 +153,7 @@ class Autoscaler:
         """Let the thread in `run` do `grow`."""
         self._ask(partial(self.grow, free))
 
-    def _ask(self, call: Callable[[], None]) -> None:
+    def _ask(self, call: Callable[[], object]) -> None:
         self._asked = call
         self._wake.set()
 
@@ -158,7 +166,7 @@ class Autoscaler:
             if asked is not None and not self.closed and not self._done(asked):
                 return
 
-    def _done(self, call: Callable[[], None]) -> bool:
+    def _done(self, call: Callable[[], object]) -> bool:
         """Make the call; return False if another would be pointless."""
         try:
             call()
@@ -182,15 +190,15 @@ class Autoscaler:
 
     # --- counting ---------------------------------------------------------------------
 
-    def _fill(self, most: int, lacking: Callable[[int, int], int]) -> None:
-        """Start the missing workers.
+    def _fill(self, most: int, lacking: Callable[[int, int], int]) -> bool:
+        """Start the missing workers; False if some are missing and it is another's turn.
 
         Args:
             most: If this many processes are known to be alive, count heartbeats only occasionally.
             lacking: How many workers are missing, given how many are live and, of these, starting.
         """
         if self.closed:
-            return
+            return True
         url = self._session.url
         ended = self._launcher.ended(url)
         self._check_started(ended)
@@ -198,11 +206,11 @@ class Autoscaler:
         known = self._launcher.live(url)
         now = self._session.runtime.monotonic()
         if known is not None and len(known) >= most and now < self._next_count:
-            return
+            return True
         self._next_count = now + self.manifest.intervals.lease / 2
         heartbeats = self._session.beats()
         if heartbeats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
-            return
+            return True
         heard = self._heard(heartbeats, known or set()) - ended
         young = (self._young(ended) if known is None else self._unheard_of(known, heard)) - heard
         if young:
@@ -210,9 +218,9 @@ class Autoscaler:
             young -= self._session.buried()
         live = heard | young
         count = lacking(len(live), len(live - heard))
-        if count > 0:
-            self._launch_with_lease(live | (known or set()), len(live), count)
+        mine = count <= 0 or self._launch_with_lease(live | (known or set()), len(live), count)
         self._lease.note_shortage(self._launcher.shortage(url))
+        return mine
 
     def _tell(self, ended: set[str]) -> None:
         fresh = ended - self.ended
@@ -274,20 +282,29 @@ class Autoscaler:
 
     # --- starting ---------------------------------------------------------------------
 
-    def _launch_with_lease(self, seen: set[str], live: int, count: int) -> None:
-        """Start `count` workers; `seen` are the processes known before, `live` of them live."""
+    def _launch_with_lease(self, seen: set[str], live: int, count: int) -> bool:
+        """Start `count` workers; return whether it was this process's turn.
+
+        Args:
+            seen: The processes known before.
+            live: How many of them are live.
+            count: How many workers are missing.
+        """
         # A session terminated meanwhile needs none: they would only find that out themselves.
         self.manifest = self._session.check_open()
         count = min(count, affordable_workers(self.manifest) - live)
         if count <= 0:
-            return
+            return True
         if not self._lease.take(_LEASE_SECONDS + count / _LAUNCHES_PER_SECOND):
-            return
+            return False
         known = self._launcher.live(self._session.url)
         others = (known or set()) - seen  # started by somebody else since
+        if others:  # or shown late, and gone by now
+            others -= self._session.buried()
         if count <= len(others) or self._launch(count - len(others)):
             self._lease.give_back(self._launcher.lag)
         # Otherwise there is no room at the moment, and this process tries again soon.
+        return True
 
     def _launch(self, count: int) -> bool:
         """Start `count` workers; return whether any were started."""

@@ -20,12 +20,13 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound
+from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound, SessionTerminated
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing
 from starburst_executor.protocol.liveness import heartbeat_age, live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Intervals, WorkerState
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
+from starburst_executor.protocol.vanished import read_again
 
 __all__ = ["MARKER_GRACE", "LeaseTracker", "Recovery"]
 
@@ -131,7 +132,11 @@ class Recovery:
 
     def _read_changed(self, unfinished: list[BatchListing]) -> None:
         listed = {sight.batch: sight for sight in unfinished}
-        self._known = {b: known for b, known in self._known.items() if b in listed}
+        self._known = {
+            batch: known
+            for batch, known in self._known.items()
+            if batch in listed and listed[batch].record is not None  # else it was removed
+        }
         changed = [
             sight.batch
             for sight in unfinished
@@ -146,10 +151,7 @@ class Recovery:
 
     def _read(self, batch: Batch) -> VersionedRecord | None:
         try:
-            known = self._known.get(batch)
-            if known is None:
-                known = VersionedRecord(self._session.tasks(batch).header.fresh_record(), None)
-            return self._session.read(batch, known)
+            return read_again(self._session, batch, self._known.get(batch))
         except (DamagedObject, ObjectNotFound) as error:
             log.warning("cannot judge batch %s: %s", batch, error)
             return None
@@ -160,11 +162,19 @@ class Recovery:
             return
         if _holders(known) & lost.keys():
             log.warning("batch %s: requeueing tasks of lost workers: %s", sight.batch, lost)
-            known = self._session.requeue(sight.batch, known, lost, self._max_attempts)
-            self._known[sight.batch] = known
-            self._session.mark(sight.batch, known.record)
+            self._requeue(sight.batch, known, lost)
         elif sight.record is not None and now - sight.record.modified >= MARKER_GRACE:
             self._session.mark(sight.batch, known.record, sight.markers)
+
+    def _requeue(self, batch: Batch, known: VersionedRecord, lost: dict[str, str]) -> None:
+        try:
+            known = self._session.requeue(batch, known, lost, self._max_attempts)
+        except SessionTerminated:
+            self._session.check_open()
+            del self._known[batch]  # somebody removed the record alone
+            return
+        self._known[batch] = known
+        self._session.mark(batch, known.record)
 
     def _bury(self, lost: dict[str, str], beats: HeartbeatListing) -> None:
         for worker in lost.keys() & beats.entries.keys():

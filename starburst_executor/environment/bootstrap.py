@@ -539,7 +539,8 @@ class S3:
         try:
             return self._get(key, start)
         except urllib.error.HTTPError as error:
-            said = error.read(2000).decode(errors="replace")
+            with error:
+                said = error.read(2000).decode(errors="replace")
             if error.code == 404 and "NoSuchBucket" not in said:
                 return None
             raise Failure(
@@ -559,6 +560,7 @@ class S3:
                     self._region = region  # the bucket is elsewhere: sign for there
                 elif (error.code < 500 and error.code != 429) or attempt == _TRIES - 1:
                     raise
+                error.close()
             except (OSError, http.client.HTTPException):
                 if attempt == _TRIES - 1:
                     raise
@@ -651,6 +653,8 @@ def _of_container() -> dict[str, str] | None:
                 "token": said["Token"],
             }
         except (OSError, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             if attempt == _TRIES - 1:
                 raise Failure(
                     f"the credentials of the task role cannot be had from {url}: {error}"

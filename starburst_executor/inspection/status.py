@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,10 +23,11 @@ from starburst_executor.errors import (
 )
 from starburst_executor.inspection.records import read_record
 from starburst_executor.inspection.stuck import Stuck, explain, known_to_have_ended
+from starburst_executor.protocol import vanished
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import BatchListing, QueueReader, Totals
 from starburst_executor.protocol.liveness import live_workers
-from starburst_executor.protocol.manifest import Manifest
+from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
 from starburst_executor.protocol.task_names import one_line
@@ -60,7 +61,8 @@ class SessionStatus:
     written along with its end. Whatever counts tasks (lists, the live line, the report) means the
     same by these words. `last_activity` is when anything was last written, heartbeats included, and
     never goes backwards. The counts may be taken seconds apart, so for a session at work they need
-    not describe a single moment.
+    not describe a single moment. Tasks that can never end, because somebody removed their objects
+    from the store, count as failed.
     """
 
     session_id: str
@@ -221,6 +223,9 @@ def read_status(
     listings = queue.look()
     unfinished = [listing for listing in listings if listing.done is None]
     counts = _count(session, unfinished, queue.totals, {} if known is None else known)
+    if manifest.state is not SessionState.TERMINATED:  # else somebody may be deleting it
+        lost = vanished.lost(queue, {listing.batch for listing in listings}, manifest.lanes)
+        _count_lost(session, lost, counts)
     heartbeats = session.beats()
     gone = known_to_have_ended(session, manifest)
     live = live_workers(heartbeats, manifest.intervals) - gone
@@ -266,6 +271,14 @@ def _count(
         for state in State:
             counts[state] += read.record.count(state)
     return counts
+
+
+def _count_lost(session: Session, lost: Collection[Batch], counts: dict[State, int]) -> None:
+    """Count the tasks of batches that have lost objects; those that can never end have failed."""
+    calls = [partial(vanished.remains, session, batch) for batch in lost]
+    for record in session.runtime.gather(calls):
+        for state in State:
+            counts[state] += record.count(state)
 
 
 def _utc(seconds: float) -> datetime:

@@ -119,6 +119,10 @@ class _Progress:
         i = bisect.bisect_right(self._starts, number) - 1
         return max(number, self._ends[i]) if i >= 0 else number
 
+    def runs(self) -> list[tuple[int, int]]:
+        """The ranges of done numbers."""
+        return list(zip(self._starts, self._ends, strict=True))
+
     def keys_until_done(self, number: int) -> int:
         """About how many keys lie between `number` and the next run of done ones; at most a page.
 
@@ -160,12 +164,16 @@ class QueueReader:
     Args:
         store: Where the session is.
         prefix: The session's prefix, with its slash.
+
+    Attributes:
+        remains: Batches that the last `look` showed without their `tasks`, which were removed.
     """
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
         self._lanes: dict[int, _Progress] = {0: _Progress()}
+        self.remains: list[BatchListing] = []
         self.now = 0.0  # the store's clock at the last page
 
     def learn(self, lanes: Iterable[Lane]) -> None:
@@ -193,8 +201,14 @@ class QueueReader:
         progress = self._lanes.get(batch.lane)
         return progress is not None and progress.end_of_run(batch.number) >= batch.end
 
+    def done_runs(self, lane: int) -> list[tuple[int, int]]:
+        """The runs of numbers seen done, each as its first number and the one after its last."""
+        progress = self._lanes.get(lane)
+        return progress.runs() if progress is not None else []
+
     def look(self) -> list[BatchListing]:
         """All batches not known to be done before this call, in order."""
+        self.remains = []
         return [listing for page in self._scan_all(PAGE) for listing in page]
 
     def look_for_open(
@@ -218,6 +232,7 @@ class QueueReader:
         known = any(progress.seen for progress in self._lanes.values())
         first = max(100, min(PAGE, 8 * enough)) if known else PAGE
         found: dict[Batch, BatchListing] = {}
+        self.remains = []
         unfinished = False
         for page in self._round(first, ahead):
             unfinished = unfinished or any(listing.done is None for listing in page)
@@ -257,13 +272,16 @@ class QueueReader:
             for listing in complete:
                 self._note(listing)
             yield complete
+            torn = [listing for listing in listings if not listing.complete]
             if not page.truncated or not page.entries:
+                self.remains += torn
                 return
             after = page.entries[-1].key[len(self._prefix) :]
             limit = PAGE
             last = _batch_of(after.split("/")[1])
             if last is not None:
                 cut = listings[-1] if listings and listings[-1].batch == last else None
+                self.remains += [listing for listing in torn if listing is not cut]
                 after, cut, limit = self._skip_finished(last, cut, after)
 
     def _parse(self, page: ListingPage, cut: BatchListing | None) -> list[BatchListing]:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from starburst_executor.errors import (
     Conflict,
@@ -24,6 +26,9 @@ from starburst_executor.storage.url import join_url
 
 __all__ = ["SessionObjects"]
 
+_PART = 16 << 20  # bytes read by one request
+_Content = TypeVar("_Content", bytes, bytearray)
+
 
 class SessionObjects(Patience):
     """One session's objects.
@@ -35,7 +40,7 @@ class SessionObjects(Patience):
     """
 
     def __init__(self, store: Store, session_id: str, runtime: Runtime) -> None:
-        super().__init__(runtime)
+        super().__init__(runtime, f"session {session_id}")
         self.store = store
         self.id = session_id
         self.prefix = f"sessions/{session_id}/"
@@ -55,17 +60,40 @@ class SessionObjects(Patience):
         """The cargo of a callable.
 
         Raises:
-            ObjectNotFound: it is gone.
+            DamagedObject: it is gone, or its content does not match its name.
         """
-        return self.get(f"functions/{digest}")
+        key = f"functions/{digest}"
+        try:
+            return _checked(key, digest, self.get(key))
+        except ObjectNotFound as error:
+            raise DamagedObject(f"{key} of session {self.id} is gone from the store") from error
 
     def put_blob(self, digest: str, source: Path | memoryview) -> None:
         """Store a blob under its digest, streaming, unless it already exists."""
         self.patiently(lambda: self.store.upload(self.key(f"blobs/{digest}"), source))
 
-    def get_blob(self, digest: str, target: Path) -> None:
-        """Download a blob into a file, streaming."""
-        self.store.download(self.key(f"blobs/{digest}"), target)
+    def get_blob(self, digest: str, size: int) -> bytearray:
+        """A blob of a known size in memory, read in parallel parts if it is large.
+
+        Raises:
+            DamagedObject: it is gone, or its size or content does not match its name.
+        """
+        key = f"blobs/{digest}"
+        data = bytearray(size)
+        reads = [partial(self._get_part, key, data, at) for at in range(0, size, _PART)]
+        try:
+            self.runtime.gather(reads)
+        except ObjectNotFound as error:
+            raise DamagedObject(f"{key} of session {self.id} is gone from the store") from error
+        return _checked(key, digest, data)
+
+    def _get_part(self, key: str, data: bytearray, start: int) -> None:
+        stop = min(start + _PART, len(data))
+        got = self.store.get(self.key(key), start=start, stop=stop)
+        assert got is not None
+        if got.size != len(data):
+            raise DamagedObject(f"{key} has {got.size} bytes instead of {len(data)}")
+        data[start:stop] = got.data
 
     def put_pack(self, batch: Batch, nonce: str, data: bytes) -> None:
         """Store outcomes too large for the record, all from one write, under a fresh name."""
@@ -142,3 +170,9 @@ class SessionObjects(Patience):
             return "", ""
         log = codec.decode(data, LiveLog, batch.live_log_key(position, attempt))
         return log.stdout, log.stderr
+
+
+def _checked(key: str, digest: str, data: _Content) -> _Content:
+    if digest_of(data) != digest:
+        raise DamagedObject(f"{key} is damaged: its content does not have that digest")
+    return data

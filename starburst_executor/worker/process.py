@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from starburst_executor.worker.faults import reason_to_leave
 from starburst_executor.worker.loop import Worker
 from starburst_executor.worker.pool import ProcessPool
 from starburst_executor.worker.pulse import Watchdog
+from starburst_executor.worker.stop_signals import stopped_by_signals
 
 __all__ = ["serve"]
 
@@ -177,22 +177,14 @@ def _serve(
         worker = Worker(
             session, worker_id, pool, cache, move, manifest, describe, autoscaler, folder
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
-        session.patiently(worker.heartbeats.beat)
-        beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
-        beating.start()
         watchdog = Watchdog(worker.pulse, session.runtime)
-        threading.Thread(target=watchdog.run, name="starburst-watchdog", daemon=True).start()
-        if autoscaler is not None:
-            threading.Thread(
-                target=autoscaler.run, name="starburst-autoscaler", daemon=True
-            ).start()
-        log.info("worker %s is at session %s", worker_id, session.id)
-        with _spot_watched(worker, manifest):
-            reason = worker.run()
-        worker.heartbeats.close()
-        return reason
+        with stopped_by_signals(worker.stop):
+            session.patiently(worker.heartbeats.beat)
+            _start("starburst-beat", worker.heartbeats.run)
+            _start("starburst-watchdog", watchdog.run)
+            if autoscaler is not None:
+                _start("starburst-autoscaler", autoscaler.run)
+            return _work(worker, manifest)
     finally:
         if autoscaler is not None:
             autoscaler.close()
@@ -200,6 +192,19 @@ def _serve(
         aside.shutdown(wait=False, cancel_futures=True)
         if watchdog is not None:
             watchdog.close()
+
+
+def _start(name: str, run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def _work(worker: Worker, manifest: Manifest) -> str:
+    """Work until there is no reason to stay; returns the reason to leave."""
+    log.info("worker %s is at session %s", worker.id, manifest.session_id)
+    with _spot_watched(worker, manifest):
+        reason = worker.run()
+    worker.heartbeats.close()
+    return reason
 
 
 @contextmanager

@@ -192,13 +192,13 @@ def test_results_are_fetched_only_when_they_are_asked_for(
     [store] = counted
     requests = store.counts
     assert all(future.done() for future in futures)
-    assert requests["download blobs"] == requests["get results"] == 0
+    assert requests["get blobs"] == requests["get results"] == 0
     assert requests["get queue"] == 0
     assert requests["get"] + requests["list"] <= 6
     assert len(futures[0].result()) == 3_000_000
-    assert requests["download blobs"] == 1
+    assert requests["get blobs"] == 1
     futures[0].result()
-    assert requests["download blobs"] == 1
+    assert requests["get blobs"] == 1
 
 
 def test_a_future_that_was_cancelled_is_so_for_who_attaches(
@@ -372,6 +372,7 @@ def test_a_session_terminated_by_another_client_ends_the_futures(
     assert third.status().state == "terminated"
     with pytest.raises(SessionTerminated, match="terminated"):
         third.submit(double, 1)
+    assert third.detach() == first.session_id
 
 
 def test_a_client_that_has_not_submitted_yet_does_not_open_a_terminated_session_again(
@@ -658,7 +659,8 @@ def test_another_python_can_read_status_and_logs_but_no_pickles(
         second.futures[0].result()
     [_, failed] = second.collect()
     assert (failed.type, failed.message) == ("ValueError", "hm")
-    second.cleanup(force=True)
+    assert second.detach() == first.session_id
+    attach(first.session_id, directory_url).cleanup(force=True)
     assert keys(directory_url) == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -87,6 +89,47 @@ class CountingStore:
 
     def close(self) -> None:
         self._store.close()
+
+
+class FaultyStore(CountingStore):
+    """Any store; `fault` is called with method and key before each request, and may raise."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.fault: Callable[[str, str], None] = lambda method, key: None
+
+    def _count(self, method: str, key: str) -> None:
+        super()._count(method, key)
+        self.fault(method, key)
+
+
+class FirstTries:
+    """A fault of a `FaultyStore`: the first requests of a kind fail.
+
+    Args:
+        error: What they raise.
+        method: The kind's method, or several.
+        part: What the key contains.
+        count: How many fail; by default all.
+    """
+
+    def __init__(
+        self, error: Exception, method: str | tuple[str, ...], part: str, count: float = math.inf
+    ) -> None:
+        self.left = count
+        self.met = threading.Event()
+        self._error = error
+        self._methods = (method,) if isinstance(method, str) else method
+        self._part = part
+        self._lock = threading.Lock()
+
+    def __call__(self, method: str, key: str) -> None:
+        with self._lock:
+            fails = method in self._methods and self._part in key and self.left > 0
+            self.left -= fails
+        if fails:
+            self.met.set()
+            raise type(self._error)(*self._error.args)
 
 
 def keys(store_url: str, prefix: str = "") -> list[str]:
