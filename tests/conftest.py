@@ -14,11 +14,26 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import servers, together
 from tests.support.recorder import call_recorder
 from tests.support.servers import S3Server
 from tests.support.together import WHY_PARTIAL
+
+# The same examples each time, unless somebody asks for a search: --hypothesis-profile=long
+settings.register_profile(
+    "usual",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "long", max_examples=5000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("usual")
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
 

@@ -6,6 +6,7 @@ shell completion load neither boto3 nor the executor.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from starburst_executor.errors import (
     StoreDenied,
     StoreMissing,
 )
+from starburst_executor.formatting import printable
 
 __all__ = ["SECTIONS", "main"]
 
@@ -61,6 +63,13 @@ SECTIONS = {
 _VERBS = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
 
 
+class _Printable(logging.Formatter):
+    """Warnings name objects, and what is in them, that anybody may have written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class _Verbs(click.Group):
     """Loads a verb's module when the verb is used, and turns errors into exit codes."""
 
@@ -86,6 +95,8 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            if logging.lastResort is not None:
+                logging.lastResort.setFormatter(_Printable())
             return super().invoke(ctx)
         except StarburstError as error:
             _fail(error)
