@@ -21,6 +21,7 @@ import msgspec
 
 from starburst_executor import config
 from starburst_executor.environment.capture import Wishes
+from starburst_executor.protocol.bounds import FOREVER
 from starburst_executor.protocol.manifest import Intervals, Limits
 from starburst_executor.protocol.task_names import label_of
 from starburst_executor.protocol.worker_spec import WorkerSpec
@@ -196,7 +197,7 @@ def _seconds(name: str, value: object) -> float:
     number = float(value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
-    return number
+    return min(number, FOREVER)
 
 
 def cost_limits(max_hourly_cost: object, cost_alert: object) -> tuple[float | None, float | None]:
@@ -215,7 +216,7 @@ def _dollars(name: str, value: object) -> float | None:
     number = float(value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number of US dollars, not {value!r}")
-    return number
+    return min(number, FOREVER)
 
 
 def _check_initializer(initializer: object, initargs: object) -> None:

@@ -61,10 +61,10 @@ class Retries(NamedTuple):
 
     def chain(self, name: str) -> list[str]:
         """A task followed by its retry, the retry of that, and so on."""
-        names = [name]
-        while names[-1] in self.after:
-            names.append(self.after[names[-1]])
-        return names
+        names = {name: None}
+        while (name := self.after.get(name, "")) and name not in names:
+            names[name] = None
+        return list(names)
 
 
 def retried(session: Session) -> Retries:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from typing import Literal
 
 from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
+from starburst_executor.formatting import utc
 from starburst_executor.inspection.records import read_record
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing
@@ -403,9 +404,9 @@ def attempts(task: Task) -> list[Attempt]:
         Attempt(
             number=past.attempt,
             worker=past.worker,
-            claimed=_utc(past.claimed),
-            started=_utc(past.started) if past.started else None,
-            ended=_utc(past.ended),
+            claimed=utc(past.claimed),
+            started=utc(past.started) if past.started else None,
+            ended=utc(past.ended),
             how=past.how.value,
         )
         for past in task.past
@@ -416,9 +417,9 @@ def attempts(task: Task) -> list[Attempt]:
             Attempt(
                 number=task.attempt,
                 worker=task.worker,
-                claimed=_utc(task.claimed),
-                started=_utc(task.started) if task.started else None,
-                ended=_utc(task.ended) if task.ended else None,
+                claimed=utc(task.claimed),
+                started=utc(task.started) if task.started else None,
+                ended=utc(task.ended) if task.ended else None,
                 how=str(task.state),
             )
         )
@@ -449,7 +450,7 @@ def history(session: Session, found: Found) -> TaskHistory:
     call = header.calls[found.position]
     return TaskHistory(
         task=view(session, found),
-        stored_at=_utc(found.stored),
+        stored_at=utc(found.stored),
         function=header.functions[call.function],
         argument_bytes=max(0, call.size),
         attempts=attempts(found.task),
@@ -486,7 +487,3 @@ def idle_seconds(session: Session) -> float:
     """Seconds since anything of a session was written, by the store's clock; remains count too."""
     entries, now = session.list_all(session.prefix)
     return now - max((entry.modified for entry in entries), default=now)
-
-
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

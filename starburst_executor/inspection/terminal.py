@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.errors import SessionError, StoreError
-from starburst_executor.formatting import duration
+from starburst_executor.formatting import duration, one_line
 from starburst_executor.inspection.notebook import open_notebook_display
 from starburst_executor.inspection.status import SessionStatus, read_status
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session, VersionedRecord
-from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import Runtime
 from starburst_executor.tables import counted, percent
 

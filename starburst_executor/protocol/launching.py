@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from starburst_executor.errors import ObjectNotFound
 from starburst_executor.protocol import codec
+from starburst_executor.protocol.bounds import Seconds
 from starburst_executor.protocol.codec import Stored
 from starburst_executor.protocol.session import Session
 
@@ -21,7 +22,7 @@ class Launching(Stored, frozen=True, kw_only=True):
     schema: int = codec.SCHEMA
     nonce: str
     by: str
-    seconds: float
+    seconds: Seconds
     shortage: str = ""  # why fewer workers could be started than wanted; for people
 
 

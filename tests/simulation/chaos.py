@@ -103,15 +103,17 @@ class Chaos:
             case What.STOP:
                 self._stop_worker(which)
             case What.JUMP:
-                everybody = [one.runtime for one in (*workers, *self.world.clients)]
-                everybody[which % len(everybody)].jump(seconds)
+                clocks = [one.runtime for one in workers]
+                clocks += [one.runtime for one in self.world.clients]
+                clocks[which % len(clocks)].jump(seconds)
             case What.STALL_WORKER if workers:
                 self._stall(workers[which % len(workers)], seconds)
             case What.STALL_CLIENT if clients:
                 self._stall(clients[which % len(clients)], seconds)
             case What.SLEEP:
                 rng = random.Random(which)
-                for one in (*workers, *clients):
+                everybody: list[SimWorker | SimClient] = [*workers, *clients]
+                for one in everybody:
                     self._stall(one, seconds + rng.choice([0.0, 0.0, 0.1, 10.0]))
             case What.CRASH_SPARE:
                 self._crash_spare(which)
