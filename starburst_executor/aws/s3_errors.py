@@ -169,11 +169,11 @@ class S3Errors:
         if operation == "PutObject" and condition == "If-Match":
             permission += " or s3:GetObject (both are needed to write with If-Match)"
         if operation == "ListObjectsV2":
-            return f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}."
-        hint = f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}/{self._prefix}*"
+            return f"Probably {permission} is missing on the bucket {self._bucket}."
+        hint = f"Probably {permission} is missing on s3://{self._bucket}/{self._prefix}*"
         if operation in ("GetObject", "HeadObject"):
             hint += (
-                f", or s3:ListBucket on arn:aws:s3:::{self._bucket}: without that one S3 "
+                f", or s3:ListBucket on the bucket {self._bucket}: without that one S3 "
                 "answers 403, not 404, for an object that does not exist"
             )
         if self._uses_kms:

@@ -572,9 +572,9 @@ class S3:
         if self._endpoint:
             base = "{}/{}".format(self._endpoint.rstrip("/"), self._bucket)
         elif "." in self._bucket:  # no certificate matches more than one label
-            base = f"https://s3.{self._region}.amazonaws.com/{self._bucket}"
+            base = f"https://{_host(self._region)}/{self._bucket}"
         else:
-            base = f"https://{self._bucket}.s3.{self._region}.amazonaws.com"
+            base = f"https://{self._bucket}.{_host(self._region)}"
         url = f"{base}/{path}"
         headers = self._signed(url)
         if start is not None:
@@ -586,6 +586,12 @@ class S3:
         if self._keys is None:
             self._keys = credentials()
         return sign(url, self._region, self._keys, datetime.datetime.now(_UTC))
+
+
+def _host(region: str) -> str:
+    """The host name of S3 in a region."""
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return f"s3.{region}.{suffix}"
 
 
 def sign(url: str, region: str, keys: dict[str, str], now: datetime.datetime) -> dict[str, str]:

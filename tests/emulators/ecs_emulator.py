@@ -71,6 +71,8 @@ class Settings:
     vcpus: dict[str, float] = field(default_factory=dict)  # provider -> quota
     throttle: dict[str, int] = field(default_factory=dict)  # action -> calls refused
     lose: dict[str, int] = field(default_factory=dict)  # action -> replies lost
+    says: dict[str, Any] = field(default_factory=dict)  # an error of aws_errors.json
+    says_times: int = 0  # how often RunTask, or the next task, answers with it
     task_endpoints: dict[str, str] = field(default_factory=dict)  # variables of tasks
 
 
@@ -127,6 +129,11 @@ class Task:
                 return
         if self.told.wait(settings.start_delay):
             self._end()
+            return
+        with lock:
+            said = _says("start")
+        if said:
+            self._end(said["code"], said["text"])
             return
         problem = _start_problem(self.container)
         if _due(settings.unborn, self.provider):
@@ -228,6 +235,10 @@ def run_task(request: Request) -> Request:
             raise Refusal("ConflictException", f"clientToken {token} was used for another request")
         return reply
     definition, provider = _check_run(request)
+    if said := _says("call"):
+        raise Refusal(said["code"], said["text"], said["status"])
+    if said := _says("failure"):
+        return {"tasks": [], "failures": [{"reason": said["text"]}] * request["count"]}
     each = int(definition["cpu"]) / 1024
     quota = settings.vcpus.get(provider)
     if quota is not None and _used(provider) + each * request["count"] > quota:
@@ -445,6 +456,14 @@ def _due(counts: dict[str, int], name: str) -> bool:
         return False
     counts[name] -= 1
     return True
+
+
+def _says(where: str) -> Request:
+    """The error that a test wants said there now, if any."""
+    if settings.says.get("where") != where or settings.says_times < 1:
+        return {}
+    settings.says_times -= 1
+    return settings.says
 
 
 def _command(request: Request, container: Request) -> list[str]:

@@ -192,8 +192,8 @@ def _check_stack_name(name: str) -> None:
 def _check_key(arn: str | None) -> None:
     if arn and not re.fullmatch(r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[\w-]+", arn):
         raise ValueError(
-            f"{arn!r} is not the ARN of a KMS key; expected arn:aws:kms:REGION:ACCOUNT:key/ID, not "
-            "an alias"
+            f"{arn!r} is not the ARN of a KMS key; expected "
+            "arn:PARTITION:kms:REGION:ACCOUNT:key/ID, not an alias"
         )
 
 

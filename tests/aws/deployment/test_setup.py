@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -679,3 +680,70 @@ def test_a_policy_never_allows_all_actions_and_narrows_what_it_can() -> None:
             services = {action.partition(":")[0] for action in statement["Action"]}
             if services & {"s3", "iam", "cloudformation"}:
                 assert statement["Resource"] != "*" or "Condition" in statement
+
+
+def scope(**more: Any) -> policy.Scope:
+    names = {"account": "1", "region": "r", "bucket": "b", "prefix": "p/", "stack": "s"}
+    return policy.Scope(**{**names, **more})
+
+
+def places(document: dict[str, Any], action: str) -> set[str]:
+    """The resources on which a policy allows an action."""
+    found: set[str] = set()
+    for statement in document["Statement"]:
+        if action in statement["Action"]:
+            named = statement["Resource"]
+            found |= {named} if isinstance(named, str) else set(named)
+    return found
+
+
+def test_tags_of_the_log_group_are_on_the_group_itself() -> None:
+    document = policy.setup_policy(scope())
+    for action in ("logs:TagResource", "logs:ListTagsForResource"):
+        assert places(document, action) == {"arn:aws:logs:r:1:log-group:/starburst-executor/s"}
+    [place] = places(document, "logs:CreateLogGroup")
+    assert place.endswith(":*")
+
+
+def test_the_stack_may_look_at_what_it_deletes() -> None:
+    wanted = {"iam:ListAttachedRolePolicies", "iam:ListRolePolicies", "ec2:DescribeInstances"}
+    assert wanted <= actions(policy.setup_policy(scope())["Statement"])
+
+
+def test_a_cluster_roles_and_a_key_that_are_brought_along_are_in_the_policies() -> None:
+    key, role = "arn:aws:kms:r:1:key/k", "arn:aws:iam::1:role/mine"
+    ours = scope(cluster="shared", kms_key=key, roles=[role])
+    document = policy.client_policy(ours)
+    assert places(document, "ecs:DescribeClusters") == {"arn:aws:ecs:r:1:cluster/shared"}
+    assert places(document, "iam:PassRole") == {"arn:aws:iam::1:role/s-*", role}
+    assert places(document, "kms:Decrypt") == places(document, "kms:GenerateDataKey") == {key}
+    assert not places(policy.client_policy(scope()), "kms:Decrypt")
+
+
+def test_print_policy_takes_what_is_brought_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "cn-north-1")
+    key = "arn:aws-cn:kms:cn-north-1:123456789012:key/k"
+    wish = ("--cluster", "shared", "--kms-key", key, "--task-role-arn", "arn:aws-cn:iam::1:role/r")
+    text = run("setup", "--print-policy", *wish).output
+    for part in ("cluster/shared", key, "arn:aws-cn:iam::1:role/r", "ec2.amazonaws.com.cn"):
+        assert part in text
+    assert "arn:aws:" not in text
+
+
+# These services have the same name in all partitions. The others, such as EC2, do not: see
+# `Default.servicePrincipal` in github.com/aws/aws-cdk, packages/aws-cdk-lib/region-info.
+EVERYWHERE = re.compile(r"\b(ecs|ecs-tasks|autoscaling|spot)\.amazonaws\.com\b")
+FIXED = re.compile(r"amazonaws\.com|arn:aws:")
+PER_PARTITION = '"amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"'
+
+
+def test_no_partition_of_aws_is_taken_for_granted() -> None:
+    root = Path(aws_setup.__file__).parents[2]
+    files = [file for kind in ("*.py", "*.yaml") for file in root.rglob(kind)]
+    fixed = [
+        f"{file.relative_to(root)}: {line.strip()}"
+        for file in files
+        for line in file.read_text().splitlines()
+        if FIXED.search(EVERYWHERE.sub("", line.replace(PER_PARTITION, "")))
+    ]
+    assert not fixed

@@ -80,6 +80,7 @@ VALUES: dict[str, Any] = {
     "AWS::StackName": LONGEST_STACK,
     "AWS::Partition": "aws-us-gov",
     "AWS::Region": "us-gov-east-1",
+    "AWS::URLSuffix": "amazonaws.com",
     "AWS::AccountId": "123456789012",
     "BucketName": f"{LONGEST_STACK}-123456789012-us-gov-east-1",
     "KeyPrefix": "some/where/",

@@ -231,7 +231,7 @@ def test_throttling_is_retried_within_a_budget_and_then_later(
         ),
         ("PlatformUnknownException", "The platform version is unknown", "platform"),
         ("BlockedException", "Your account is currently blocked", "Support"),
-        ("ExpiredTokenException", "The security token is expired", "Renew"),
+        ("UnrecognizedClientException", "The security token is invalid", "Renew"),
         ("ClientException", "Something that nobody has seen yet", "nobody has seen"),
     ],
 )  # fmt: skip
@@ -443,7 +443,7 @@ def test_an_image_that_is_not_found_is_an_error_at_the_next_launch(
 
 
 def test_a_start_that_may_have_failed_by_accident_is_tried_three_times() -> None:
-    text = "Timeout waiting for network interface provisioning to complete."
+    text = "Something that nobody has seen yet."
     with launched(1) as (launcher, script):
         for number in (1, 2, 3):
             script.later(6)
@@ -455,12 +455,12 @@ def test_a_start_that_may_have_failed_by_accident_is_tried_three_times() -> None
                 script.look()
                 script.run(1, number + 1)
                 assert launcher.launch(URL, 1) == [worker(number + 1)]
-        with pytest.raises(LaunchFailed, match="Timeout waiting for network"):
+        with pytest.raises(LaunchFailed, match="nobody has seen"):
             launcher.launch(URL, 1)
 
 
 def test_a_worker_that_runs_gives_hope_again() -> None:
-    text = "Timeout waiting for network interface provisioning to complete."
+    text = "Something that nobody has seen yet."
     with launched(1, 2) as (launcher, script):
         script.later()
         script.look(2)
