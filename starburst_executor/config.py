@@ -1,15 +1,15 @@
 """Settings: arguments, then `STARBURST_*` variables, then the configuration file, then defaults.
 
     argument         store="s3://bucket/runs"             the call, or a command's option
-    environment      STARBURST_STORE=s3://bucket/runs     lists are comma-separated:
-    subnet-1,subnet-2 file             [default]                            TOML, a section per
-    profile; see `setup`
+    environment      STARBURST_STORE=s3://bucket/runs     lists: subnet-1,subnet-2
+    file             [default]                            TOML, a section per profile; see `setup`
                      store = "s3://bucket/runs"
     built in         a directory in the user's data folder, workers on this machine
 
 Settings are resolved independently, and each knows where it came from. The file is `config.toml` in
 the user's configuration folder; the profile is `STARBURST_PROFILE`, or "default". AWS credentials
-do not belong here: they come from the AWS settings.
+do not belong here: they come from the AWS settings. Blanks and line breaks around a value, as files
+and secrets often have, do not count.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Configuration:
 
 def data_home() -> Path:
     """The folder for this user's data on this machine: `STARBURST_HOME` or the platform default."""
-    named = os.environ.get("STARBURST_HOME")
+    named = os.environ.get("STARBURST_HOME", "").strip()
     if named:
         return Path(named).expanduser().absolute()
     return platformdirs.user_data_path("starburst_executor")
@@ -162,7 +162,7 @@ def profile_name(given: str | None = None) -> str:
     Raises:
         ConfigError: it is not a valid profile name.
     """
-    name = given or os.environ.get("STARBURST_PROFILE") or DEFAULT_PROFILE
+    name = (given or os.environ.get("STARBURST_PROFILE", "")).strip() or DEFAULT_PROFILE
     if not _PROFILE.fullmatch(name):
         raise ConfigError(f"{name!r} is not a valid profile name; use letters, digits, - and _")
     return name
@@ -188,7 +188,7 @@ def load(profile: str | None = None, arguments: Mapping[str, Any] | None = None)
         ConfigError: a value or the file is invalid, or the requested profile does not exist.
     """
     name = profile_name(profile)
-    required = bool(profile or os.environ.get("STARBURST_PROFILE"))
+    required = bool(profile or os.environ.get("STARBURST_PROFILE", "").strip())
     layers: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("argument", arguments or {}),
         ("{variable}", _from_environment()),
@@ -270,9 +270,9 @@ def remove_profile(profile: str) -> Path:
 
 
 def _from_environment() -> dict[str, str]:
-    """Values from `STARBURST_*` variables; empty variables do not count."""
-    named = {setting: os.environ.get(_PREFIX + setting.upper()) for setting in _FIELDS}
-    return {setting: value for setting, value in named.items() if value}
+    """Values from `STARBURST_*` variables; empty and blank variables do not count."""
+    named = {setting: os.environ.get(_PREFIX + setting.upper(), "") for setting in _FIELDS}
+    return {setting: value for setting, value in named.items() if value.strip()}
 
 
 def _section(profile: str, *, required: bool) -> dict[str, Any]:
@@ -318,9 +318,13 @@ def _checked(setting: str, value: Any, source: str) -> Any:
 
 
 def _parts(kind: Any, value: Any) -> Any:
-    """Split a list as variables write it; return anything else unchanged."""
-    if kind is str or kind is bool or kind is float or not isinstance(value, str):
+    """Strip blanks and line breaks, and split a list as variables write it."""
+    if isinstance(value, list | tuple):
+        return [part.strip() if isinstance(part, str) else part for part in value]
+    if not isinstance(value, str):
         return value
+    if kind is str or kind is bool or kind is float:
+        return value.strip()
     return [part.strip() for part in value.split(",") if part.strip()]
 
 

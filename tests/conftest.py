@@ -41,9 +41,12 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Share the whole suite among all cores, and run a part of it in this process."""
+    """Share the whole suite among all cores, and run a part of it in this process.
+
+    One process more than there are cores: much of the time tests wait, for workers to start.
+    """
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return None if whole else 0
+    return (os.cpu_count() or 1) + 1 if whole else 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -93,6 +93,22 @@ def test_variables_hold_booleans_and_lists_with_commas(
     assert settings.subnets == ("subnet-1", "subnet-2")
 
 
+def test_blanks_around_a_value_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        '[default]\nregion = "wrong"\n'
+        '[mine]\nregion = " eu-west-1 "\nsubnets = ["subnet-1\\n"]\nimage = "x"\n'
+    )
+    monkeypatch.setenv("STARBURST_PROFILE", "mine\n")
+    monkeypatch.setenv("STARBURST_STORE", " s3://bucket/runs\n")
+    monkeypatch.setenv("STARBURST_IMAGE", " \n")
+    monkeypatch.setenv("STARBURST_ASSIGN_PUBLIC_IP", "false\n")
+    monkeypatch.setenv("STARBURST_MAX_HOURLY_COST", "2.5\r\n")
+    s = config.load(arguments={"cluster": "workers\n"}).settings
+    assert (s.store, s.region, s.subnets) == ("s3://bucket/runs", "eu-west-1", ("subnet-1",))
+    assert (s.image, s.cluster) == ("x", "workers")
+    assert (s.assign_public_ip, s.max_hourly_cost) == (False, 2.5)
+
+
 def test_the_executor_and_the_command_line_use_the_store_of_the_file() -> None:
     write('[default]\nstore = "s3://bucket/of-the-file"\n')
     assert default_store() == "s3://bucket/of-the-file"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from starburst_executor.errors import ConfigError
 
 if TYPE_CHECKING:
     import botocore.session
@@ -23,6 +27,16 @@ requests: Counter[str] = Counter()
 _TRIES = 4
 _CONNECT_TIMEOUT = 5  # seconds
 _READ_TIMEOUT = 30  # seconds without a byte
+_ENDPOINT = "AWS_ENDPOINT_URL"
+_CHECKED_VARIABLES = (
+    _ENDPOINT,
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+_URL = re.compile(r"https?://[^/\s]\S*")
 _CONNECTIONS = 32  # more threads than that would wait for one another
 
 
@@ -36,11 +50,15 @@ def make_client(service: str, *, region: str | None = None, tries: int = _TRIES)
         service: boto3's name for the service, such as `s3`.
         region: Name of the AWS region.
         tries: How often to try a request; 1 if the caller itself retries.
+
+    Raises:
+        ConfigError: a variable or boto3's configuration file has a value that cannot be used.
     """
     import boto3
     import botocore.session
     from botocore.config import Config
 
+    _check_variables()
     # A session per client: creating clients from one session is not thread-safe.
     core = botocore.session.get_session()
     loader = _loader(core.get_config_variable("data_path"))
@@ -60,9 +78,26 @@ def make_client(service: str, *, region: str | None = None, tries: int = _TRIES)
     )
     session = boto3.Session(botocore_session=core, region_name=region)
     make: Any = session.client
-    client = make(service, config=config)
+    try:
+        client = make(service, config=config)
+    except ValueError as error:
+        raise ConfigError(f"the AWS settings for {service} cannot be used: {error}") from error
     client.meta.events.register("before-send", _count)
     return client
+
+
+def _check_variables() -> None:
+    """Refuse values that boto3 sends as they are, or rejects without naming the variable."""
+    for name, value in os.environ.items():
+        if not name.startswith(_CHECKED_VARIABLES):
+            continue
+        if value != value.strip():
+            raise ConfigError(f"the value of {name} begins or ends with a blank or a line break")
+        if name.startswith(_ENDPOINT) and value and not _URL.fullmatch(value):
+            raise ConfigError(
+                f"{name}={value!r} is not an endpoint; expected something like "
+                "https://s3.example.com or http://localhost:9000"
+            )
 
 
 def _count(event_name: str, **_: Any) -> None:

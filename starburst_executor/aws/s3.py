@@ -7,7 +7,9 @@ a lost reply conflicts with itself; writers read back to find out.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import logging
 import re
 import threading
@@ -29,7 +31,6 @@ from starburst_executor.aws.s3_transfer import (
     MultipartUpload,
     reading,
     transfer_threads,
-    write_at,
 )
 from starburst_executor.errors import (
     Conflict,
@@ -40,6 +41,7 @@ from starburst_executor.storage.base import (
     Bytes,
     ListedObject,
     ListingPage,
+    LocalFile,
     RequestCounter,
     StoredObject,
     appearing,
@@ -48,6 +50,7 @@ from starburst_executor.storage.base import (
 )
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
         ErrorTypeDef,
@@ -71,8 +74,10 @@ _LAST = "\U0010ffff"  # sorts after every other character
 # How S3 prices its operations: these are free, these are reads, all others are writes.
 _FREE = {"DeleteObjects", "AbortMultipartUpload"}
 _READS = {"GetObject", "HeadObject"}
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# Old buckets have capitals and underscores, other servers have rules of their own; boto3 has these.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 _SETTINGS = ("region", "sse", "kms_key_id")
+_CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 Encryption = Literal["AES256", "aws:kms"]
 
@@ -241,13 +246,13 @@ class S3Store:
         first = self.get(key, stop=s3_transfer.PART)
         assert first is not None  # None only with `unless`
         with appearing(target) as out:
-            write_at(out.fileno(), first.data, 0)
+            out.write_at(first.data, 0)
             starts = range(s3_transfer.PART, first.size, s3_transfer.PART)
             if not starts:
                 return
             with transfer_threads("download") as pool:
                 for _ in pool.map(
-                    lambda start: self._download_part(key, first, start, out.fileno()),
+                    lambda start: self._download_part(key, first, start, out),
                     starts,
                 ):
                     pass
@@ -368,13 +373,13 @@ class S3Store:
             return False
         return True
 
-    def _download_part(self, key: str, first: StoredObject, start: int, file: int) -> None:
+    def _download_part(self, key: str, first: StoredObject, start: int, file: LocalFile) -> None:
         stop = min(start + s3_transfer.PART, first.size)
         request = self._get_request(key, start, stop)
         request["IfMatch"] = first.version
         with self._errors.translating("GetObject", key, condition="If-Match"):
             part = self._get(request, start, stop)
-        write_at(file, part.data, start)
+        file.write_at(part.data, start)
 
     # Replies
 
@@ -420,7 +425,16 @@ def _s3_client(region: str | None) -> S3Client:
     # boto3 sends `Expect: 100-continue` before each body, an extra round trip for every write.
     # A small body is as fast as the question; a refused part wastes 16 MiB, and rarely happens.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("before-sign.s3.DeleteObjects", _check_by_md5)
     return client
+
+
+def _check_by_md5(request: AWSRequest, **_: object) -> None:
+    """Replace boto3's checksum by the one that every server knows; DeleteObjects must have one."""
+    for name in [name for name in request.headers if name.lower().startswith(_CHECKSUMS)]:
+        del request.headers[name]
+    digest = hashlib.md5(cast("bytes", request.body), usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _canonical_url(bucket: str, prefix: str, settings: tuple[str | None, ...]) -> str:

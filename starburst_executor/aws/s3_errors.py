@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from starburst_executor.errors import (
+    ConfigError,
     Conflict,
     ObjectNotFound,
     StoreDenied,
@@ -107,9 +108,12 @@ class S3Errors:
 
         Raises:
             StoreError: one of its subclasses.
+            ConfigError: no client could be created.
         """
         try:
             yield
+        except ConfigError:
+            raise  # a ValueError too, but not about a reply
         except ClientError as error:
             raise self._refused(error, operation, key, condition) from error
         except _NO_CREDENTIALS as error:
@@ -153,7 +157,8 @@ class S3Errors:
         # 409 without a condition: another operation on the object is in progress.
         if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
             return StoreUnavailable(text)
-        if code in _BAD_CREDENTIALS:
+        # The reply to a HEAD has no body that could name the reason.
+        if code in _BAD_CREDENTIALS or (operation == "HeadObject" and status == 400):
             return StoreDenied(
                 f"{text}. The credentials are wrong or have expired (or this machine's clock is "
                 "off); `aws sts get-caller-identity` shows which are used."

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starburst_executor.aws.s3_errors import S3Errors
-from starburst_executor.errors import ObjectNotFound, StoreError
-from starburst_executor.storage.base import Bytes
+from starburst_executor.errors import LocalDiskError, ObjectNotFound, StoreError
+from starburst_executor.storage.base import Bytes, local_disk
 from starburst_executor.storage.directory import read_range
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-__all__ = ["PART", "MultipartUpload", "reading", "transfer_threads", "write_at"]
+__all__ = ["PART", "MultipartUpload", "reading", "transfer_threads"]
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def transfer_threads(what: str) -> ThreadPoolExecutor:
 def reading(source: Path | Bytes) -> Iterator[tuple[int, Read]]:
     """A source's size, and a function that reads a range of it."""
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        with local_disk(source):
+            opened = source.open("rb")
+        with opened as file:
             number = file.fileno()
             size = os.fstat(number).st_size
             yield (
@@ -137,15 +139,8 @@ def reading(source: Path | Bytes) -> Iterator[tuple[int, Read]]:
 
 
 def _read_part(source: Path, file: int, start: int, end: int) -> bytes:
-    data = read_range(file, start, end)
+    with local_disk(source):
+        data = read_range(file, start, end)
     if len(data) < end - start:
-        raise StoreError(f"{source} shrank during the upload")
+        raise LocalDiskError(f"{source} shrank during the upload")
     return data
-
-
-def write_at(file: int, data: bytes, offset: int) -> None:
-    """Write all of `data` at an offset of a file."""
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(file, rest, offset)
-        rest, offset = rest[written:], offset + written

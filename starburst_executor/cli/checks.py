@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from starburst_executor import config
 from starburst_executor.config import Configuration
-from starburst_executor.errors import ConfigError, StarburstError, StoreError
+from starburst_executor.errors import ConfigError, StarburstError
 from starburst_executor.executor import StarburstExecutor
 from starburst_executor.launchers.base import open_launcher
 from starburst_executor.launchers.local import LocalLauncher
@@ -124,7 +124,7 @@ def _store_checks(store: Store, runtime: Runtime) -> Iterator[Check]:
     try:
         yield from _reach(store, runtime)
         probe_conditional(store, "probe/", runtime.new_id)
-    except (StoreError, OSError) as error:
+    except (StarburstError, OSError) as error:
         mend = "Fix what it names, or use another store with --store or STARBURST_STORE."
         yield _wrong("store works", error, mend)
         return

@@ -6,6 +6,8 @@ shell completion load neither boto3 nor the executor.
 
 from __future__ import annotations
 
+import errno
+import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -84,6 +86,13 @@ class _Verbs(click.Group):
             formatter.write_dl([(str(int(code)), text) for code, text in MEANINGS.items()])
         super().format_epilog(ctx, formatter)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            click.echo(f"Error: {_what_failed(error)}", err=True)
+            sys.exit(Exit.OTHER)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -92,6 +101,12 @@ class _Verbs(click.Group):
         except KeyboardInterrupt:
             click.echo(err=True)
             ctx.exit(Exit.INTERRUPTED)
+
+
+def _what_failed(error: OSError) -> str:
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the output could not be written: {error.strerror}"
+    return str(error)
 
 
 def _fail(error: StarburstError) -> NoReturn:

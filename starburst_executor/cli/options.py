@@ -93,12 +93,22 @@ def at_store(url: str | None) -> Iterator[Store]:
 
 @contextmanager
 def at_session(url: str | None, text: str) -> Iterator[Session]:
-    """Open the session whose id, or unique part of it, is `text`, for a block."""
+    """Open the session whose id, or unique part of it, is `text`, for a block.
+
+    Raises:
+        SessionNotFound: there is none, or somebody deleted it meanwhile.
+    """
+    from starburst_executor.errors import DamagedObject, ObjectNotFound, SessionTerminated
     from starburst_executor.protocol.session import Session
     from starburst_executor.runtime import SystemRuntime
 
     with at_store(url) as store, closing(SystemRuntime()) as runtime:
-        yield Session(store, _session_id(store, text), runtime)
+        session = Session(store, _session_id(store, text), runtime)
+        try:
+            yield session
+        except (DamagedObject, ObjectNotFound, SessionTerminated):
+            session.load()  # if it is gone altogether, that is what to say
+            raise
 
 
 def _session_id(store: Store, text: str) -> str:

@@ -15,28 +15,38 @@ A key is one or more names joined by `/`; a name is not empty and does not begin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
+
+from starburst_executor.errors import LocalDiskError, StarburstError
 
 __all__ = [
+    "STARVED",
     "Bytes",
     "ListedObject",
     "ListingPage",
+    "LocalFile",
     "RequestCounter",
     "Store",
     "StoredObject",
     "appearing",
     "check_key",
     "check_listing",
+    "local_disk",
 ]
 
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
+
+# There is too little of something at the moment, which another try or process may have.
+STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 _BAD_KEY = re.compile(r"(?:\A|/)(?:[./]|\Z)|\0")
 
@@ -204,13 +214,70 @@ def check_listing(prefix: str, limit: int, delimiter: str) -> None:
 
 
 @contextlib.contextmanager
-def appearing(target: Path) -> Iterator[BinaryIO]:
-    """A file to write; it moves to `target` when the block succeeds and is removed otherwise."""
+def appearing(target: Path) -> Iterator[LocalFile]:
+    """A file to write; it moves to `target` when the block succeeds and is removed otherwise.
+
+    Raises:
+        LocalDiskError: it cannot be written.
+    """
     temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
     try:
-        with temporary.open("xb", buffering=0) as file:
-            yield file
-        temporary.replace(target)
+        with local_disk(target):
+            raw = temporary.open("xb", buffering=0)
+        with raw:
+            yield LocalFile(raw, target)
+        with local_disk(target):
+            temporary.replace(target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that led here matters more
+            temporary.unlink(missing_ok=True)
         raise
+
+
+class LocalFile:
+    """A file outside of the store that is being written.
+
+    Args:
+        raw: The file, unbuffered.
+        path: Its path, for messages.
+    """
+
+    def __init__(self, raw: FileIO, path: Path) -> None:
+        self._raw = raw
+        self._path = path
+
+    def write(self, data: Bytes) -> None:
+        """Write all of it after what was written before."""
+        rest = memoryview(data).cast("B")
+        with local_disk(self._path):
+            while rest:
+                rest = rest[self._raw.write(rest) :]
+
+    def write_at(self, data: Bytes, offset: int) -> None:
+        """Write all of it at an offset; threads may do so at once."""
+        rest = memoryview(data).cast("B")
+        with local_disk(self._path):
+            while rest:
+                written = os.pwrite(self._raw.fileno(), rest, offset)
+                rest, offset = rest[written:], offset + written
+
+
+@contextlib.contextmanager
+def local_disk(path: Path) -> Iterator[None]:
+    """Say of an error with a file outside of the store that it is not the store's.
+
+    Only the want of descriptors or memory, which passes, stays as it is.
+
+    Raises:
+        LocalDiskError: the block failed with any other `OSError`.
+    """
+    try:
+        yield
+    except StarburstError:
+        raise
+    except OSError as error:
+        if error.errno in STARVED:
+            raise
+        raise LocalDiskError(
+            f"{path} cannot be read or written: {error.strerror or error}"
+        ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from starburst_executor.errors import (
     Conflict,
@@ -18,7 +20,7 @@ __all__ = ["probe_conditional"]
 def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str]) -> None:
     """Check that a store honours conditions on writes; leaves nothing behind.
 
-    Takes four writes and a delete.
+    Takes six writes, of which two pairs run at once, and a delete.
 
     Args:
         store: The store to probe.
@@ -26,7 +28,8 @@ def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str
         new_id: `Runtime.new_id`.
 
     Raises:
-        StoreNotConditional: it overwrote what it must not, or refused what it must write.
+        StoreNotConditional: it overwrote what it must not, refused what it must write, or let two
+            win who wrote at once.
     """
     key = f"{key_prefix}probe-{new_id(16)}"
     try:
@@ -41,41 +44,42 @@ def probe_conditional(store: Store, key_prefix: str, new_id: Callable[[int], str
 
 
 def _probe(store: Store, key: str) -> None:
-    first = _probe_create(store, key)
-    _probe_replace(store, key, first)
-    if not _refuses(lambda: store.replace(key, b"stale", first)):
+    first = _race(store, key, partial(store.create, key), "If-None-Match")
+    _race(store, key, lambda data: store.replace(key, data, first), "If-Match")
+    if _attempt(lambda: store.replace(key, b"stale", first)) is not None:
         raise _not_conditional(store, "overwrote an object despite a different version (If-Match)")
-    if not _refuses(lambda: store.create(key, b"again")):
+    if _attempt(lambda: store.create(key, b"again")) is not None:
         raise _not_conditional(store, "overwrote an existing object on create (If-None-Match)")
 
 
-def _probe_create(store: Store, key: str) -> str:
-    try:
-        return store.create(key, b"first")
-    except Conflict:  # the name is new, so only an earlier try of this very write can conflict
-        return _probe_read(store, key, b"first")
+def _race(store: Store, key: str, write: Callable[[bytes], str], condition: str) -> str:
+    """Write twice at once where one write must be refused; return the version of the other."""
+    # Equal bytes would have equal versions, so that a write that was accepted looks undone.
+    contents = [f"{condition} {number}".encode() for number in range(2)]
+    with ThreadPoolExecutor(2, "starburst-probe") as pool:
+        answers = list(pool.map(lambda data: _attempt(lambda: write(data)), contents))
+    versions = [version for version in answers if version is not None]
+    if len(versions) > 1:
+        raise _not_conditional(
+            store, f"accepted two writes at once whose condition excludes each other ({condition})"
+        )
+    # If neither was accepted, one conflicted with an earlier try of itself.
+    return versions[0] if versions else _probe_read(store, key, contents)
 
 
-def _probe_replace(store: Store, key: str, version: str) -> None:
-    try:
-        store.replace(key, b"second", version)
-    except (Conflict, ObjectNotFound):
-        _probe_read(store, key, b"second")
-
-
-def _probe_read(store: Store, key: str, data: bytes) -> str:
+def _probe_read(store: Store, key: str, contents: Collection[bytes]) -> str:
     got = store.get(key)
-    if got is None or got.data != data:
+    if got is None or got.data not in contents:
         raise _not_conditional(store, "refused a conditional write whose condition held")
     return got.version
 
 
-def _refuses(write: Callable[[], str]) -> bool:
+def _attempt(write: Callable[[], str]) -> str | None:
+    """The version written; None if the write was refused."""
     try:
-        write()
+        return write()
     except (Conflict, ObjectNotFound):
-        return True
-    return False
+        return None
 
 
 def _not_conditional(store: Store, what: str) -> StoreNotConditional:

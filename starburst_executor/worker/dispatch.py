@@ -6,8 +6,9 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 
-from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound, StoreError
+from starburst_executor.errors import DamagedObject, NewerSchema, ObjectNotFound
 from starburst_executor.protocol.keys import task_id
 from starburst_executor.protocol.manifest import LiveLog
 from starburst_executor.protocol.records import Piece
@@ -17,6 +18,7 @@ from starburst_executor.worker.assignment import Assignment, AttemptKey
 from starburst_executor.worker.cache import ObjectCache
 from starburst_executor.worker.child_handle import Job
 from starburst_executor.worker.committing import Committer
+from starburst_executor.worker.faults import Consequence, consequence, reason_to_leave
 from starburst_executor.worker.heartbeat import HeartbeatThread, WorkTally
 from starburst_executor.worker.planner import ClaimPlanner
 from starburst_executor.worker.pool import ChildPool, JobResult
@@ -45,6 +47,7 @@ class Dispatcher:
         timers: When to read records again.
         stop: Told when no task can be run here.
         tally: Counts what ended.
+        folder: The worker's temp folder, for messages.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Dispatcher:
         timers: Timers,
         stop: StopRequest,
         tally: WorkTally,
+        folder: Path,
     ) -> None:
         self._session = session
         self._runtime = session.runtime
@@ -73,6 +77,7 @@ class Dispatcher:
         self._timers = timers
         self._stop = stop
         self._tally = tally
+        self._folder = folder
         self._inbox: deque[JobResult] = deque()
         self.paused = False  # heartbeats do not get through: nothing new may start
 
@@ -100,11 +105,35 @@ class Dispatcher:
             self._note_end(result)
             if result.kind == "initializer":
                 self._stop.make("its initializer failed")
-        for key, end in self._transfers.take_uploaded():
+        for key, end, failed in self._transfers.take_uploaded():
             assignment = self._planner.assignments.get(key.batch)
-            if assignment is not None and assignment.uploading.get(key.position) == key:
-                del assignment.uploading[key.position]
-                assignment.ended[key.position] = end
+            if assignment is None or assignment.uploading.get(key.position) != key:
+                continue
+            if failed is not None:
+                if self._leaves_because_of(failed):
+                    continue  # what is still being uploaded is handed back
+                end = end._replace(ok=False, outcome=Piece(inline=damage(failed)))
+            del assignment.uploading[key.position]
+            assignment.ended[key.position] = end
+
+    def repeat_transfers(self) -> None:
+        """Try again to move what could not be moved at the time."""
+        self._transfers.repeat_due(self._is_held)
+
+    def _is_held(self, key: AttemptKey) -> bool:
+        assignment = self._planner.assignments.get(key.batch)
+        return assignment is not None and key in (
+            assignment.waiting.get(key.position),
+            assignment.uploading.get(key.position),
+        )
+
+    def _leaves_because_of(self, error: Exception) -> bool:
+        """Whether a transfer failed for a reason that is this worker's, and have it leave."""
+        if consequence(error) in (Consequence.FAIL_TASK, None):
+            log.error("a task fails: %r", error)
+            return False
+        self._stop.make(reason_to_leave(error, self._folder), broken=True)
+        return True
 
     def _note_end(self, result: JobResult) -> None:
         key = result.key
@@ -183,15 +212,12 @@ class Dispatcher:
             )
 
     def _take_fetched(self) -> None:
-        for key, error in self._transfers.take_fetched():
+        for key, failed in self._transfers.take_fetched():
             assignment = self._planner.assignments.get(key.batch)
-            if error is None or assignment is None:
+            if failed is None or assignment is None:
                 continue
-            if isinstance(error, StoreError):
-                self._fail(assignment, key, error)
-            else:  # that is this machine's fault, and another may do better
-                log.error("this worker cannot store what tasks need: %r", error)
-                self._stop.make(f"it cannot keep what tasks need: {error}", broken=True)
+            if not self._leaves_because_of(failed):
+                self._fail(assignment, key, failed)
 
     # --- what is taken back -----------------------------------------------------------
 

@@ -21,11 +21,12 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from starburst_executor.coordination.autoscaler import Autoscaler
-from starburst_executor.errors import NewerSchema, SessionTerminated, StoreError
+from starburst_executor.errors import LocalDiskError, NewerSchema, SessionTerminated, StoreError
 from starburst_executor.protocol.manifest import Heartbeat, Manifest, WorkerState
 from starburst_executor.protocol.session import Session
 from starburst_executor.worker.assignment import AttemptKey
@@ -33,6 +34,12 @@ from starburst_executor.worker.cache import ObjectCache
 from starburst_executor.worker.claiming import Claimer
 from starburst_executor.worker.committing import Committer
 from starburst_executor.worker.dispatch import Dispatcher
+from starburst_executor.worker.faults import (
+    ENDURANCE,
+    Consequence,
+    consequence,
+    reason_to_leave,
+)
 from starburst_executor.worker.heartbeat import HeartbeatThread, WorkTally
 from starburst_executor.worker.membership import Membership
 from starburst_executor.worker.open_batches import OpenBatches
@@ -41,7 +48,7 @@ from starburst_executor.worker.pool import ChildPool, JobResult, SlotsBroken
 from starburst_executor.worker.session_check import SessionCheck
 from starburst_executor.worker.stop_request import StopRequest
 from starburst_executor.worker.timers import Timers
-from starburst_executor.worker.transfers import ENDURANCE, Transfers
+from starburst_executor.worker.transfers import Transfers
 
 __all__ = ["Worker"]
 
@@ -61,6 +68,7 @@ class Worker:
         describe: This process, as its heartbeats describe it.
         autoscaler: Starts other workers; its `run` must be under way on another thread. None:
             this worker cannot start any.
+        folder: Its temp folder, for messages; by default the cache's.
 
     Attributes:
         heartbeats: Sends the heartbeats; its `run` must be under way on another thread.
@@ -77,6 +85,7 @@ class Worker:
         manifest: Manifest,
         describe: Heartbeat,
         autoscaler: Autoscaler | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.id = worker_id
         self._session = session
@@ -96,10 +105,13 @@ class Worker:
             session, manifest.intervals.heartbeat, self._heartbeat, lambda: planner.working
         )
         self._committer = committer = Committer(session, worker_id, planner, pool, cache, timers)
-        self._transfers = transfers = Transfers(session, worker_id, cache, aside, pool.signal)
+        self._folder = folder or cache.blobs.parent
+        self._transfers = transfers = Transfers(
+            session, worker_id, cache, aside, pool.signal, self._reaches_store
+        )
         self._dispatcher = dispatcher = Dispatcher(
             session, planner, pool, cache, committer, transfers,
-            self.heartbeats, check, timers, self._stop, self._tally,
+            self.heartbeats, check, timers, self._stop, self._tally, self._folder,
         )  # fmt: skip
         self._membership = membership = Membership(
             session, worker_id, check, batches, planner, dispatcher, timers, autoscaler
@@ -111,6 +123,7 @@ class Worker:
         self._idle_reason: str | None = None
         self._gone = False  # the session is being deleted: nothing may be written any more
         self._accident: Exception | None = None
+        self._away_since = math.inf  # monotonic: the first of the steps in a row without the store
         self._endured = 0  # steps in a row in which the machine was short of something
 
     # --- life -----------------------------------------------------------------------
@@ -153,38 +166,51 @@ class Worker:
         except NewerSchema as error:
             return f"this version is too old for the session: {error}"
         except SlotsBroken as error:
-            log.error("worker %s: %s", self.id, error)
-            self._stop.broken = True
-            return str(error)
-        except StoreError as error:
-            self._pause_after(error)
-            return None
-        except OSError as error:
-            return self._endure(error)
+            return self._break_off(str(error), error)
         except Exception as error:
-            self._accident, self._stop.broken = error, True
-            return f"an unexpected error: {error!r}"
+            return self._bear(error)
         self._endured = 0
+        self._away_since = math.inf
         if reason is None:
             self._wait()
         return reason
+
+    def _bear(self, error: Exception) -> str | None:
+        """Do what follows from an error: go on after a pause, or a reason to leave."""
+        match consequence(error):
+            case Consequence.WAIT | Consequence.FAIL_TASK:  # the latter was about no task
+                self._pause_after(error)
+                self._away_since = min(self._away_since, self._timers.now)
+                away = self._timers.now - self._away_since
+                return self._check.time_is_up() or self._membership.gives_up(error, away)
+            case Consequence.TRY_AGAIN if self._endured < ENDURANCE - 1:
+                self._endured += 1
+                self._pause_after(error)
+                return None
+            case Consequence.TRY_AGAIN | Consequence.LEAVE:
+                return self._break_off(reason_to_leave(error, self._folder), error)
+        self._accident = error
+        return self._break_off(f"an unexpected error: {error!r}", error)
 
     def _pause_after(self, error: Exception) -> None:
         log.warning("worker %s: %s", self.id, error)
         self._timers.look = self._timers.now + self._timers.back_off()
         self._pool.signal.wait(self._runtime.random.uniform(0.1, 1.0))
 
-    def _endure(self, error: OSError) -> str | None:
-        """Bear for a while with a machine that is short of something; then a reason to leave."""
-        self._endured += 1
-        if self._endured < ENDURANCE:
-            self._pause_after(error)
-            return None
+    def _break_off(self, reason: str, error: Exception) -> str:
+        """No task can be run here: a reason to leave."""
+        log.error("worker %s: %s", self.id, error)
         self._stop.broken = True
-        return f"no task can be run on this machine: {error}"
+        if isinstance(error.__cause__, LocalDiskError):
+            return reason_to_leave(error, self._folder)
+        return reason
+
+    def _reaches_store(self) -> bool:
+        return self.heartbeats.silent() <= self._intervals.lease / 2
 
     def _do_what_is_due(self) -> str | None:
         self._dispatcher.take_ended()
+        self._dispatcher.repeat_transfers()
         self._dispatcher.check_lease()
         reason = self._check.check()
         if reason is not None:
@@ -234,7 +260,7 @@ class Worker:
             return self._intervals.heartbeat / 4
         timers, planner = self._timers, self._planner
         now = timers.now
-        due = [timers.check, timers.count, now + planner.until_due()]
+        due = [timers.check, timers.count, self._transfers.due, now + planner.until_due()]
         if self.batches.unfinished:
             due.append(timers.repair)
         for assignment in planner.assignments.values():

@@ -221,6 +221,26 @@ class Membership:
             return None
         return f"idle for {now - timers.idle_since:.0f} s"
 
+    def gives_up(self, error: Exception, away: float) -> str | None:
+        """A reason to leave a store that does not come back; makes no request.
+
+        While anything is unfinished, somebody should be there when the store is: so long as the
+        session itself would wait for work. What runs is never given up.
+
+        Args:
+            error: What the store says.
+            away: For how many seconds it has said so.
+        """
+        if self._planner.running:
+            return None
+        if self._planner.working or self._batches.unfinished:
+            waited, most = away, self._check.manifest.limits.session_timeout
+        else:
+            waited, most = self._timers.now - self._timers.idle_since, self.patience()
+        if waited < most:
+            return None
+        return f"the store has not been available for {away:.0f} s: {error}"
+
     def may_leave(self) -> bool:
         """Ask the store, after saying goodbye, whether this idle worker is still not needed."""
         patiently = self._session.patiently

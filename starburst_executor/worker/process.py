@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from starburst_executor.worker import memory
 from starburst_executor.worker.cache import DiskCache
 from starburst_executor.worker.loop import Worker
 from starburst_executor.worker.pool import ProcessPool
+from starburst_executor.worker.stop_signals import stopped_by_signals
 
 __all__ = ["serve"]
 
@@ -127,26 +127,30 @@ def _serve(
 
     try:
         describe = _describe(worker_id, manifest, session.runtime.time())
-        worker = Worker(session, worker_id, pool, cache, move, manifest, describe, autoscaler)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
-        worker.heartbeats.beat()
-        beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
-        beating.start()
-        if autoscaler is not None:
-            threading.Thread(
-                target=autoscaler.run, name="starburst-autoscaler", daemon=True
-            ).start()
-        log.info("worker %s is at session %s", worker_id, session.id)
-        with _spot_watched(worker, manifest):
-            reason = worker.run()
-        worker.heartbeats.close()
-        return reason
+        worker = Worker(
+            session, worker_id, pool, cache, move, manifest, describe, autoscaler, folder
+        )
+        with stopped_by_signals(worker.stop):
+            return _work(worker, autoscaler, manifest)
     finally:
         if autoscaler is not None:
             autoscaler.close()
         pool.close()
         aside.shutdown(wait=False, cancel_futures=True)
+
+
+def _work(worker: Worker, autoscaler: Autoscaler | None, manifest: Manifest) -> str:
+    """Work until there is no reason to stay, with a heart that beats; returns the reason."""
+    worker.heartbeats.beat()
+    beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
+    beating.start()
+    if autoscaler is not None:
+        threading.Thread(target=autoscaler.run, name="starburst-autoscaler", daemon=True).start()
+    log.info("worker %s is at session %s", worker.id, manifest.session_id)
+    with _spot_watched(worker, manifest):
+        reason = worker.run()
+    worker.heartbeats.close()
+    return reason
 
 
 @contextmanager

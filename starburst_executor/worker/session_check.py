@@ -44,6 +44,10 @@ class SessionCheck:
             self._read()
         if self.manifest.state is SessionState.TERMINATED:
             return "the session was terminated"
+        return self.time_is_up()
+
+    def time_is_up(self) -> str | None:
+        """A reason to leave once the session's time limit is reached; makes no request."""
         if self._batches.store_now >= self.manifest.deadline:
             return "the session's absolute time limit is reached; extend and attach go on from here"
         return None

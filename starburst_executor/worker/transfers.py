@@ -1,31 +1,68 @@
-"""Moves large objects on another thread, so that the worker's loop never waits for one."""
+"""Moves large objects between the store and this worker's disk, off the worker's loop.
+
+    fetch, upload ----> a call on another thread ----> entry ----> take_fetched, take_uploaded
+                          ^                              |
+                          +--- again later <-------------+ the store is away, or the machine short
+
+Every call leaves an entry, however it ends: without one its task would stay as it is for ever.
+The entries wait here until the loop takes them.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from starburst_executor.errors import StoreError
-from starburst_executor.protocol.records import Piece
-from starburst_executor.protocol.session import Session, damage
+from starburst_executor.errors import StoreDenied
+from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.transitions import AttemptEnd
 from starburst_executor.runtime import Signal
 from starburst_executor.worker.assignment import AttemptKey
 from starburst_executor.worker.cache import ObjectCache
+from starburst_executor.worker.faults import ENDURANCE, Consequence, consequence
 
-__all__ = ["ENDURANCE", "Blobs", "Transfers"]
+__all__ = ["Blobs", "Fetched", "Transfers", "Uploaded"]
 
 log = logging.getLogger(__name__)
 
-# Tries while the machine has no descriptors, memory or disk left, before a worker gives up.
-ENDURANCE = 8
+# Credentials may expire and be renewed; a permission that is missing for longer stays missing.
+DENIED_SECONDS = 300.0
+LONGEST_PAUSE = 10.0
 
 Blobs: TypeAlias = tuple[tuple[str, Path, int], ...]  # digest, file, bytes
+
+
+class Fetched(NamedTuple):
+    """What an attempt needs is here, or the error because of which it is not."""
+
+    key: AttemptKey
+    error: Exception | None
+
+
+class Uploaded(NamedTuple):
+    """What an outcome names is stored, or the error because of which it is not."""
+
+    key: AttemptKey
+    end: AttemptEnd
+    error: Exception | None
+
+
+@dataclass(slots=True)
+class _Transfer:
+    key: AttemptKey
+    call: Callable[[], None]
+    end: AttemptEnd | None = None  # of an upload
+    blobs: Blobs = ()
+    tries: int = 0
+    since: float = math.inf  # monotonic, of the first refusal in a row
+    error: Exception | None = None
 
 
 class Transfers:
@@ -37,6 +74,7 @@ class Transfers:
         cache: Where what is fetched is kept.
         aside: Makes a call on another thread.
         signal: Set when something has arrived.
+        reachable: Whether the store takes anything else from this worker at present.
 
     Attributes:
         fetching: Attempts whose blobs are on their way here.
@@ -49,6 +87,7 @@ class Transfers:
         cache: ObjectCache,
         aside: Callable[[Callable[[], None]], object],
         signal: Signal,
+        reachable: Callable[[], bool],
     ) -> None:
         self._session = session
         self._runtime = session.runtime
@@ -56,76 +95,114 @@ class Transfers:
         self._cache = cache
         self._aside = aside
         self._signal = signal
-        self._uploaded: deque[tuple[AttemptKey, AttemptEnd]] = deque()
-        self._fetched: deque[tuple[AttemptKey, Exception | None]] = deque()
+        self._reachable = reachable
+        self._ended: deque[_Transfer] = deque()  # filled on the threads of transfers
+        self._settled: list[_Transfer] = []
+        self._later: list[tuple[float, _Transfer]] = []  # and when to try again
         self.fetching: set[AttemptKey] = set()
 
     @property
     def arrived(self) -> bool:
-        """Whether any transfer has ended that nobody has taken yet."""
-        return bool(self._uploaded or self._fetched)
+        """Whether any call has ended that nobody has looked at yet."""
+        return bool(self._ended)
+
+    @property
+    def due(self) -> float:
+        """When the next call is to be repeated, on the monotonic clock."""
+        return min((due for due, _ in self._later), default=math.inf)
 
     def fetch(self, key: AttemptKey, blobs: list[str]) -> None:
         """Start to bring the blobs that an attempt needs."""
         self.fetching.add(key)
-        self._aside(partial(self._fetch, key, blobs))
+        self._begin(_Transfer(key, partial(self._cache.fetch, blobs)))
 
     def upload(self, key: AttemptKey, end: AttemptEnd, blobs: Blobs) -> None:
         """Start to store the blobs that an outcome names, before the outcome itself."""
-        self._aside(partial(self._upload, key, end, blobs))
+        self._begin(_Transfer(key, partial(self._put, blobs), end, blobs))
 
-    def take_fetched(self) -> list[tuple[AttemptKey, Exception | None]]:
-        """The attempts whose blobs are here, or the error because of which they are not."""
-        taken = []
-        while self._fetched:
-            key, error = self._fetched.popleft()
-            self.fetching.discard(key)
-            taken.append((key, error))
+    def repeat_due(self, wanted: Callable[[AttemptKey], bool]) -> None:
+        """Make the calls again whose time has come; forget those for what is not held any more."""
+        now = self._runtime.monotonic()
+        due = [transfer for when, transfer in self._later if when <= now]
+        self._later = [(when, transfer) for when, transfer in self._later if when > now]
+        for transfer in due:
+            if wanted(transfer.key):
+                self._begin(transfer)
+            else:
+                self._forget(transfer)
+
+    def take_fetched(self) -> list[Fetched]:
+        """The attempts whose blobs are here, or cannot be brought here."""
+        taken = [Fetched(one.key, one.error) for one in self._take() if one.end is None]
+        self._settled = [one for one in self._settled if one.end is not None]
         return taken
 
-    def take_uploaded(self) -> list[tuple[AttemptKey, AttemptEnd]]:
-        """The ends whose blobs are stored; failures where they could not be."""
-        taken = []
-        while self._uploaded:
-            taken.append(self._uploaded.popleft())
+    def take_uploaded(self) -> list[Uploaded]:
+        """The ends whose blobs are stored, or cannot be."""
+        taken = [Uploaded(one.key, one.end, one.error) for one in self._take() if one.end]
+        self._settled = [one for one in self._settled if one.end is None]
         return taken
 
-    # --- on the thread of transfers -----------------------------------------------------
+    # --- on the loop's thread -----------------------------------------------------------
 
-    def _fetch(self, key: AttemptKey, blobs: list[str]) -> None:
-        error: Exception | None = None
-        try:
-            self._in_tries(partial(self._cache.fetch, blobs))
-        except Exception as caught:
-            error = caught
-        self._fetched.append((key, error))
-        self._signal.set()
+    def _take(self) -> list[_Transfer]:
+        while self._ended:
+            transfer = self._ended.popleft()
+            pause = self._pause_after(transfer)
+            if pause is None:
+                self._forget(transfer)
+                self._settled.append(transfer)
+            else:
+                self._later.append((self._runtime.monotonic() + pause, transfer))
+        return self._settled
 
-    def _upload(self, key: AttemptKey, end: AttemptEnd, blobs: Blobs) -> None:
-        try:
-            self._in_tries(partial(self._put, blobs))
-        except Exception as error:
-            if not isinstance(error, StoreError):
-                log.exception("worker %s could not store a result", self._worker)
-            end = end._replace(ok=False, outcome=Piece(inline=damage(error)))
+    def _pause_after(self, transfer: _Transfer) -> float | None:
+        """How long to wait before the call is repeated; None if it has had its last try."""
+        if transfer.error is None:
+            return None
+        transfer.tries += 1
+        follows = consequence(transfer.error)
+        if follows is Consequence.WAIT and not self._is_refused_for_good(transfer):
+            ceiling = min(LONGEST_PAUSE, 0.1 * 2.0 ** min(transfer.tries, 10))
+        elif follows is Consequence.TRY_AGAIN and transfer.tries < ENDURANCE:
+            ceiling = 1.0
+        else:
+            return None
+        if transfer.tries & (transfer.tries - 1) == 0:  # less and less often
+            log.warning("worker %s: %s", self._worker, transfer.error)
+        return self._runtime.random.uniform(ceiling / 10, ceiling)
+
+    def _is_refused_for_good(self, transfer: _Transfer) -> bool:
+        if not isinstance(transfer.error, StoreDenied):
+            transfer.since = math.inf
+            return False
+        now = self._runtime.monotonic()
+        transfer.since = min(transfer.since, now)
+        return now - transfer.since >= DENIED_SECONDS and self._reachable()
+
+    def _forget(self, transfer: _Transfer) -> None:
+        self.fetching.discard(transfer.key)
         with suppress(OSError):  # the folder is removed at the end
-            for _, path, _ in blobs:
+            for _, path, _ in transfer.blobs:
                 path.unlink(missing_ok=True)
-        self._uploaded.append((key, end))
-        self._signal.set()
+
+    def _begin(self, transfer: _Transfer) -> None:
+        self._aside(partial(self._make, transfer))
+
+    # --- on the threads of transfers ----------------------------------------------------
+
+    def _make(self, transfer: _Transfer) -> None:
+        transfer.error = RuntimeError("a transfer was broken off")
+        try:
+            transfer.call()
+            transfer.error = None
+        except Exception as error:
+            transfer.error = error
+        finally:  # whatever it was: nobody else looks at this thread
+            self._ended.append(transfer)
+            self._signal.set()
 
     def _put(self, blobs: Blobs) -> None:
+        store = self._session.store
         for digest, path, _ in blobs:
-            self._session.put_blob(digest, path)
-
-    def _in_tries(self, call: Callable[[], None]) -> None:
-        """Repeat a call while this machine is short of something."""
-        for _ in range(ENDURANCE - 1):
-            try:
-                return call()
-            except (StoreError, FileNotFoundError):
-                raise
-            except OSError as error:
-                log.warning("worker %s: %s", self._worker, error)
-            self._runtime.signal().wait(self._runtime.random.uniform(0.1, 1.0))
-        return call()
+            store.upload(self._session.key(f"blobs/{digest}"), path)

@@ -47,6 +47,17 @@ def test_doctor_without_credentials_says_how_to_get_some() -> None:
     assert "AWS_PROFILE" in check["mend"]
 
 
+@pytest.mark.parametrize("verb", ["doctor", "list"])
+def test_an_endpoint_without_a_scheme_is_named(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    result = run(verb, store="s3://bucket/prefix")
+    assert result.exit_code == Exit.OTHER
+    assert isinstance(result.exception, SystemExit)
+    assert "AWS_ENDPOINT_URL='localhost:9000' is not an endpoint" in result.output
+
+
 def test_doctor_of_a_store_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")

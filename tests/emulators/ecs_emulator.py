@@ -41,6 +41,7 @@ from ministack.services import (  # type: ignore[import-untyped]  # noqa: E402
     ec2,
     ecs,
 )
+from ministack.services.cloudformation import provisioners  # type: ignore[import-untyped]  # noqa: E402
 
 Request = dict[str, Any]
 Reply = tuple[Any, ...]
@@ -63,6 +64,7 @@ class Settings:
     start_delay: float = 0.0  # seconds before a task's process starts
     list_delay: float = 0.0  # seconds before ListTasks and DescribeTasks tell of a task
     capacity: dict[str, int] = field(default_factory=dict)  # provider -> tasks at once
+    without_role: int = 0  # clusters that cannot be created yet: ECS is new to the account
     attach_delay: float = 0.0  # seconds for which a cluster's list of providers changes
     shortage: dict[str, str] = field(default_factory=dict)  # market -> why no instance
     unborn: dict[str, int] = field(default_factory=dict)  # provider -> tasks not born
@@ -571,6 +573,26 @@ for _name, _action in {
     "Control": control,
 }.items():
     ecs._ACTION_MAP[_name] = _as_handler(_name, _action)
+
+_cluster_handlers = provisioners._RESOURCE_HANDLERS["AWS::ECS::Cluster"]
+_create_cluster = _cluster_handlers["create"]
+
+
+def create_cluster(*about: Any) -> Any:
+    """ministack's own, for CloudFormation; it has that role from the beginning."""
+    with lock:
+        if settings.without_role > 0:
+            settings.without_role -= 1
+            raise RuntimeError(
+                'Resource handler returned message: "Invalid request provided: CreateCluster '
+                "Invalid Request: Unable to assume the service linked role. Please verify that the "
+                "ECS service linked role exists. (Service: AmazonECS; Status Code: 400; Error "
+                'Code: InvalidParameterException)" (HandlerErrorCode: InvalidRequest)'
+            )
+    return _create_cluster(*about)
+
+
+_cluster_handlers["create"] = create_cluster
 
 _INSTANCES = {"c8a.xlarge": (4, 8192, "x86_64"), "c8g.large": (2, 4096, "arm64")}
 _describe_types = ec2._describe_instance_types

@@ -15,8 +15,8 @@ from tests.simulation.kernel import (
     FaultPlan,
     random_faults,
 )
+from tests.simulation.ledger import BrokenRule
 from tests.simulation.world import (
-    BrokenRule,
     Settings,
     SimClient,
     SimWorker,
@@ -38,20 +38,23 @@ _GENTLE = (
 _DEADLY = (Fault.KILLED_BEFORE, Fault.KILLED_AFTER)
 
 
+KINDS = ("attended", "unwatched", "deleted")
+
+
 class Chaos:
     """One random schedule.
 
     Args:
         seed: Where every choice comes from.
-        attended: Whether somebody attaches in the end; if not, nobody crashes, and the workers
-            must finish everything that was stored by themselves.
-        cleanup: Whether a client deletes the session in the middle of it all.
+        kind: "attended": somebody attaches in the end; "unwatched": nobody does, and the workers
+            must finish by themselves everything that was stored; "deleted": a client deletes the
+            session in the middle of it all.
     """
 
-    def __init__(self, seed: int, *, attended: bool = True, cleanup: bool = False) -> None:
+    def __init__(self, seed: int, kind: str = "attended") -> None:
         self.rng = random.Random(f"chaos/{seed}")
-        self.attended = attended
-        self.cleanup = cleanup
+        self.attended = kind != "unwatched"
+        self.cleanup = kind == "deleted"
         rng = self.rng
         self.quiet_at = rng.choice([20.0, 60.0, 200.0])  # the faults stop
         settings = Settings(
@@ -67,7 +70,7 @@ class Chaos:
             skew=rng.choice([0.0, 0.0, 5.0, 3600.0]),
         )
         self.world = World(seed, settings)
-        self.deaths = rng.randint(0, 4) if attended else 0
+        self.deaths = rng.randint(0, 4) if self.attended else 0
         self.stalled_until = 0.0
         self.stopped: set[str] = set()
         self.terminated_at: float | None = None
@@ -220,6 +223,15 @@ class Chaos:
         client.stop_threads()
 
     # --- the run
+
+    def play(self) -> None:
+        """Run it all, and let the world go.
+
+        Raises:
+            BrokenRule: something is not as the protocol promises.
+        """
+        with self.world:
+            self.run()
 
     def run(self) -> None:
         """Run it all.

@@ -65,6 +65,7 @@ class Actor:
 
     __slots__ = (
         "cpu",
+        "died_at",
         "dying",
         "ended",
         "error",
@@ -94,6 +95,7 @@ class Actor:
         self.refusal: Exception | None = None
         self.stalled_until = 0.0  # the process, threads included
         self.dying = False
+        self.died_at = math.inf  # of a process: when it ended
         self.ended = False
         self.result: object = None
         self.error: BaseException | None = None
@@ -178,6 +180,7 @@ class Simulation:
         process = actor.process
         self.note("killed", process.name)
         process.stalled_until = 0.0
+        process.died_at = min(process.died_at, self.now)
         for thread in list(process.threads):
             thread.dying = True
             if thread is not self._current:
@@ -311,6 +314,7 @@ class Simulation:
         self._actors.pop(actor, None)
         actor.process.threads.pop(actor, None)
         actor.greenlet = None
+        actor.died_at = min(actor.died_at, self.now)
         error = actor.error
         if error is None or actor.dying:
             return
@@ -535,6 +539,7 @@ class SimStore:
         self.tally = backing.tally
         self.backing = backing
         self.faults = faults
+        self.writer = ""  # the process whose request took effect last
         self.counts: Counter[str] = Counter()  # requests by operation, each repetition included
         self._sim = sim
         self._latency = latency
@@ -682,8 +687,11 @@ class _Request:
     def apply(self) -> tuple[object, Exception | None]:
         sim = self.store._sim
         value, error = None, None
+        self.store.writer = self.actor.process.name
         try:
             value = self.effect()
+        except AssertionError:
+            raise  # a rule is broken: the run ends here, whatever its actors would make of it
         except Exception as e:
             error = e
         outcome = "ok" if error is None else type(error).__name__

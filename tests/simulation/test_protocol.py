@@ -8,11 +8,8 @@ it again:
 
 from __future__ import annotations
 
-import logging
-import os
 import random
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -31,6 +28,7 @@ from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.tasks_object import Queued
 from tests.simulation import world as simulated
 from tests.simulation.chaos import Chaos
+from tests.simulation.conftest import SEED
 from tests.simulation.forced import (
     a_world,
     once,
@@ -43,30 +41,15 @@ from tests.simulation.forced import (
 from tests.simulation.kernel import Call, Fault
 from tests.simulation.world import SimClient, Work, World
 
-# Read at import: no test sees such variables later.
-SEED = os.environ.get("STARBURST_SEED")
-
-
-@pytest.fixture(autouse=True)
-def quiet_log() -> Iterator[None]:
-    """Formatting the warnings of thousands of failures takes longer than the failures do."""
-    logger = logging.getLogger("starburst_executor")
-    level = logger.level
-    logger.setLevel(logging.NOTSET if SEED else logging.CRITICAL)
-    yield
-    logger.setLevel(level)
-
-
 # --- random schedules --------------------------------------------------------------
 
 
-def play(kind: str, seeds: range, **how: bool) -> None:
+def play(kind: str, seeds: range) -> None:
     """Play random schedules; a failure says how to play it again."""
     for seed in [int(SEED)] if SEED else seeds:
-        chaos = Chaos(seed, **how)
+        chaos = Chaos(seed, kind)
         try:
-            with chaos.world:
-                chaos.run()
+            chaos.play()
         except Exception as error:
             tests = "tests/simulation/test_protocol.py"
             again = f"STARBURST_SEED={seed} python -m pytest {tests} -k {kind}"
@@ -84,14 +67,14 @@ def test_attended_schedules_come_to_rest_with_one_outcome_for_each_task(
 def test_workers_finish_by_themselves_what_was_detached_in_unwatched_schedules(
     first: int,
 ) -> None:
-    play("unwatched", range(first, first + 100), attended=False)
+    play("unwatched", range(first, first + 100))
 
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_nothing_is_left_of_a_session_that_was_deleted_in_mid_schedule(
     first: int,
 ) -> None:
-    play("deleted", range(first, first + 100), cleanup=True)
+    play("deleted", range(first, first + 100))
 
 
 def test_a_schedule_is_the_same_each_time_it_is_played() -> None:
@@ -275,8 +258,7 @@ def test_a_worker_whose_process_outlives_its_goodbye_is_not_counted_on(
 ) -> None:
     # On ECS half a minute goes by from a worker's last look to its task's end.
     limits = Limits(idle_timeout=30)
-    with a_world(limits=limits, workers=1, workers_launch=False) as world:
-        lagging(world, lag)
+    with a_world(limits=limits, workers=1, workers_launch=False, lag=lag) as world:
 
         def script(client: SimClient) -> None:
             client.create()
@@ -288,30 +270,9 @@ def test_a_worker_whose_process_outlives_its_goodbye_is_not_counted_on(
 
         leaves = _leaving_time(limits) - 0.3
         world.client("c", script)
-        world.start_worker("w-a", delay=0.5)
+        world.start_worker("w-a", delay=0.5).born_at -= lag  # its launcher knows it by now
         world.run(leaves + 100)
         assert world.count(State.COMPLETED) == 2
-
-
-def lagging(world: World, lag: float) -> None:
-    """The launcher learns so many seconds late that a process has ended."""
-    died: dict[str, float] = {}
-
-    def live(session_url: str) -> set[str]:
-        for worker in world.workers.values():
-            if worker.dead:
-                died.setdefault(worker.id, world.sim.now)
-        return {
-            worker
-            for worker in world.workers
-            if world.sim.now - died.get(worker, world.sim.now) < lag or worker not in died
-        }
-
-    def ended(session_url: str) -> set[str]:
-        return world.workers.keys() - live(session_url)
-
-    world.launcher.live = live  # type: ignore[method-assign]
-    world.launcher.ended = ended  # type: ignore[method-assign]
 
 
 def _leaving_time(limits: Limits) -> float:

@@ -17,6 +17,8 @@ import signal
 import sys
 from collections import Counter
 
+from tests.support.s3_requests import operation_of
+
 _HOST = "127.0.0.1"
 _CHUNK = 1 << 16
 
@@ -48,20 +50,11 @@ class RequestCounter:
         request, *headers = head.split("\r\n")
         method, target, _ = request.split(" ")
         self._counts["requests"] += 1
-        self._counts[_operation(method, target)] += 1
+        self._counts[operation_of(method, target)] += 1
         for header in headers:
             name, _, value = header.partition(":")
             if name.lower() == "content-length":
                 self._body = int(value)
-
-
-def _operation(method: str, target: str) -> str:
-    query = target.partition("?")[2]
-    if method == "GET" and "list-type=" in query:
-        return "LIST"
-    if method == "POST" and query.startswith("delete"):
-        return "DELETE"
-    return method
 
 
 class Proxy:

@@ -26,6 +26,7 @@ _START_TIMEOUT = 60.0  # seconds
 _REGION = "us-east-1"
 _SHARED_BUCKET = "shared"
 _BIN = Path(sys.executable).parent
+_ROOT = Path(__file__).parents[2]
 
 running: set[int] = set()
 """Process ids of what runs: shared by many tests, so not leaked by the one that started it."""
@@ -151,9 +152,9 @@ class LatencyProxy:
 @contextlib.contextmanager
 def latency_proxy(server: S3Server, milliseconds: float) -> Iterator[LatencyProxy]:
     """A proxy before a server that makes each reply `milliseconds` later."""
-    script = Path(__file__).with_name("latency_proxy.py")
-    command = [sys.executable, str(script), "0", str(server.port), str(milliseconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=unmeasured()) as process:
+    module = f"{__package__}.latency_proxy"
+    command = [sys.executable, "-m", module, "0", str(server.port), str(milliseconds)]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, env=unmeasured()) as process:
         try:
             yield LatencyProxy(process)
         finally:

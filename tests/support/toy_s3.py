@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-__all__ = ["DATE", "Toy", "serving"]
+__all__ = ["DATE", "Toy", "listening", "serving"]
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
@@ -41,12 +41,23 @@ class Toy(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 @contextlib.contextmanager
 def serving(kind: type[Toy]) -> Iterator[str]:
     """Run a toy server on this machine; yields its endpoint."""
     kind.seen, kind.objects = [], {}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    server.daemon_threads = True
+    with listening(kind) as endpoint:
+        yield endpoint
+
+
+@contextlib.contextmanager
+def listening(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run a server on this machine whose requests a class handles; yields its endpoint."""
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -8,8 +8,12 @@ from pathlib import Path
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
+from starburst_executor import StarburstExecutor
+from starburst_executor.worker import loop, transfers
 from tests.support import bench as benches
 from tests.support.bench import Bench
+from tests.support.sessions import QUICK
+from tests.support.shop import Shop
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +33,25 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     yield bench
     bench.slots.close()
     assert not bench.spool.exists()
+
+
+@pytest.fixture
+def lone(directory_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StarburstExecutor]:
+    """An executor that starts no workers."""
+    monkeypatch.setattr(
+        "starburst_executor.coordination.autoscaler.Autoscaler.need", lambda *_: None
+    )
+    one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
+    yield one
+    one.cleanup(force=True)
+
+
+@pytest.fixture
+def shop(
+    lone: StarburstExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Shop]:
+    monkeypatch.setattr(loop, "ENDURANCE", 2)
+    monkeypatch.setattr(transfers, "ENDURANCE", 2)
+    shop = Shop(lone, tmp_path / "shop")
+    yield shop
+    shop.close()

@@ -127,6 +127,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "ecs:ListTaskDefinitions": ("ecs:ListTaskDefinitions",),
         "ecs:ListTasks": ("ecs:ListTasks",),
         "ecs:StopTask": ("ecs:StopTask",),
+        "iam:CreateServiceLinkedRole": ("iam:CreateServiceLinkedRole",),
         "s3:DeleteBucket": ("s3:DeleteBucket",),
         "s3:DeleteObjects": ("s3:DeleteObject",),
         "s3:HeadBucket": ("s3:ListBucket",),

@@ -37,6 +37,7 @@ __all__ = ["DEFAULT_STACK", "Plan", "SetupOptions", "bucket_name", "deploy", "pl
 
 DEFAULT_STACK = "starburst-executor"
 
+_ROLE_SECONDS = 10.0  # until ECS can use the role that was just made for it
 _STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,27}[a-z0-9]")
 
 
@@ -328,6 +329,8 @@ def deploy(clients: Clients, plan: Plan, runtime: Runtime, say: Say) -> dict[str
     Raises:
         AccountError: it failed; contains CloudFormation's reasons. Changes are rolled back.
     """
+    if not plan.parameters["ClusterName"] and (plan.found is None or plan.found.is_debris):
+        _make_linked_role(clients, runtime, say)
     stack = put_stack(clients, plan.stack, plan.found, plan.parameters, runtime, say)
     settings = _settings(stack, plan.region)
     deployment = msgspec.convert({**settings, "image": ""}, Deployment)
@@ -335,6 +338,19 @@ def deploy(clients: Clients, plan: Plan, runtime: Runtime, say: Say) -> dict[str
         for use_spot in (False, True):
             _make_capacity(clients, deployment, instance, runtime, say, use_spot)
     return settings
+
+
+def _make_linked_role(clients: Clients, runtime: Runtime, say: Say) -> None:
+    """Create the role that ECS has in every account, before its first cluster fails without it."""
+    with asking("creating the service-linked role of ECS"):
+        try:
+            clients.get("iam").create_service_linked_role(AWSServiceName="ecs.amazonaws.com")
+        except ClientError as error:
+            if re.search("has been taken|already exists", str(error)):
+                return
+            raise
+    say("service-linked role of ECS: created, as this account had none")
+    runtime.signal().wait(_ROLE_SECONDS)
 
 
 def _make_capacity(

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -31,6 +32,7 @@ from starburst_executor.cli.main import main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import SystemRuntime
 from tests.support import servers
+from tests.support.cfn import Loader
 from tests.support.scripted import Scripted
 from tests.support.servers import S3Server
 
@@ -42,6 +44,15 @@ BUCKET = f"starburst-executor-{ACCOUNT}-us-east-1"
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An emulator of these tests' own: they look at the whole account."""
     with servers.ministack(tmp_path_factory.mktemp("aws")) as server:
+        iam = boto3.client(
+            "iam",
+            endpoint_url=server.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=server.access_key,
+            aws_secret_access_key=server.secret_key,
+        )
+        iam.create_service_linked_role(AWSServiceName="ecs.amazonaws.com")
+        iam.close()
         yield server
 
 
@@ -89,7 +100,7 @@ def left_over(account: Clients) -> list[str]:
     templates = account.get("ec2").describe_launch_templates()["LaunchTemplates"]
     providers = account.get("ecs").describe_capacity_providers()["capacityProviders"]
     return [
-        *(r["RoleName"] for r in roles),
+        *(r["RoleName"] for r in roles if not r["Path"].startswith("/aws-service-role/")),
         *(g["GroupName"] for g in groups if g["GroupName"] != "default"),
         *(g["logGroupName"] for g in logs),
         *(e["VpcEndpointId"] for e in endpoints),
@@ -570,21 +581,6 @@ def test_a_missing_permission_is_named_as_such(scripted: Scripted) -> None:
 
 
 # --- the template and the policies ---------------------------------------------------
-
-
-class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms as {name: value}."""
-
-
-def _short_form(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.ScalarNode):
-        return {suffix: loader.construct_scalar(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return {suffix: loader.construct_sequence(node, deep=True)}
-    raise AssertionError(node)
-
-
-Loader.add_multi_constructor("!", _short_form)
 
 
 def resources() -> dict[str, Any]:
