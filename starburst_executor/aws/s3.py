@@ -13,6 +13,7 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -68,6 +69,7 @@ _log = logging.getLogger(__name__)
 
 _SMALL = 1 << 20  # bytes: sending this much in vain costs no more than checking first
 _READ_TRIES = 3
+_RENEW_AFTER = 5.0  # seconds: creating a client takes a quarter of one
 _DELETE_AT_ONCE = 1000  # S3's limit
 _LAST = "\U0010ffff"  # sorts after every other character
 
@@ -120,10 +122,13 @@ class S3Store:
         self.url = _canonical_url(bucket, prefix, (region, sse, kms_key_id))
         self.tally = RequestCounter()
         uses_kms = sse == "aws:kms"
-        self._errors = S3Errors(bucket, self._prefix, self._endpoint, uses_kms=uses_kms)
+        self._errors = S3Errors(
+            bucket, self._prefix, self._endpoint, uses_kms=uses_kms, denied=self._renew
+        )
         self._gives_etags = False  # a reply had an ETag, so all should
         self._lock = threading.Lock()
         self._client: S3Client | None = None
+        self._created = 0.0  # when, on the monotonic clock
 
     @classmethod
     def from_url(cls, url: str) -> S3Store:
@@ -303,8 +308,14 @@ class S3Store:
         with self._lock:
             if self._client is None:
                 self._client = _s3_client(self._region)
+                self._created = time.monotonic()
                 self._client.meta.events.register("before-send.s3", self._count)
             return self._client
+
+    def _renew(self) -> None:
+        """Look for credentials again at the next request: a client keeps those that it found."""
+        if self._client is not None and time.monotonic() - self._created >= _RENEW_AFTER:
+            self.close()
 
     def _endpoint(self) -> tuple[str, str]:
         meta = self._s3().meta

@@ -423,7 +423,7 @@ class Ticker:
         try:
             status = self._gauge.look()
         except StoreError as error:
-            log.warning("the session's progress cannot be read at the moment: %s", error)
+            self._gauge.session.warn(error)
             return
         if status.total:
             self._display.show(self._meter.take_in(status, self._runtime.monotonic()))

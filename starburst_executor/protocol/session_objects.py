@@ -26,6 +26,10 @@ from starburst_executor.storage.url import join_url
 
 __all__ = ["SessionObjects"]
 
+_RENEWED = (
+    "the credentials are renewed (`aws sso login`, or new keys where the old ones came from) or "
+    "the permission is given"
+)
 _PART = 16 << 20  # bytes read by one request
 _Content = TypeVar("_Content", bytes, bytearray)
 
@@ -40,7 +44,8 @@ class SessionObjects(Patience):
     """
 
     def __init__(self, store: Store, session_id: str, runtime: Runtime) -> None:
-        super().__init__(runtime, f"session {session_id}")
+        remedy = _RENEWED if store.url.startswith("s3:") else "the folder can be written again"
+        super().__init__(runtime, f"session {session_id}", remedy)
         self.store = store
         self.id = session_id
         self.prefix = f"sessions/{session_id}/"

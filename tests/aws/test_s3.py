@@ -326,10 +326,10 @@ def test_all_keys_are_tried_before_a_failed_delete_is_reported() -> None:
         (list_, "AccessDenied", 403, StoreDenied, "s3:ListBucket .*:::bucket"),
         (delete, "AccessDenied", 403, StoreDenied, "s3:DeleteObject"),
         (get, "SignatureDoesNotMatch", 403, StoreDenied, "credentials are wrong"),
-        (get, "ExpiredToken", 400, StoreDenied, "have expired"),
+        (get, "ExpiredToken", 400, StoreDenied, "have expired.*in region eu-west-1"),
         (look, "400", 400, StoreDenied, "have expired"),
         (put, "InternalError", 500, StoreUnavailable, "InternalError"),
-        (get, "SlowDown", 503, StoreUnavailable, "SlowDown"),
+        (get, "SlowDown", 503, StoreUnavailable, "SlowDown.*in region eu-west-1"),
         (put, "RequestTimeout", 400, StoreUnavailable, "RequestTimeout"),
         (put, "NotImplemented", 501, StoreError, "NotImplemented .*eu-west-1"),
         (put, "AuthorizationHeaderMalformed", 400, StoreError, "in region eu-west-1"),
@@ -436,6 +436,30 @@ def test_a_wrong_secret_is_denied(
     store = open_store(seaweedfs.fresh_url())
     with pytest.raises(StoreDenied, match="credentials are wrong"):
         store.put("key", b"x")
+    store.close()
+
+
+def test_credentials_that_are_renewed_are_used_by_a_store_that_was_denied(
+    seaweedfs: S3Server,
+    s3_env: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    s3_env(seaweedfs)
+    monkeypatch.setattr("starburst_executor.aws.s3._RENEW_AFTER", 0)
+    right = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    for name in right:
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    store = open_store(seaweedfs.fresh_url())
+    for keys in ({}, {**right, "AWS_SECRET_ACCESS_KEY": "expired"}):
+        lines = [f"{name.lower()} = {value}" for name, value in keys.items()]
+        file.write_text("\n".join(["[default]", *lines]))
+        with pytest.raises(StoreDenied):
+            store.put("key", b"x")
+    file.write_text(file.read_text().replace("expired", right["AWS_SECRET_ACCESS_KEY"]))
+    store.put("key", b"x")
     store.close()
 
 

@@ -45,6 +45,7 @@ def test_tasks_that_are_gone_fail_and_all_others_go_on(make: Make, gate: Gate, w
     lost, other = one.submit(double, 1), one.submit(double, 2)
     batch_of(other)
     remove(one.store, one.session_id, f"{batch_of(lost)}{what}")
+    assert not lost.cancel()
     error = lost.exception(60)
     assert isinstance(error, DamagedObject)
     assert lost.task_id in str(error)

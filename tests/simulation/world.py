@@ -644,7 +644,7 @@ class SimClient:
 _NO_MODULES: dict[str, str] = {}
 
 
-def _open_outcome(batch: Batch, position: int, task: Task, data: bytes) -> Settled:
+def _open_outcome(batch: Batch, position: int, task: Task, data: bytes, name: str = "") -> Settled:
     outcome = decode_outcome(data)
     if outcome.failure is not None:
         return False, RuntimeError(outcome.failure.type)
