@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -151,7 +152,7 @@ def _serve(
     launcher: Launcher | None,
     folder: Path,
 ) -> str:
-    cache = DiskCache(session, folder / "library")
+    cache = DiskCache(session, folder / "library", _disk_of_a_cache(manifest, folder))
     aside = ThreadPoolExecutor(2, "starburst-transfer")
     aside.submit(int).result()  # start one thread while threads can be started
     pool = ProcessPool(
@@ -249,10 +250,18 @@ def _memory_of_a_child(manifest: Manifest) -> float:
     return 0.75 * memory.available() / (here * manifest.spec.slots)
 
 
+def _disk_of_a_cache(manifest: Manifest, folder: Path) -> float:
+    """Bytes that a worker may keep of what tasks need: half of its share of the free disk."""
+    here = manifest.workers if manifest.spec.launcher == "local" else 1
+    with local_disk(folder):
+        return shutil.disk_usage(folder).free / 2 / here
+
+
 def _initializer(session: Session, cache: DiskCache, manifest: Manifest) -> Path | None:
     if manifest.initializer is None:
         return None
     initializer = manifest.initializer
+    cache.pin(initializer)
 
     def fetch() -> Path:
         cache.fetch(cache.missing(initializer))
