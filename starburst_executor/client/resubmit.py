@@ -9,12 +9,14 @@ of the last retry can stand for the task.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from starburst_executor.client.outcomes import TaskOutcome
+from starburst_executor.errors import ObjectNotFound
 from starburst_executor.inspection.tasks import Found, find
 from starburst_executor.protocol import codec, lanes
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
@@ -27,8 +29,11 @@ from starburst_executor.protocol.tasks_object import (
     Queued,
     encode_tasks,
 )
+from starburst_executor.protocol.vanished import gone
 
 __all__ = ["Retries", "healed", "named", "retried", "retry", "unhealed"]
+
+log = logging.getLogger(__name__)
 
 
 @codec.decodable
@@ -131,7 +136,8 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
 
     Args:
         session: The session; reopened if it was shut down.
-        tasks: Tasks to retry. One cancelled before it was stored has no call and is skipped.
+        tasks: Tasks to retry. One cancelled before it was stored has no call, nor has one whose
+            objects were removed from the store: they are skipped.
 
     Raises:
         SessionTerminated: the session was terminated; no worker would ever run them.
@@ -164,9 +170,11 @@ def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
     tasks: TasksObject | None = None
     names: list[Name] = []
     for found in chosen:
-        if tasks is None or found.batch != batch:
-            batch, tasks = found.batch, session.tasks(found.batch)
-            names = session.names(batch, tasks)
+        if found.batch != batch:
+            batch, tasks = found.batch, _tasks(session, found.batch)
+            names = session.names(batch, tasks) if tasks else []
+        if tasks is None:
+            continue
         header = tasks.header
         call = header.calls[found.position]
         if call.size >= 0:
@@ -174,6 +182,14 @@ def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
             name = names[found.position]
             queued = Queued(header.functions[call.function], arguments, name)
             yield _Copy(found.task_id, queued, header.modules, header.light)
+
+
+def _tasks(session: Session, batch: Batch) -> TasksObject | None:
+    try:
+        return session.tasks(batch)
+    except ObjectNotFound:
+        log.warning("not submitted again: %s", gone(session, batch))
+        return None
 
 
 def _pack(copies: Iterable[_Copy], size: int) -> Iterator[list[_Copy]]:

@@ -14,11 +14,18 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
-from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
+from starburst_executor.errors import (
+    DamagedObject,
+    ObjectNotFound,
+    SessionNotFound,
+    StoreError,
+)
 from starburst_executor.formatting import utc
 from starburst_executor.inspection.records import read_record
+from starburst_executor.protocol import vanished
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing
+from starburst_executor.protocol.manifest import SessionState
 from starburst_executor.protocol.outcome import decode_outcome
 from starburst_executor.protocol.records import Piece, Record, State, Task
 from starburst_executor.protocol.session import Session
@@ -183,7 +190,7 @@ class TaskHistory:
     Attributes:
         task: The task, as in a list.
         stored_at: When it was stored.
-        function: Digest of the callable.
+        function: Digest of the callable; "" if its batch was removed from the store.
         argument_bytes: Size of its pickled arguments, without large buffers.
         attempts: First to last; if there are very many, the last eight.
         output: What it has printed.
@@ -317,12 +324,24 @@ def _placed_batches(session: Session) -> tuple[list[_PlacedBatch], float]:
         placed.listing.add(name, entry)
         if name == "tasks":
             placed.stored = entry.modified
-    complete = [placed for placed in found.values() if placed.listing.complete]
+    found |= {batch: _PlacedBatch(listing=BatchListing(batch)) for batch in _gaps(session, found)}
     first = 0
-    for placed in complete:
+    ordered = [found[batch] for batch in sorted(found)]
+    for placed in ordered:
         placed.first = first
         first += placed.batch.size
-    return complete, now
+    return ordered, now
+
+
+def _gaps(session: Session, found: Collection[Batch]) -> Iterable[Batch]:
+    """Batches of which nothing is left."""
+    try:
+        manifest = session.load()
+    except SessionNotFound:  # the remains of a deleted one
+        return ()
+    if manifest.state is SessionState.TERMINATED:  # perhaps it is being deleted
+        return ()
+    return vanished.gaps(found, manifest.lanes)
 
 
 def _may_have(listing: BatchListing, states: Collection[State]) -> bool:
@@ -333,6 +352,8 @@ def _may_have(listing: BatchListing, states: Collection[State]) -> bool:
 
 
 def _read(session: Session, placed: _PlacedBatch) -> Record:
+    if not placed.listing.complete:
+        return vanished.remains(session, placed.batch)
     return read_record(session, placed.listing).record
 
 
@@ -446,16 +467,25 @@ def _text(session: Session, batch: Batch, piece: Piece | None) -> str:
 
 def history(session: Session, found: Found) -> TaskHistory:
     """Everything known about one task."""
-    header = session.tasks(found.batch).header
-    call = header.calls[found.position]
+    function, size = _call(session, found)
     return TaskHistory(
         task=view(session, found),
         stored_at=utc(found.stored),
-        function=header.functions[call.function],
-        argument_bytes=max(0, call.size),
+        function=function,
+        argument_bytes=size,
         attempts=attempts(found.task),
         output=read_output(session, found),
     )
+
+
+def _call(session: Session, found: Found) -> tuple[str, int]:
+    """Digest of a task's callable, and size of its arguments; nothing if they were removed."""
+    try:
+        header = session.tasks(found.batch).header
+    except ObjectNotFound:
+        return "", 0
+    call = header.calls[found.position]
+    return header.functions[call.function], max(0, call.size)
 
 
 def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:

@@ -1,10 +1,11 @@
-"""What an error of the store means for whoever needed it, and how long the store is waited for.
+"""What an error of the store means for a client, and how long the store is waited for.
 
     WAIT      away for now, or refusing for now      try again, and tell people now and then
     DAMAGE    one object is gone or unreadable       what depends on it fails, and nothing else
     END       it cannot be put right by waiting      whoever needs the store ends
 
-What is not understood counts as away. Every wait has an end.
+What is not understood counts as away. Every wait has an end. What a worker does about an error is
+decided in `worker.faults`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 class Consequence(Enum):
-    """What an error means for whoever needed the store; see the module."""
+    """What an error means; see the module."""
 
     WAIT = auto()
     DAMAGE = auto()
