@@ -36,7 +36,7 @@ ROUNDS = 15
 MISCHIEF = 8.0  # seconds of it
 PATIENCE = 300.0  # seconds in which everything must have ended; only a failing round waits so long
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 
 @dataclasses.dataclass

@@ -19,6 +19,7 @@ from starburst_executor.client.outcomes import TaskOutcome
 from starburst_executor.errors import ObjectNotFound
 from starburst_executor.inspection.tasks import Found, find
 from starburst_executor.protocol import codec, lanes
+from starburst_executor.protocol.bounds import LARGEST
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session, TasksObject
@@ -78,7 +79,7 @@ def retried(session: Session) -> Retries:
     made: set[str] = set()
     entries, _ = session.list_all(session.key("retries/"))
     for entry in sorted(entries, key=lambda entry: entry.modified):
-        got = session.store.get(entry.key)
+        got = session.store.get(entry.key, stop=LARGEST)
         assert got is not None
         tasks = codec.decode(got.data, _Retries, entry.key).tasks
         after |= tasks

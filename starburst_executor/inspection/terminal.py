@@ -125,7 +125,7 @@ class Progress:
 
     def line(self, width: int | None = None) -> str:
         """Everything on one line, of at most `width` characters if possible."""
-        head = f"{self.status.session_id}: {percent(self.status.progress)}, "
+        head = f"{one_line(self.status.session_id)}: {percent(self.status.progress)}, "
         room = None if width is None else width - len(head)
         return head + ", ".join(text for _, text in self.counts(room))
 

@@ -16,6 +16,7 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.protocol import codec, records
+from starburst_executor.protocol.bounds import LARGEST
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import LiveLog
 from starburst_executor.protocol.patience import Patience
@@ -170,7 +171,7 @@ class SessionObjects(Patience):
     def live_log(self, batch: Batch, position: int, attempt: int) -> tuple[str, str]:
         """A task's stdout and stderr as of its worker's last heartbeat."""
         try:
-            data = self.get(batch.live_log_key(position, attempt))
+            data = self.get(batch.live_log_key(position, attempt), 0, LARGEST)
         except ObjectNotFound:
             return "", ""
         log = codec.decode(data, LiveLog, batch.live_log_key(position, attempt))

@@ -102,6 +102,43 @@ def test_a_session_that_cannot_be_read_is_a_row_that_says_so(directory_url: str)
     assert "session.json cannot be read" in listed[bad][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("queue/0000-00000003.99999999999/tasks", b""),
+        ("queue/9999-00000003.1/tasks", b""),
+        ("queue/0000-00000000.3/done.1.x", b""),
+        ("queue/0000-00000000.3/done.99999999999.0.0", b""),
+        ("queue/0000-00000000.3/requeued." + "9" * 200, b""),
+        ("queue/0000-00000000.3/record", b'{"tasks":[{"claimed":1e300},{},{}]}'),
+        ("retries/x", b'{"schema":1,"tasks":{"0-0":"0-1","0-1":"0-0"}}'),
+        ("workers/w-1", b'{"worker":"w-1","started":1e300,"busy":1e308}'),
+    ],
+)
+def test_a_crafted_object_breaks_no_list(directory_url: str, name: str, content: bytes) -> None:
+    made = Made(directory_url)
+    other = Made(directory_url, session_id="20250101-120000-bbbbbb")
+    made.session.store.put(made.session.key(name), content)
+    for verb in (["list"], ["tasks", made.id], ["status", made.id], ["errors", made.id]):
+        result = run(*verb, store=directory_url)
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+    listed = parsed(run("list", "--json", store=directory_url).stdout, "sessions")
+    assert [(row["session_id"], row["total"]) for row in listed] == [(made.id, 3), (other.id, 3)]
+
+
+@pytest.mark.parametrize("field", ["created", "deadline"])
+@pytest.mark.parametrize("moment", ["1e300", "-1e300", "253402300800"])
+def test_a_time_out_of_range_is_refused(directory_url: str, field: str, moment: str) -> None:
+    made = Made(directory_url)
+    key = made.session.key("session.json")
+    got = made.session.store.get(key)
+    assert got is not None
+    content = re.sub(rb'("%s":)[^,]*' % field.encode(), rb"\g<1>" + moment.encode(), got.data)
+    made.session.store.put(key, content)
+    assert "unreadable" in run("list", store=directory_url).stdout
+    assert f"$.{field}" in run("status", made.id, store=directory_url).stderr
+
+
 def test_a_session_of_links_is_a_row_that_says_so(directory_url: str, tmp_path: Path) -> None:
     made = Made(directory_url)
     queue = Path(directory_url) / "sessions" / made.id / "queue"

@@ -24,7 +24,10 @@ from starburst_executor.coordination import administration
 from starburst_executor.errors import DamagedObject, StarburstError
 from starburst_executor.formatting import duration, utc
 from starburst_executor.inspection import status, tasks
+from starburst_executor.inspection.report import page
+from starburst_executor.inspection.report.review import observe, review
 from starburst_executor.inspection.stuck import past_limit
+from starburst_executor.launchers.base import open_launcher
 from starburst_executor.protocol import codec
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.launching import Launching
@@ -290,6 +293,8 @@ def test_a_crafted_session_spoils_no_list_and_no_look_at_it(
         administration.unfinished_sessions(store)
         with contextlib.suppress(StarburstError):
             str(status.read_status(session))
+        with contextlib.suppress(StarburstError):
+            page.html(review(observe(session)), "")
         with contextlib.suppress(StarburstError, LookupError):
             tasks.group_errors(tasks.views(session))
             retries = resubmit.retried(session)
@@ -308,6 +313,12 @@ def _spoilt(made: Made, name: str, content: bytes) -> Iterator[MemoryStore]:
         store.put(entry.key, got.data)
     store.put(made.session.key(name), content)
     yield store
+
+
+def test_a_session_on_ecs_that_does_not_say_where_is_refused() -> None:
+    for place in ({}, {"cluster": 1}, dict.fromkeys(["cluster", "region", "subnets"], "\x1b")):
+        with pytest.raises(ValueError, match="does not say where its workers run"):
+            open_launcher(WorkerSpec(launcher="ecs"), place)
 
 
 def test_the_tasks_of_a_session_cannot_name_what_lies_elsewhere() -> None:

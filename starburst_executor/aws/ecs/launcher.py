@@ -99,7 +99,10 @@ def open_ecs_within(spec: WorkerSpec, given: Mapping[str, Any] | None) -> EcsLau
 
 
 def _deployment(given: Mapping[str, Any]) -> Deployment:
-    return msgspec.convert(given, Deployment)
+    try:
+        return msgspec.convert(given, Deployment)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the session does not say where its workers run: {error}") from error
 
 
 class EcsLauncher:
