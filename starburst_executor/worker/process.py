@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.errors import StarburstError, VersionMismatch
@@ -32,8 +34,12 @@ from starburst_executor.worker.pool import ProcessPool
 
 __all__ = ["serve"]
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
+# A role that was just made is refused for a while; one that lacks a permission is soon told so.
+_REFUSED_SECONDS = 60.0
 _ECS_TASK = "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it starts at once
 
 
@@ -62,7 +68,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     store_url, session_id = split_session_url(session_url)
     runtime = SystemRuntime(width=4)
     session = Session(open_store(store_url), session_id, runtime)
-    manifest = session.check_open()
+    manifest = _when_it_answers(session, session.check_open)
     _check_python(manifest)
     hand_down_depth(manifest.depth)
     launcher: Launcher | None = None
@@ -79,6 +85,11 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
         finally:
             runtime.close()
             session.store.close()
+
+
+def _when_it_answers(session: Session, call: Callable[[], T]) -> T:
+    """Do what a worker cannot start without, through a short outage or refusal of the store."""
+    return session.outlast(lambda: session.patiently(call), _REFUSED_SECONDS)
 
 
 def _open_standard_files() -> None:
@@ -112,7 +123,7 @@ def _serve(
     pool = ProcessPool(
         manifest.spec.slots,
         folder=folder / "slots",
-        initializer=_initializer(cache, manifest),
+        initializer=_when_it_answers(session, partial(_initializer, cache, manifest)),
         runtime=session.runtime,
         signal=session.runtime.signal(),
         jobs_max=manifest.limits.max_tasks_per_child,
@@ -132,7 +143,7 @@ def _serve(
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
-        worker.heartbeats.beat()
+        _when_it_answers(session, worker.heartbeats.beat)
         beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
         beating.start()
         if autoscaler is not None:
