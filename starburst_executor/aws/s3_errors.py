@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import urllib3.exceptions
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -53,6 +54,7 @@ NO_ANSWER = (
     HTTPClientError,
     IncompleteReadError,
     ResponseParserError,
+    urllib3.exceptions.HTTPError,  # botocore lets pass an error's own body that breaks off
 )
 _BAD_CREDENTIALS = {
     "ExpiredToken",

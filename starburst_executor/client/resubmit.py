@@ -21,6 +21,7 @@ from starburst_executor.inspection.tasks import Found, find
 from starburst_executor.protocol import codec, lanes
 from starburst_executor.protocol.bounds import LARGEST
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
+from starburst_executor.protocol.patience import CALL_SECONDS
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session, TasksObject
 from starburst_executor.protocol.task_names import Name
@@ -213,4 +214,6 @@ def _pack(copies: Iterable[_Copy], size: int) -> Iterator[list[_Copy]]:
 
 def _note(session: Session, made: dict[str, str]) -> None:
     key = session.key(f"retries/{session.runtime.new_id(12)}")
-    session.store.put(key, codec.encode(_Retries(tasks=made)))
+    data = codec.encode(_Retries(tasks=made))
+    # The tasks are stored: without this note, the next call would submit them once more.
+    session.outlast(lambda: session.store.put(key, data), CALL_SECONDS)
