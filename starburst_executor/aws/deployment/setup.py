@@ -306,8 +306,8 @@ def _lines(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
     if parameters["KmsKeyArn"]:
         uses.append(f"KMS key {parameters['KmsKeyArn']} for the store's objects")
     if parameters["EndpointRouteTableIds"]:
-        tables = parameters["EndpointRouteTableIds"]
-        makes.append(f"gateway endpoint to S3 for {tables}: free of charge")
+        tables = parameters["EndpointRouteTableIds"].replace(",", ", ")
+        makes.append(f"gateway endpoint to S3 in the private route tables {tables}: free of charge")
     return makes, uses
 
 
