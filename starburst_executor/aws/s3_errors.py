@@ -81,6 +81,7 @@ class S3Errors:
         prefix: Prefix of all keys in the bucket, including its slash.
         endpoint: Returns URL and region of the endpoint.
         uses_kms: Whether writes use a KMS key.
+        owner: Id of the account that must own the bucket; None if any may.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class S3Errors:
         endpoint: Callable[[], tuple[str, str]],
         *,
         uses_kms: bool,
+        owner: str | None = None,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
         self._endpoint = endpoint
         self._uses_kms = uses_kms
+        self._owner = owner
 
     @contextlib.contextmanager
     def translating(self, operation: str, key: str, condition: str | None = None) -> Iterator[None]:
@@ -159,7 +162,12 @@ class S3Errors:
                 "off); `aws sts get-caller-identity` shows which are used."
             )
         if status in (401, 403):
-            return StoreDenied(f"{text}. {self._permission(operation, condition)}")
+            hint = self._permission(operation, condition)
+            if self._owner:
+                hint += (
+                    f" Or the bucket is not owned by the account {self._owner} (owner= in the URL)."
+                )
+            return StoreDenied(f"{text}. {hint}")
         return StoreError(f"{text}. {self.place()}")
 
     def _permission(self, operation: str, condition: str | None) -> str:

@@ -124,7 +124,7 @@ def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
     deployment = config.load_deployment()
     assert deployment is not None
     assert deployment.cluster.endswith(":cluster/starburst-executor")
-    assert deployment.store == f"s3://{BUCKET}?region=us-east-1"
+    assert deployment.store == f"s3://{BUCKET}?region=us-east-1&owner={ACCOUNT}"
     assert all(name.startswith("sg-") for name in deployment.security_groups)
     assert config.load().settings.launcher == "ecs"
 
@@ -664,6 +664,8 @@ def test_workers_are_kept_to_their_store_their_cluster_and_their_roles() -> None
         names = actions([statement])
         if any(name.startswith("s3:") for name in names):
             assert "${KeyPrefix}sessions/*" in place
+            owner = statement["Condition"]["StringEquals"]["aws:ResourceAccount"]["If"]
+            assert owner == ["HasBucketOwner", {"Ref": "BucketOwner"}, {"Ref": "AWS::AccountId"}]
         elif names & {"ecs:RunTask", "ecs:StopTask"}:
             assert "ecs:cluster" in place
         elif "iam:PassRole" in names:
