@@ -85,6 +85,7 @@ class S3Errors:
         endpoint: Returns URL and region of the endpoint.
         uses_kms: Whether writes use a KMS key.
         denied: Called when credentials are missing or refused.
+        owner: Id of the account that must own the bucket; None if any may.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class S3Errors:
         *,
         uses_kms: bool,
         denied: Callable[[], None] = lambda: None,
+        owner: str | None = None,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
         self._endpoint = endpoint
         self._uses_kms = uses_kms
         self._denied = denied
+        self._owner = owner
 
     @contextlib.contextmanager
     def translating(self, operation: str, key: str, condition: str | None = None) -> Iterator[None]:
@@ -172,7 +175,12 @@ class S3Errors:
             )
         if status in (401, 403):
             self._denied()
-            return StoreDenied(f"{text}. {self._permission(operation, condition)}")
+            hint = self._permission(operation, condition)
+            if self._owner:
+                hint += (
+                    f" Or the bucket is not owned by the account {self._owner} (owner= in the URL)."
+                )
+            return StoreDenied(f"{text}. {hint}")
         return StoreError(f"{text}. {self.place()}")
 
     def _permission(self, operation: str, condition: str | None) -> str:

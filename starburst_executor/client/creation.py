@@ -81,11 +81,11 @@ def create(options: Options) -> OpenSession:
         ValueError: so many workers cost more than is allowed.
     """
     spec = options.spec
-    where = deployment(spec)
     origin = Origin.of_here(is_local)
-    launcher = open_launcher(spec, where, origin)
     store = open_store(options.store)
     with _closed_on_error(store):
+        where = deployment(spec, store.url)
+        launcher = open_launcher(spec, where, origin)
         runtime = SystemRuntime()
         session = Session(store, new_session_id(runtime), runtime)
         codec = PayloadCodec(session, python_version(), options.modules)

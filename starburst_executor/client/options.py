@@ -184,10 +184,10 @@ def scaled_workers(value: object) -> int | None:
     return _whole_number("workers", value)
 
 
-def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
+def deployment(spec: WorkerSpec, store_url: str) -> dict[str, Any] | None:
     """Where workers on ECS run, as stored in the session; None if not configured."""
     found = config.load_deployment() if spec.launcher == "ecs" else None
-    return None if found is None else msgspec.structs.asdict(found)
+    return None if found is None else {**msgspec.structs.asdict(found), "store": store_url}
 
 
 def _seconds(name: str, value: object) -> float:

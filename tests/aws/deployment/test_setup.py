@@ -118,12 +118,13 @@ def left_over(account: Clients) -> list[str]:
 def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
     before = buckets(account)
     output = run("setup", "--yes").output
-    for part in ("bucket s3://", "security group", "gateway endpoint"):
+    # The emulator's default VPC has no internet gateway, so its subnets are private.
+    for part in ("bucket s3://", "security group", "gateway endpoint to S3 in the private route"):
         assert part in output
     deployment = config.load_deployment()
     assert deployment is not None
     assert deployment.cluster.endswith(":cluster/starburst-executor")
-    assert deployment.store == f"s3://{BUCKET}?region=us-east-1"
+    assert deployment.store == f"s3://{BUCKET}?region=us-east-1&owner={ACCOUNT}"
     assert all(name.startswith("sg-") for name in deployment.security_groups)
     assert config.load().settings.launcher == "ecs"
 
@@ -412,7 +413,7 @@ def test_public_subnets_of_the_default_vpc_are_taken(scripted: Scripted) -> None
     assert found.vpc == "vpc-1"
     assert found.subnets == ("subnet-1", "subnet-3")
     assert found.public_ip
-    assert found.without_s3 == ("rtb-2",)
+    assert found.without_s3 == ()
     assert found.warnings == ()
 
 
@@ -470,6 +471,24 @@ def test_a_gateway_that_is_there_is_not_made_again_but_the_stacks_own_is_kept(
         ids=("subnet-1", "subnet-2"),
     )
     assert found.without_s3 == ("rtb-2",)
+
+
+def test_the_endpoint_goes_into_private_route_tables_only_and_the_plan_says_which(
+    scripted: Scripted,
+) -> None:
+    subnets = [subnet("subnet-1"), subnet("subnet-2"), subnet("subnet-3")]
+    tables = [
+        table("rtb-1", INTERNET, "subnet-1"),
+        table("rtb-2", NAT, "subnet-2"),
+        table("rtb-3", None, "subnet-3"),
+    ]
+    found = network_of(scripted, subnets, tables, ids=("subnet-1", "subnet-2", "subnet-3"))
+    assert found.without_s3 == ("rtb-2", "rtb-3")
+    parameters = dict.fromkeys(DOCUMENT["Parameters"], "") | aws_setup._placed(found)
+    makes, _ = aws_setup._lines(parameters)
+    assert (
+        "gateway endpoint to S3 in the private route tables rtb-2, rtb-3: free of charge" in makes
+    )
 
 
 def test_what_the_stack_has_holds_unless_something_else_is_said(
@@ -584,8 +603,11 @@ def test_a_missing_permission_is_named_as_such(scripted: Scripted) -> None:
 # --- the template and the policies ---------------------------------------------------
 
 
+DOCUMENT: dict[str, Any] = yaml.load(template(), Loader)
+
+
 def resources() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.load(template(), Loader)["Resources"]
+    found: dict[str, Any] = DOCUMENT["Resources"]
     return found
 
 
@@ -642,6 +664,8 @@ def test_workers_are_kept_to_their_store_their_cluster_and_their_roles() -> None
         names = actions([statement])
         if any(name.startswith("s3:") for name in names):
             assert "${KeyPrefix}sessions/*" in place
+            owner = statement["Condition"]["StringEquals"]["aws:ResourceAccount"]["If"]
+            assert owner == ["HasBucketOwner", {"Ref": "BucketOwner"}, {"Ref": "AWS::AccountId"}]
         elif names & {"ecs:RunTask", "ecs:StopTask"}:
             assert "ecs:cluster" in place
         elif "iam:PassRole" in names:

@@ -83,6 +83,7 @@ VALUES: dict[str, Any] = {
     "AWS::URLSuffix": "amazonaws.com",
     "AWS::AccountId": "123456789012",
     "BucketName": f"{LONGEST_STACK}-123456789012-us-gov-east-1",
+    "BucketOwner": "123456789012",
     "KeyPrefix": "some/where/",
     "KmsKeyArn": "arn:aws-us-gov:kms:us-gov-east-1:123456789012:key/0123-abc",
     "ClusterName": "c" * 255,

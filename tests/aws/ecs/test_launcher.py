@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from botocore.stub import ANY, Stubber
 
@@ -119,8 +120,6 @@ def test_equal_definitions_share_a_family_and_others_do_not() -> None:
     def family(deployment: Deployment = DEPLOYMENT, **spec: Any) -> str:
         launcher = EcsLauncher(WorkerSpec(launcher="ecs", **spec), deployment)
         return launcher._definition.request["family"]
-
-    import msgspec
 
     other = msgspec.structs.replace(DEPLOYMENT, image="another")
     assert family() == family(use_spot=True)
@@ -719,3 +718,22 @@ def test_a_worker_starts_others_of_its_own_definition_and_registers_none() -> No
         ecs.add_response("run_task", started, {**RUN, "taskDefinition": "mine:7"})
         assert launcher.launch(URL, 1) == [worker(1)]
         ecs.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        ("s3://bucket/starburst?owner=123456789012", f"{URL}?region=eu-west-1&owner=123456789012"),
+        ("s3://bucket/starburst", f"{URL}?region=eu-west-1"),  # made by an earlier version
+    ],
+)
+def test_workers_are_told_the_buckets_owner_if_their_session_has_one(store: str, told: str) -> None:
+    session_url = f"{URL}?region=eu-west-1&owner=123456789012"
+    with scripted() as (launcher, script):
+        launcher._deployment = msgspec.structs.replace(DEPLOYMENT, store=store)
+        script.first_look()
+        script.definition()
+        [override] = RUN["overrides"]["containerOverrides"]
+        command = [told, "--id", "@ecs-task"]
+        script.run(1, 1, overrides={"containerOverrides": [{**override, "command": command}]})
+        assert launcher.launch(session_url, 1) == [worker(1)]
