@@ -36,7 +36,8 @@ serialization, costs
 protocol, environment
 storage
 config, nesting
-formatting, errors, runtime, tables
+tables
+formatting, errors, runtime
 """
 
 # What opens AWS, inside a function, when a URL, a name or a price asks for it.
@@ -239,6 +240,7 @@ def test_what_is_imported_at_once_is_a_core_dependency() -> None:
     core = {
         "boto3",
         "botocore",
+        "urllib3",  # botocore's own
         "click",
         "cloudpickle",
         "msgspec",

@@ -28,6 +28,7 @@ Those beyond `max_workers` notice at their next session check and leave; others 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import threading
@@ -39,13 +40,13 @@ from starburst_executor.costs.limits import affordable_workers
 from starburst_executor.errors import (
     ExecutorBroken,
     LaunchFailed,
-    NewerSchema,
-    StoreError,
+    LocalDiskError,
 )
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.liveness import live_workers, possibly_live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState, WorkerState
+from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session
 
@@ -65,6 +66,7 @@ _START_SECONDS = 600.0
 # Length of a lease: the longest that calls take, plus the pace of Fargate, which launchers keep to.
 _LEASE_SECONDS = 20.0
 _LAUNCHES_PER_SECOND = 20.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Most records read to count waiting tasks; the next round counts again.
 _RECORDS_READ = 200
 
@@ -170,12 +172,10 @@ class Autoscaler:
         """Make the call; return False if another would be pointless."""
         try:
             call()
-        except NewerSchema as error:
-            self._broken(error)
-            return False
-        except StoreError as error:
-            log.warning("session %s: %s", self._session.id, error)
         except Exception as error:
+            if consequence(error) is not Consequence.END:
+                self._session.warn(error)
+                return True
             # Whatever it is (say, the session was terminated): without workers futures would hang.
             log.exception("session %s: no more workers will be started", self._session.id)
             self._broken(error)
@@ -311,9 +311,10 @@ class Autoscaler:
         try:
             started = self._launcher.launch(self._session.url, count)
         except OSError as error:
-            broken = ExecutorBroken(
-                f"workers of session {self._session.id} cannot be started: {error}"
-            )
+            text = f"workers of session {self._session.id} cannot be started: {error}"
+            if error.errno in _FULL:
+                raise LocalDiskError(f"{text}. Free up space on that file system") from error
+            broken = ExecutorBroken(text)
             broken.__cause__ = error
             self._broken(broken)
             return False

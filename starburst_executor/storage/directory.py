@@ -610,8 +610,8 @@ def _is_or_holds_object(item: os.DirEntry[str]) -> bool:
 
 
 def _sweep(folder: str, before: float) -> None:
-    """Remove what killed processes left half-written or half-deleted."""
-    with os.scandir(folder) as items:
+    """Remove what killed processes left half-written, or of a lock that they broke."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as items:
         for item in items:
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 if item.name == "lock" or item.stat(follow_symlinks=False).st_mtime >= before:

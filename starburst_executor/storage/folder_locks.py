@@ -80,6 +80,7 @@ class FolderLocks:
             except FileNotFoundError:
                 with contextlib.suppress(FileNotFoundError, FileExistsError):
                     os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  says why it cannot be
         raise StoreUnavailable(f"{path} could not be opened: its folder keeps being removed")
 
     def all(self) -> Iterator[str]:

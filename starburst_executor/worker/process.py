@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -38,8 +39,12 @@ from starburst_executor.worker.stop_signals import stopped_by_signals
 
 __all__ = ["serve"]
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
+# A role that was just made is refused for a while; one that lacks a permission is soon told so.
+_REFUSED_SECONDS = 60.0
 _ECS_TASK = "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it starts at once
 
 
@@ -69,7 +74,7 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     runtime = SystemRuntime(width=4)
     session = Session(open_store(store_url), session_id, runtime)
     try:
-        manifest = session.patiently(session.check_open)
+        manifest = _when_it_answers(session, session.check_open)
         _check_python(manifest)
         hand_down_depth(manifest.depth)
         launcher: Launcher | None = None
@@ -127,6 +132,11 @@ def _temp_root() -> Path:
         return Path(os.environ.get("TMPDIR", "/tmp"))
 
 
+def _when_it_answers(session: Session, call: Callable[[], T]) -> T:
+    """Do what a worker cannot start without, through a short outage or refusal of the store."""
+    return session.outlast(lambda: session.patiently(call), _REFUSED_SECONDS)
+
+
 def _open_standard_files() -> None:
     """Reserve descriptors 0 to 2: child processes use those as their standard files."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -179,7 +189,7 @@ def _serve(
         )
         watchdog = Watchdog(worker.pulse, session.runtime)
         with stopped_by_signals(worker.stop):
-            session.patiently(worker.heartbeats.beat)
+            _when_it_answers(session, worker.heartbeats.beat)
             _start("starburst-beat", worker.heartbeats.run)
             _start("starburst-watchdog", watchdog.run)
             if autoscaler is not None:
@@ -267,7 +277,7 @@ def _initializer(session: Session, cache: DiskCache, manifest: Manifest) -> Path
         cache.fetch(cache.missing(initializer))
         return cache.function(initializer)
 
-    return session.patiently(fetch)
+    return _when_it_answers(session, fetch)
 
 
 def _check_python(manifest: Manifest) -> None:

@@ -124,6 +124,7 @@ def test_an_output_that_is_full_is_one_line(
     store = shutil.copytree(finished.store, tmp_path / "store")
     monkeypatch.setenv("STARBURST_STORE", str(store))
     monkeypatch.setattr(LAUNCH, lambda *arguments: [])
+    monkeypatch.chdir(tmp_path)
     output = FULL.open("w")
     monkeypatch.setattr("sys.stdout", output)
     with pytest.raises(SystemExit) as ended:

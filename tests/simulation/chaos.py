@@ -99,19 +99,19 @@ class Chaos:
         sim, which, seconds = self.world.sim, trouble.which, trouble.seconds
         workers = self.world.live_workers()
         clients = [client for client in self.world.clients if not client.dead]
+        there: list[SimWorker | SimClient] = [*workers, *clients]
         match trouble.what:
             case What.STOP:
                 self._stop_worker(which)
-            case What.JUMP:
-                everybody = [one.runtime for one in (*workers, *self.world.clients)]
-                everybody[which % len(everybody)].jump(seconds)
+            case What.JUMP if there:
+                there[which % len(there)].runtime.jump(seconds)
             case What.STALL_WORKER if workers:
                 self._stall(workers[which % len(workers)], seconds)
             case What.STALL_CLIENT if clients:
                 self._stall(clients[which % len(clients)], seconds)
             case What.SLEEP:
                 rng = random.Random(which)
-                for one in (*workers, *clients):
+                for one in there:
                     self._stall(one, seconds + rng.choice([0.0, 0.0, 0.1, 10.0]))
             case What.CRASH_SPARE:
                 self._crash_spare(which)
@@ -246,7 +246,7 @@ class Chaos:
         self._must_come_to_rest(lambda: end.dead)
         self._must_be_finished()
         world.run(world.sim.now + LATEST)
-        world.check()
+        world.check(clean=self._clean)
         self._delete_all()
 
     def _watch(self) -> None:
@@ -255,7 +255,7 @@ class Chaos:
         self._must_come_to_rest(lambda: all(client.dead for client in world.clients))
         if not self.broken and not any(client.error for client in world.clients):
             self._must_be_finished()
-        world.check()
+        world.check(clean=self._clean)
 
     def _leave_alone(self) -> None:
         world = self.world
@@ -263,7 +263,15 @@ class Chaos:
             lambda: world.finished and all(client.dead for client in world.clients)
         )
         self._must_be_finished()
-        world.check()
+        world.check(clean=self._clean)
+
+    @property
+    def _clean(self) -> bool:
+        """Whether nothing went wrong."""
+        works = [
+            work for visit in self.schedule.visits for one in visit.rounds for work in one.works
+        ]
+        return not (self.fired or self.schedule.troubles or any(work.poison for work in works))
 
     def _must_come_to_rest(self, reached: Callable[[], bool]) -> None:
         world = self.world

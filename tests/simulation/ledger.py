@@ -6,6 +6,7 @@ takes effect.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
@@ -22,6 +23,12 @@ from tests.support.fakes import MemoryStore
 __all__ = ["SESSION_ID", "BrokenRule", "Ledger"]
 
 SESSION_ID = "20250615-150640-simula"
+
+_KEY = re.compile(
+    r"session\.json|launching|(functions|modules|blobs)/\w+|(workers|ended)/[\w-]+"
+    r"|(results|logs)/\d{4}-\d{8}\.\d+/[\w.]+"
+    r"|queue/\d{4}-\d{8}\.\d+/(tasks|record|drained\.\d+|requeued\.\d+|done\.\d+\.\d+\.\d+)"
+)
 
 
 class BrokenRule(AssertionError):
@@ -48,7 +55,8 @@ class Ledger(MemoryStore):
         self.writer: Callable[[], str] = lambda: ""
         self.workers: Callable[[], Mapping[str, bool]] = dict
         self._heard: dict[str, float] = {}  # worker -> when its last heartbeat was stored
-        self.ended: set[tuple[Batch, int, int]] = set()  # attempts that ran to their end
+        self._begun: set[tuple[Batch, int, int]] = set()  # attempts that began to run
+        self.ended: set[tuple[Batch, int, int]] = set()  # of these: those that ran to their end
         # What each worker holds according to the records, and the attempt of a last chance.
         self._holding: dict[str, dict[tuple[Batch, int], int]] = {}
         self._silence: dict[str, float] = {}  # worker -> its longest silence between two of them
@@ -105,6 +113,7 @@ class Ledger(MemoryStore):
         assert batch is not None
         if last == "tasks":
             self._check_cursors(batch)
+            self._check_new_batch(batch, data)
         elif last == "record":
             self._check_record(batch, codec.decode(data, Record, name))
         else:
@@ -115,6 +124,51 @@ class Ledger(MemoryStore):
             progress = queue._lanes.get(batch.lane)
             if progress and progress.end_of_run(batch.number) > batch.number:
                 raise BrokenRule(f"{batch} appears behind the cursor of {who}")
+
+    def _check_new_batch(self, batch: Batch, data: bytes) -> None:
+        """Whether what it names is there, and none of its numbers was given out before."""
+        head = tasks_object.read_header(data, batch.tasks_key)
+        assert not isinstance(head, int)
+        missing = [digest for digest in head[0].functions if not self.keys(f"functions/{digest}")]
+        if missing:
+            raise BrokenRule(f"{batch} names {missing}, which is not there")
+        for other in self.batches():
+            if other.lane == batch.lane and other.number < batch.end and batch.number < other.end:
+                raise BrokenRule(f"{batch} has numbers of {other}")
+
+    def check_execution(self, key: tuple[Batch, int, int], worker: str) -> None:
+        """Whether an attempt may begin on that worker."""
+        batch, position, attempt = key
+        if key in self._begun:
+            raise BrokenRule(f"{batch}[{position}]: attempt {attempt} begins again, by {worker}")
+        self._begun.add(key)
+        record = self.record(batch)
+        if record is None:
+            if self.terminated_at is None:
+                raise BrokenRule(f"{batch}[{position}] begins without a record, by {worker}")
+            return
+        task = record.tasks[position]
+        if task.attempt < attempt or (task.attempt == attempt and task.worker not in ("", worker)):
+            raise BrokenRule(f"{batch}[{position}]: {worker} begins {attempt}, but it is {task}")
+
+    def check_left(self, *, clean: bool) -> None:
+        """Whether every object that is there belongs there.
+
+        Args:
+            clean: Whether nothing went wrong: then nothing may be left by accident, either.
+        """
+        packs: set[str] = set()
+        for batch in self.batches():
+            for task in self.state(batch).tasks:
+                pieces = (task.outcome, task.stdout, task.stderr)
+                packs |= {batch.pack_key(piece.pack) for piece in pieces if piece and piece.pack}
+        left = [key for key in self.keys() if not _KEY.fullmatch(key)]
+        if clean:
+            left += [key for key in self.keys("results/") if key not in packs]
+            alive = {worker for worker, lives in self.workers().items() if lives}
+            left += [key for key in self.keys("workers/") if key.split("/")[1] not in alive]
+        if left:
+            raise BrokenRule(f"left behind: {left}")
 
     def _note_heartbeat(self, worker: str) -> None:
         self._silence[worker] = self._silent(worker)
@@ -182,6 +236,8 @@ class Ledger(MemoryStore):
     def _check_outcome(self, batch: Batch, position: int, now: Task) -> None:
         """Whether a value is of the attempt that the record names, by the worker that it names."""
         assert now.outcome is not None
+        if (batch, position, now.attempt) not in self.ended:
+            raise BrokenRule(f"{batch}[{position}] has an outcome of what never ran: {now}")
         value = decode_outcome(self.piece(batch, now.outcome)).value or b""
         label = task_id(batch.lane, batch.number + position)
         right = f"{label} attempt {now.attempt} by {now.worker}"

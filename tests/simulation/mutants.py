@@ -27,14 +27,14 @@ OUTCOMES = (
     mutant(
         "the fence on the attempt dropped",
         "protocol.transitions:_holds",
-        " and task.attempt == attempt",
+        "task.attempt == attempt and ",
         "",
         "test_an_end_is_refused_though_the_same_worker_holds_a_later_attempt",
     ),
     mutant(
         "an attempt ends without any fence",
         "protocol.transitions:_finish",
-        "if not _holds(task, worker, finish.attempt):",
+        "if not _holds(task, finish.attempt):",
         "if False:",
         "test_a_result_stored_by_an_attempt_that_was_given_up_is_never_taken",
     ),

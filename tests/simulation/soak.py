@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         stop = last or (failures and not options.keep_going)
         if stop or (number + 1) % 1000 == 0:
             done = number + 1
-            _say(f"{done:,} schedules in {seconds:.0f} s, {done / seconds:.0f}/s; {failures} fail")
+            cpu = time.process_time()
+            _say(f"{done:,} schedules in {seconds:.0f} s ({cpu:.0f} s of CPU); {failures} fail")
         if stop:
             break
     return 1 if failures else 0

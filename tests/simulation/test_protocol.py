@@ -28,7 +28,6 @@ from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.tasks_object import Queued
 from tests.simulation import world as simulated
 from tests.simulation.chaos import Chaos
-from tests.simulation.conftest import SEED
 from tests.simulation.forced import (
     a_world,
     once,
@@ -42,6 +41,7 @@ from tests.simulation.kernel import Call, Fault
 from tests.simulation.schedule import Kind, Schedule, drawn
 from tests.simulation.shrink import failure_of, shrink
 from tests.simulation.world import SimClient, Work, World
+from tests.support.seed import SEED
 
 # --- random schedules --------------------------------------------------------------
 
@@ -57,14 +57,14 @@ def play(kind: Kind, seeds: range) -> None:
             pytest.fail(f"{error!r}\n\n{again}\n\n{small}\n\n{chaos.world.sim.report()}")
 
 
-@pytest.mark.parametrize("first", range(0, 600, 100))
+@pytest.mark.parametrize("first", range(0, 500, 100))
 def test_attended_schedules_come_to_rest_with_one_outcome_for_each_task(
     first: int,
 ) -> None:
     play(Kind.ATTENDED, range(first, first + 100))
 
 
-@pytest.mark.parametrize("first", range(0, 400, 100))
+@pytest.mark.parametrize("first", range(0, 300, 100))
 def test_nobody_waits_for_ever_in_watched_schedules(first: int) -> None:
     play(Kind.WATCHED, range(first, first + 100))
 
@@ -76,7 +76,7 @@ def test_workers_finish_by_themselves_what_was_detached_in_unwatched_schedules(
     play(Kind.UNWATCHED, range(first, first + 100))
 
 
-@pytest.mark.parametrize("first", range(0, 400, 100))
+@pytest.mark.parametrize("first", range(0, 300, 100))
 def test_nothing_is_left_of_a_session_that_was_deleted_in_mid_schedule(
     first: int,
 ) -> None:

@@ -648,7 +648,7 @@ class SimClient:
 _NO_MODULES: dict[str, str] = {}
 
 
-def _open_outcome(batch: Batch, position: int, task: Task, data: bytes) -> Settled:
+def _open_outcome(batch: Batch, position: int, task: Task, data: bytes, name: str = "") -> Settled:
     outcome = decode_outcome(data)
     if outcome.failure is not None:
         return False, RuntimeError(outcome.failure.type)
@@ -750,6 +750,8 @@ class World:
     def began(self, body: Body) -> None:
         """A task body begins."""
         self.sim.note(body.worker, "begins", body.label, "attempt", body.key.attempt)
+        if self.settings.checked:
+            self.ledger.check_execution(body.key, body.worker)
         self.on_began(body)
 
     def queues(self) -> Iterable[tuple[str, QueueReader]]:
@@ -807,8 +809,13 @@ class World:
 
     # --- what must hold in the end
 
-    def check(self) -> None:
-        """Raise `BrokenRule` for whatever is not as the protocol promises, at this moment."""
+    def check(self, *, clean: bool = False) -> None:
+        """Raise `BrokenRule` for whatever is not as the protocol promises, at this moment.
+
+        Args:
+            clean: Whether nothing went wrong on the way.
+        """
+        self.ledger.check_left(clean=clean)
         self._check_cursors()
         self._check_markers()
         for client in self.clients:

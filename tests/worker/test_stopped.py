@@ -67,7 +67,7 @@ def test_a_worker_that_goes_on_after_it_was_replaced_changes_nothing(
     one = make(max_workers=1)
     held = one.submit(first_waits, gate)
     gate.await_arrivals()
-    [(_stopped, pid)] = worker_pids(one).items()
+    [pid] = worker_pids(one).values()
     os.kill(pid, signal.SIGSTOP)
     assert held.result(60) == 2
     [before] = one.collect()

@@ -1,4 +1,4 @@
-"""Set-up in an account that never had an ECS cluster."""
+"""Set-up in an account that never had an ECS cluster, and where a stranger was first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from starburst_executor import StarburstExecutor, config
 from starburst_executor.aws.account import Clients
 from starburst_executor.cli.main import main
+from starburst_executor.errors import StoreDenied
 from tests.emulators.ecs_server import EcsServer, ecs_server
 from tests.support.servers import S3Server
 
@@ -72,3 +74,40 @@ def test_a_role_that_ecs_can_never_use_is_an_error_and_leaves_no_bucket(
     assert said.count("once more in") == 3
     assert TEXT in said
     assert account.get("s3").list_buckets()["Buckets"] == before
+
+
+MADE = "starburst-executor-000000000000-us-east-1"
+STRANGER = "999999999999"
+
+
+@pytest.fixture
+def taken(server: EcsServer, account: Clients) -> Iterator[str]:
+    """A bucket of the name that `setup` takes, which belongs to another account."""
+    account.get("s3").create_bucket(Bucket=MADE)
+    server.set(owners={MADE: STRANGER})
+    yield MADE
+    server.set(owners={})
+    account.get("s3").delete_bucket(Bucket=MADE)
+
+
+def test_a_strangers_bucket_is_not_taken_for_ones_own(taken: str) -> None:
+    for wish in ((), ("--store", f"s3://{taken}/runs")):
+        code, said = run("setup", "--yes", "--no-task", *wish)
+        assert code != 0
+        assert "does not belong to the account 000000000000" in said
+        assert "?owner=ACCOUNT_ID" in said
+
+
+def test_a_bucket_of_another_account_is_used_if_its_owner_is_named(
+    server: EcsServer, taken: str
+) -> None:
+    code, said = run("setup", "--yes", "--no-task", "--store", f"s3://{taken}/x?owner={STRANGER}")
+    assert code == 0, said
+    assert config.load().settings.store == f"s3://{taken}/x?region=us-east-1&owner={STRANGER}"
+    code, said = run("setup", "--yes", "--no-task")  # which remembers
+    assert code == 0, said
+    server.set(owners={taken: "888888888888"})  # it has become somebody else's
+    with pytest.raises(StoreDenied, match=f"not owned by the account {STRANGER}"):
+        StarburstExecutor(1, launcher="local")
+    server.set(owners={taken: STRANGER})
+    assert run("teardown", "--yes")[0] == 0
