@@ -32,7 +32,7 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.register_profile(
-    "long", max_examples=5000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    "long", max_examples=1500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("usual")
 
