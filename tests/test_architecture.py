@@ -240,6 +240,7 @@ def test_what_is_imported_at_once_is_a_core_dependency() -> None:
     core = {
         "boto3",
         "botocore",
+        "urllib3",  # botocore's own
         "click",
         "cloudpickle",
         "msgspec",

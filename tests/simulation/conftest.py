@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 
 import pytest
 
-# Read at import: no test sees such variables later.
-SEED = os.environ.get("STARBURST_SEED")
+from tests.support.seed import SEED
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,6 @@ from starburst_executor.protocol.records import Record, State
 from starburst_executor.protocol.tasks_object import Queued
 from tests.simulation import world as simulated
 from tests.simulation.chaos import Chaos
-from tests.simulation.conftest import SEED
 from tests.simulation.forced import (
     a_world,
     once,
@@ -42,6 +41,7 @@ from tests.simulation.kernel import Call, Fault
 from tests.simulation.schedule import Kind, Schedule, drawn
 from tests.simulation.shrink import failure_of, shrink
 from tests.simulation.world import SimClient, Work, World
+from tests.support.seed import SEED
 
 # --- random schedules --------------------------------------------------------------
 
