@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from starburst_executor.errors import Conflict, ObjectNotFound
+from starburst_executor.errors import Conflict, LocalDiskError, ObjectNotFound
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.base import ListingPage, Store
 from starburst_executor.storage.probe import probe_conditional
@@ -441,6 +441,17 @@ def test_a_failed_download_leaves_nothing(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFound):
         store.download("blobs/abc", tmp_path / "out" / "target")
     assert [p.read_bytes() for p in (tmp_path / "out").iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+def test_a_local_file_that_fails_is_no_error_of_the_store(
+    store: Store, tmp_path: Path, size: int
+) -> None:
+    store.upload("blobs/abc", bytes(size))
+    with pytest.raises(LocalDiskError, match=r"none.*No such file"):
+        store.download("blobs/abc", tmp_path / "none" / "target")
+    with pytest.raises(LocalDiskError, match=r"none.*No such file"):
+        store.upload("blobs/def", tmp_path / "none")
 
 
 @pytest.mark.parametrize("from_file", [True, False])

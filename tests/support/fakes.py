@@ -19,6 +19,7 @@ from starburst_executor.storage.base import (
     appearing,
     check_key,
     check_listing,
+    local_disk,
 )
 
 _LAST = "\U0010ffff"  # sorts after every other character
@@ -122,7 +123,10 @@ class MemoryStore:
                     del self._keys[bisect_left(self._keys, key)]
 
     def upload(self, key: str, source: Path | Bytes) -> None:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        if isinstance(source, Path):
+            with local_disk(source):
+                source = source.read_bytes()
+        data = source
         check_key(key)
         self.tally.wrote()
         with self._lock:

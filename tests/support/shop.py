@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from starburst_executor import StarburstExecutor, TaskFuture
 from starburst_executor.protocol import records
 from starburst_executor.protocol.manifest import Heartbeat
@@ -19,8 +21,12 @@ from starburst_executor.storage.base import Bytes, ListingPage, Store, StoredObj
 from starburst_executor.worker.cache import DiskCache
 from starburst_executor.worker.loop import Worker
 from starburst_executor.worker.pool import ProcessPool
+from tests.support.sessions import QUICK
 
 PATIENCE = 60.0
+
+UNHURRIED = replace(QUICK, lease=60)
+"""Quick, but no worker is taken for lost because this machine is busy."""
 
 
 class FaultyStore:
@@ -177,8 +183,8 @@ class Shop:
 def task_of(lone: StarburstExecutor, future: TaskFuture[Any]) -> records.Task:
     """A task as its record has it."""
     assert future.batch is not None
-    known = lone._engine.results.record(future.batch)
-    return known.tasks[future.number - future.batch.number]
+    known = lone._engine.session.read(future.batch)
+    return known.record.tasks[future.number - future.batch.number]
 
 
 def raises(error: Exception) -> Callable[..., Any]:

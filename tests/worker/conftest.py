@@ -12,8 +12,7 @@ from starburst_executor import StarburstExecutor
 from starburst_executor.worker import loop, transfers
 from tests.support import bench as benches
 from tests.support.bench import Bench
-from tests.support.sessions import QUICK
-from tests.support.shop import Shop
+from tests.support.shop import UNHURRIED, Shop
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +38,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def lone(directory_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StarburstExecutor]:
     """An executor that starts no workers."""
     monkeypatch.setattr(
-        "starburst_executor.coordination.autoscaler.Autoscaler.need", lambda *_: None
+        "starburst_executor.coordination.autoscaler.Autoscaler._fill", lambda *_: None
     )
-    one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
+    one = StarburstExecutor(1, store=directory_url, intervals=UNHURRIED)
     yield one
     one.cleanup(force=True)
 

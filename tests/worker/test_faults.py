@@ -18,7 +18,7 @@ from starburst_executor import (
 )
 from starburst_executor.errors import ObjectNotFound, StoreError
 from starburst_executor.protocol import records
-from starburst_executor.protocol.manifest import Manifest, WorkerState
+from starburst_executor.protocol.manifest import WorkerState
 from starburst_executor.worker import transfers
 from tests.support.shop import PATIENCE, Faults, Shop, raises, task_of
 from tests.support.tasks import Gate, double, until
@@ -199,23 +199,27 @@ def test_a_worker_whose_disk_is_full_hands_back_and_leaves_and_says_so(
 # --- a store that never returns -----------------------------------------------------
 
 
-def limit(shop: Shop, **limits: float) -> None:
-    """Let workers of the session be patient for less long than usual."""
+def lose_store(shop: Shop, error: Exception) -> None:
+    """Let every request fail; returns once the worker has the last manifest that it will have."""
+    shop.store.fault = faults = Faults(error)
+    until(lambda: any("session.json" in hit for hit in faults.hits), "the manifest is not read")
 
-    def edit(manifest: Manifest) -> Manifest:
-        return replace(manifest, limits=replace(manifest.limits, **limits))
 
-    shop.worker._check.manifest = shop.session.amend(edit)
+def be_impatient(shop: Shop) -> None:
+    """Let a worker that reads no manifest any more leave soon."""
+    check = shop.worker._check
+    limits = replace(check.manifest.limits, session_timeout=0.2)
+    check.manifest = replace(check.manifest, limits=limits)
 
 
 def test_an_idle_worker_leaves_a_store_that_does_not_return(
     lone: StarburstExecutor, shop: Shop
 ) -> None:
-    limit(shop, session_timeout=0.2)
     future = lone.submit(double, 2)
     shop.open()
     assert future.result(PATIENCE) == 4
-    shop.store.fault = Faults(StoreUnavailable("503 at every request"))
+    lose_store(shop, StoreUnavailable("503 at every request"))
+    be_impatient(shop)
     assert "the store has not been available" in shop.wait()
     assert "503 at every request" in shop.reason
 
@@ -223,12 +227,12 @@ def test_an_idle_worker_leaves_a_store_that_does_not_return(
 def test_a_worker_leaves_a_store_that_does_not_take_its_results(
     lone: StarburstExecutor, shop: Shop, tmp_path: Path
 ) -> None:
-    limit(shop, session_timeout=0.2)
     gate = Gate(tmp_path / "gate")
     lone.submit(gate.hold, 1)
     shop.open()
     gate.await_arrivals()
-    shop.store.fault = Faults(StoreDenied("ExpiredToken"))
+    lose_store(shop, StoreDenied("ExpiredToken"))
+    be_impatient(shop)
     assert shop.worker._membership.gives_up(StoreUnavailable("503"), 1e9) is None  # while it runs
     gate.open()
     assert "ExpiredToken" in shop.wait()
@@ -242,8 +246,7 @@ def test_a_session_ends_at_its_time_also_while_the_store_is_away(
     lone.submit(gate.hold, 1)
     shop.open()
     gate.await_arrivals()
-    shop.store.fault = faults = Faults(StoreUnavailable("503"))
-    until(lambda: any("session.json" in hit for hit in faults.hits), "the manifest is not read")
+    lose_store(shop, StoreUnavailable("503"))
     check = shop.worker._check
     check.manifest = replace(check.manifest, deadline=check.manifest.created)
     assert "absolute time limit" in shop.wait()
