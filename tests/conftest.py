@@ -35,6 +35,8 @@ LONGEST = (
     "test_integrations.py",
     "test_attach.py",
     "test_autoscaler.py",
+    "test_outages.py",
+    "test_soak.py",
 )
 """Begun first, so that no process is left with one of them when the others have ended."""
 
@@ -72,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
     lacking = files - {item.path.name for item in items}
     option = config.option
-    narrowed = option.keyword or option.markexpr not in ("", "not aws")
+    narrowed = option.keyword or option.markexpr not in ("", "not aws and not soak")
     if lacking:
         why = f"{len(lacking)} of {len(files)} files of tests were left out"
     elif narrowed or option.deselect or any("::" in arg for arg in config.args):
