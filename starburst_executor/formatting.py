@@ -1,8 +1,42 @@
-"""Durations and amounts of money, as people read them."""
+"""Durations, moments, amounts of money and text of others, as people read them."""
 
 from __future__ import annotations
 
-__all__ = ["dollars", "duration"]
+import re
+from datetime import UTC, datetime
+
+__all__ = ["UNPRINTABLE", "dollars", "duration", "one_line", "printable", "utc"]
+
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+
+# What controls a terminal, or the direction of the text that follows; and what cannot be encoded.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+_EARLIEST, _LATEST = -1e10, 1e11  # about the years 1653 and 5138
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks as spaces, and "?" for what could control a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def printable(text: str) -> str:
+    r"""Text of any length and from anybody, harmless on a terminal.
+
+    Lines and tabs stay, colours are left out, and any other control character is written out, as in
+    `\x1b]0;title\x07`.
+    """
+    text = _COLOURS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def utc(seconds: float) -> datetime:
+    """A moment by the clock of a store or a worker, which may show anything."""
+    return datetime.fromtimestamp(min(max(seconds, _EARLIEST), _LATEST), UTC)
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from starburst_executor.formatting import one_line
+
 __all__ = ["Column", "age", "counted", "fitted", "percent"]
 
 
@@ -36,7 +38,8 @@ def fitted(
         rows: Their cells.
         width: Characters per line; None: unlimited.
     """
-    table = [[column.heading for column in columns], *map(list, rows)]
+    table = [[column.heading for column in columns]]
+    table += [[one_line(cell) for cell in row] for row in rows]
     natural = [max(len(row[i]) for row in table) for i in range(len(columns))]
     kept = list(range(len(columns)))
     if width is not None:

@@ -10,15 +10,33 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import servers, together
 from tests.support.recorder import call_recorder
 from tests.support.servers import S3Server
 from tests.support.together import WHY_PARTIAL
+
+# The same examples each time, unless somebody asks for a search: --hypothesis-profile=long
+settings.register_profile(
+    "usual",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "long", max_examples=5000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("usual")
+
+_USUAL = "not aws and not chaos and not soak"
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
 
@@ -43,9 +61,12 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Share the whole suite among all cores, and run a part of it in this process."""
+    """Share the whole suite among all cores, and run a part of it in this process.
+
+    One process more than there are cores: much of the time tests wait, for workers to start.
+    """
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return None if whole else 0
+    return (os.cpu_count() or 1) + 1 if whole else 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,7 +95,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
     lacking = files - {item.path.name for item in items}
     option = config.option
-    narrowed = option.keyword or option.markexpr not in ("", "not aws and not soak")
+    narrowed = option.keyword or option.markexpr not in ("", _USUAL)
     if lacking:
         why = f"{len(lacking)} of {len(files)} files of tests were left out"
     elif narrowed or option.deselect or any("::" in arg for arg in config.args):
@@ -97,6 +118,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         together.note_end(failed=item.session.testsfailed > 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the rounds of chaos came to, all together."""
+    counts: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                counts.update(dict(report.user_properties).get("chaos", {}))
+    if counts:
+        terminalreporter.section("chaos")
+        for name in sorted(counts):
+            terminalreporter.line(f"{name:<20} {counts[name]:>6}")
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ serialization, costs
 protocol, environment
 storage
 config, nesting
-formatting, errors, runtime, tables
+tables
+formatting, errors, runtime
 """
 
 # What opens AWS, inside a function, when a URL, a name or a price asks for it.

@@ -45,9 +45,14 @@ def block(directory_url: str) -> Iterator[Block]:
         options = {"store": directory_url, "intervals": QUICK} | options
         return joblib.parallel_config(backend="starburst", n_jobs=n_jobs, **options)
 
+    def gone() -> bool:
+        # An exception holds frames, which hold the block's backend and the exception: a cycle,
+        # which a callback may make in its thread long after the block.
+        gc.collect()
+        return not keys(directory_url, "sessions/")
+
     yield make
-    gc.collect()  # a test's exceptions hold frames, which hold the block's backend
-    until(lambda: not keys(directory_url, "sessions/"), "sessions are gone")
+    until(gone, "sessions are gone")
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from starburst_executor.runtime import Runtime
 __all__ = [
     "Clients",
     "Credentials",
+    "Partition",
     "Quota",
     "Vcpus",
     "account_id",
@@ -37,6 +38,7 @@ __all__ = [
     "find_credentials",
     "identity",
     "make_client_once",
+    "partition_of",
     "quota",
     "request_quota",
     "used_vcpus",
@@ -188,6 +190,35 @@ def account_id(clients: Clients) -> str:
     with asking("looking up the account of the credentials"):
         name: str = clients.get("sts").get_caller_identity()["Account"]
     return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A part of AWS with accounts of its own, such as China.
+
+    Attributes:
+        name: Its name in ARNs, such as "aws-cn".
+        dns_suffix: The end of its host names.
+    """
+
+    name: str
+    dns_suffix: str
+
+
+def partition_of(region: str) -> Partition:
+    """The partition of a region; asks nobody.
+
+    Raises:
+        AccountError: there can be no such region.
+    """
+    import botocore.session
+
+    session: Any = botocore.session.get_session()
+    with asking(f"looking up the partition of {region}"):
+        name: str = session.get_partition_for_region(region)
+    known = session.get_component("data_loader").load_data("partitions")["partitions"]
+    [suffix] = [one["outputs"]["dnsSuffix"] for one in known if one["id"] == name]
+    return Partition(name=name, dns_suffix=suffix)
 
 
 def make_client_once(service: str, *, region: str | None = None) -> Any:

@@ -13,9 +13,11 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
@@ -51,6 +53,7 @@ from starburst_executor.storage.base import (
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
+    from botocore.model import OperationModel
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
         ErrorTypeDef,
@@ -68,6 +71,7 @@ _log = logging.getLogger(__name__)
 
 _SMALL = 1 << 20  # bytes: sending this much in vain costs no more than checking first
 _READ_TRIES = 3
+_RENEW_AFTER = 5.0  # seconds: creating a client takes a quarter of one
 _DELETE_AT_ONCE = 1000  # S3's limit
 _LAST = "\U0010ffff"  # sorts after every other character
 
@@ -76,7 +80,8 @@ _FREE = {"DeleteObjects", "AbortMultipartUpload"}
 _READS = {"GetObject", "HeadObject"}
 # Old buckets have capitals and underscores, other servers have rules of their own; boto3 has these.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
-_SETTINGS = ("region", "sse", "kms_key_id")
+_SETTINGS = ("region", "sse", "kms_key_id", "owner")
+_ACCOUNT = re.compile(r"[0-9]{12}")
 _CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 Encryption = Literal["AES256", "aws:kms"]
@@ -98,6 +103,7 @@ class S3Store:
         region: The bucket's region; by default from the usual AWS settings.
         sse: Encryption to request with each write; by default the bucket's own.
         kms_key_id: Id or ARN of the KMS key, with `sse="aws:kms"`.
+        owner: Id of the AWS account that must own the bucket; by default any may.
     """
 
     def __init__(
@@ -108,26 +114,36 @@ class S3Store:
         region: str | None = None,
         sse: Encryption | None = None,
         kms_key_id: str | None = None,
+        owner: str | None = None,
     ) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._region = region
+        self._owner = owner
         self._encryption = _EncryptionParameters()
         if sse:
             self._encryption["ServerSideEncryption"] = sse
         if kms_key_id:
             self._encryption["SSEKMSKeyId"] = kms_key_id
-        self.url = _canonical_url(bucket, prefix, (region, sse, kms_key_id))
+        self.url = _canonical_url(bucket, prefix, (region, sse, kms_key_id, owner))
         self.tally = RequestCounter()
         uses_kms = sse == "aws:kms"
-        self._errors = S3Errors(bucket, self._prefix, self._endpoint, uses_kms=uses_kms)
+        self._errors = S3Errors(
+            bucket,
+            self._prefix,
+            self._endpoint,
+            uses_kms=uses_kms,
+            owner=owner,
+            denied=self._renew,
+        )
         self._gives_etags = False  # a reply had an ETag, so all should
         self._lock = threading.Lock()
         self._client: S3Client | None = None
+        self._created = 0.0  # when, on the monotonic clock
 
     @classmethod
     def from_url(cls, url: str) -> S3Store:
-        """Open the store at `s3://bucket/prefix?region=..&sse=..&kms_key_id=..`.
+        """Open the store at `s3://bucket/prefix?region=..&sse=..&kms_key_id=..&owner=..`.
 
         Raises:
             ValueError: the URL is not of that form.
@@ -149,12 +165,15 @@ class S3Store:
             raise _bad_url(url, f"sse={sse} is not AES256 or aws:kms")
         if "kms_key_id" in settings and sse != "aws:kms":
             raise _bad_url(url, "kms_key_id needs sse=aws:kms")
+        if not _ACCOUNT.fullmatch(settings.get("owner", "0" * 12)):
+            raise _bad_url(url, f"owner={settings['owner']} is not the id of an AWS account")
         return cls(
             bucket,
             prefix,
             region=settings.get("region"),
             sse=cast("Encryption | None", sse),
             kms_key_id=settings.get("kms_key_id"),
+            owner=settings.get("owner"),
         )
 
     def get(
@@ -302,9 +321,15 @@ class S3Store:
             return client
         with self._lock:
             if self._client is None:
-                self._client = _s3_client(self._region)
+                self._client = _s3_client(self._region, self._owner)
+                self._created = time.monotonic()
                 self._client.meta.events.register("before-send.s3", self._count)
             return self._client
+
+    def _renew(self) -> None:
+        """Look for credentials again at the next request: a client keeps those that it found."""
+        if self._client is not None and time.monotonic() - self._created >= _RENEW_AFTER:
+            self.close()
 
     def _endpoint(self) -> tuple[str, str]:
         meta = self._s3().meta
@@ -420,12 +445,16 @@ class S3Store:
         return parsedate_to_datetime(date).timestamp()
 
 
-def _s3_client(region: str | None) -> S3Client:
+def _s3_client(region: str | None, owner: str | None) -> S3Client:
     client: S3Client = make_client("s3", region=region)
     # boto3 sends `Expect: 100-continue` before each body, an extra round trip for every write.
     # A small body is as fast as the question; a refused part wastes 16 MiB, and rarely happens.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     client.meta.events.register("before-sign.s3.DeleteObjects", _check_by_md5)
+    if owner is not None:
+        # S3 then refuses each request if the bucket has become somebody else's.
+        expect = partial(_expect_owner, owner)
+        client.meta.events.register("before-parameter-build.s3", expect)
     return client
 
 
@@ -435,6 +464,11 @@ def _check_by_md5(request: AWSRequest, **_: object) -> None:
         del request.headers[name]
     digest = hashlib.md5(cast("bytes", request.body), usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def _expect_owner(owner: str, params: dict[str, Any], model: OperationModel, **_: object) -> None:
+    if model.input_shape is not None and "ExpectedBucketOwner" in model.input_shape.members:
+        params["ExpectedBucketOwner"] = owner
 
 
 def _canonical_url(bucket: str, prefix: str, settings: tuple[str | None, ...]) -> str:

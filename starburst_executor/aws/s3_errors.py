@@ -84,6 +84,8 @@ class S3Errors:
         prefix: Prefix of all keys in the bucket, including its slash.
         endpoint: Returns URL and region of the endpoint.
         uses_kms: Whether writes use a KMS key.
+        denied: Called when credentials are missing or refused.
+        owner: Id of the account that must own the bucket; None if any may.
     """
 
     def __init__(
@@ -93,11 +95,15 @@ class S3Errors:
         endpoint: Callable[[], tuple[str, str]],
         *,
         uses_kms: bool,
+        denied: Callable[[], None] = lambda: None,
+        owner: str | None = None,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
         self._endpoint = endpoint
         self._uses_kms = uses_kms
+        self._denied = denied
+        self._owner = owner
 
     @contextlib.contextmanager
     def translating(self, operation: str, key: str, condition: str | None = None) -> Iterator[None]:
@@ -119,20 +125,20 @@ class S3Errors:
         except ClientError as error:
             raise self._refused(error, operation, key, condition) from error
         except _NO_CREDENTIALS as error:
+            self._denied()
             raise StoreDenied(
                 f"{operation} of {self.name(key)} had no credentials: {str(error).rstrip('.')}. "
                 "They come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from the profile "
                 "(AWS_PROFILE) in ~/.aws/credentials and ~/.aws/config, or from the role of the "
                 "container or instance. `aws sts get-caller-identity` shows what is found."
             ) from error
-        except NO_ANSWER as error:
+        except (RecursionError, *NO_ANSWER) as error:
+            if _is_recursion(error):  # botocore follows redirects recursively
+                said = "was redirected, but nowhere that answers"
+            else:
+                said = f"got no answer: {error}"
             raise StoreUnavailable(
-                f"{operation} of {self.name(key)} got no answer: {error}"
-            ) from error
-        except RecursionError as error:  # botocore follows redirects recursively
-            raise StoreUnavailable(
-                f"{operation} of {self.name(key)} was redirected, but nowhere that answers. "
-                f"{self.place()}"
+                f"{operation} of {self.name(key)} {said}. {self.place()}"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # What botocore or the store make of a reply that is not S3's.
@@ -158,15 +164,23 @@ class S3Errors:
             return Conflict(f"{text} ({condition})")
         # 409 without a condition: another operation on the object is in progress.
         if status in (409, 429, 500, 502, 503, 504) or code in _PASSING:
-            return StoreUnavailable(text)
+            return StoreUnavailable(f"{text}. {self.place()}")
         # The reply to a HEAD has no body that could name the reason.
         if code in _BAD_CREDENTIALS or (operation == "HeadObject" and status == 400):
+            place = self.place()
+            self._denied()
             return StoreDenied(
                 f"{text}. The credentials are wrong or have expired (or this machine's clock is "
-                "off); `aws sts get-caller-identity` shows which are used."
+                f"off); `aws sts get-caller-identity` shows which are used. {place}"
             )
         if status in (401, 403):
-            return StoreDenied(f"{text}. {self._permission(operation, condition)}")
+            self._denied()
+            hint = self._permission(operation, condition)
+            if self._owner:
+                hint += (
+                    f" Or the bucket is not owned by the account {self._owner} (owner= in the URL)."
+                )
+            return StoreDenied(f"{text}. {hint}")
         return StoreError(f"{text}. {self.place()}")
 
     def _permission(self, operation: str, condition: str | None) -> str:
@@ -174,11 +188,11 @@ class S3Errors:
         if operation == "PutObject" and condition == "If-Match":
             permission += " or s3:GetObject (both are needed to write with If-Match)"
         if operation == "ListObjectsV2":
-            return f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}."
-        hint = f"Probably {permission} is missing on arn:aws:s3:::{self._bucket}/{self._prefix}*"
+            return f"Probably {permission} is missing on the bucket {self._bucket}."
+        hint = f"Probably {permission} is missing on s3://{self._bucket}/{self._prefix}*"
         if operation in ("GetObject", "HeadObject"):
             hint += (
-                f", or s3:ListBucket on arn:aws:s3:::{self._bucket}: without that one S3 "
+                f", or s3:ListBucket on the bucket {self._bucket}: without that one S3 "
                 "answers 403, not 404, for an object that does not exist"
             )
         if self._uses_kms:
@@ -211,6 +225,12 @@ class S3Errors:
         if code == "AccessDenied":
             return StoreDenied(f"{text}. {self._permission('DeleteObjects', None)}")
         return StoreUnavailable(text) if code in _PASSING else StoreError(text)
+
+
+def _is_recursion(error: Exception) -> bool:
+    """Whether the stack was used up, at whatever depth that happened to be noticed."""
+    cause = error.kwargs.get("error") if isinstance(error, HTTPClientError) else error
+    return isinstance(cause, RecursionError)
 
 
 def http_status(error: ClientError) -> int:

@@ -17,7 +17,7 @@ from starburst_executor.cli.output import document, echo_table
 
 if TYPE_CHECKING:
     from starburst_executor.aws.account import Clients
-    from starburst_executor.aws.deployment.setup import Plan
+    from starburst_executor.aws.deployment.setup import Plan, SetupOptions
 
 __all__ = ["VERBS"]
 
@@ -172,7 +172,7 @@ def setup(profile: str | None, **options: Any) -> None:
     clients = _clients(options["region"], before)
     requested = _requested(options, before)
     if options["print_policy"]:
-        _echo_policies(clients, requested.stack, options["store"])
+        _echo_policies(clients, requested)
         return
     try:
         plan = aws_setup.plan(clients, requested)
@@ -290,8 +290,8 @@ def _try(values: Mapping[str, Any]) -> None:
     click.echo(f"A worker ran the test task (1 + 2 = {answer}).")
 
 
-def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
-    from starburst_executor.aws.account import account_id
+def _echo_policies(clients: Clients, requested: SetupOptions) -> None:
+    from starburst_executor.aws.account import account_id, partition_of
     from starburst_executor.aws.deployment import policy
     from starburst_executor.aws.deployment.setup import bucket_name
     from starburst_executor.errors import AccountError
@@ -300,13 +300,18 @@ def _echo_policies(clients: Clients, stack: str, store: str | None) -> None:
         account = account_id(clients)
     except AccountError:
         account = "ACCOUNT_ID"  # for an administrator to fill in
-    bucket, _, prefix = (store or "").removeprefix("s3://").partition("?")[0].partition("/")
+    stack, store = requested.stack, requested.store or ""
+    bucket, _, prefix = store.removeprefix("s3://").partition("?")[0].partition("/")
     scope = policy.Scope(
         account=account,
         region=clients.region,
         bucket=bucket or bucket_name(stack, account, clients.region),
         prefix=f"{prefix.strip('/')}/" if prefix.strip("/") else "",
         stack=stack,
+        partition=partition_of(clients.region),
+        cluster=(requested.cluster or "").rpartition("/")[2] or None,
+        roles=[arn for arn in (requested.execution_role_arn, requested.task_role_arn) if arn],
+        kms_key=requested.kms_key_arn,
     )
     both = {
         "who runs sessions": policy.client_policy(scope),

@@ -6,6 +6,8 @@ from enum import IntEnum
 
 import click
 
+from starburst_executor.formatting import printable
+
 __all__ = ["MEANINGS", "Exit", "Failed"]
 
 
@@ -38,5 +40,5 @@ class Failed(click.ClickException):
     """Ends the command with a message on stderr and an exit code."""
 
     def __init__(self, message: str, code: Exit) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = int(code)  # type: ignore[misc]  # one class, several codes

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from starburst_executor.cli.exits import Exit, Failed
-from starburst_executor.cli.output import document
+from starburst_executor.cli.output import document, echo
 from starburst_executor.inspection.status import SessionStatus
 from starburst_executor.inspection.stuck import Stuck
 from starburst_executor.inspection.terminal import Display, Gauge, Meter, Progress
@@ -42,7 +42,7 @@ class EchoJson:
         status = replace(progress.status, cost=None)
         if status != self._last:
             self._last = status
-            click.echo(document("status", progress.status))
+            echo(document("status", progress.status))
 
     def close(self) -> None:
         """Nothing to do: the last status is already printed."""
@@ -97,7 +97,7 @@ class Watch:
     def _advise(self, status: SessionStatus) -> None:
         """Print once what to do about a session that makes no progress."""
         if status.stuck is not None and status.stuck != self._reported:
-            click.echo(f"{status.session_id}: {status.stuck}", err=True)
+            echo(f"{status.session_id}: {status.stuck}", err=True)
         self._reported = status.stuck
 
     def _check_time(self, status: SessionStatus, now: float, waited: float) -> None:

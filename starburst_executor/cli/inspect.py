@@ -22,10 +22,12 @@ from starburst_executor.cli.options import (
 from starburst_executor.cli.output import (
     counted,
     document,
+    echo,
     echo_lines,
     local_moment,
     one_line,
     status_text,
+    styled,
     terminal_width,
 )
 from starburst_executor.client.resubmit import retried, unhealed
@@ -67,15 +69,17 @@ def list_(store: str | None, as_json: bool) -> None:
     with at_store(store) as opened:
         sessions = list_summaries(opened)
         if as_json:
-            click.echo(document("sessions", sessions))
+            echo(document("sessions", sessions))
             return
         if not sessions:
-            click.echo(f"There are no sessions in {opened.url}.", err=True)
+            echo(f"There are no sessions in {opened.url}.", err=True)
             return
     echo_lines(sessions.lines(terminal_width()))
     for one in sessions:
+        if one.error:
+            echo(styled(f"{one.session_id}: {one.error}", fg="red"), err=True)
         if one.alert:
-            click.secho(one.alert, fg="yellow", err=True)
+            echo(styled(one.alert, fg="yellow"), err=True)
 
 
 @click.command()
@@ -112,15 +116,13 @@ _BAD = (State.FAILED, State.CANCELLED)
 
 def _echo_status(session: Session, now: SessionStatus, as_json: bool) -> None:
     if as_json:
-        click.echo(document("status", now))
+        echo(document("status", now))
         return
-    click.echo(status_text(str(now)))
+    echo(status_text(str(now)))
     if now.failed or now.cancelled:
         again = len(retried(session).after)
         if again:
-            click.echo(
-                f"  Retried:   {counted(again, 'task')}, also counted as failed or cancelled"
-            )
+            echo(f"  Retried:   {counted(again, 'task')}, also counted as failed or cancelled")
 
 
 def _only(state: State, which: str) -> Callable[[F], F]:
@@ -149,7 +151,7 @@ def tasks(id: str, state: str | None, store: str | None, as_json: bool) -> None:
         states = None if state is None else (State(state),)
         found = list(views(session, states))
     if as_json:
-        click.echo(document("tasks", found))
+        echo(document("tasks", found))
         return
     rows = [_task_row(task) for task in found]
     echo_lines(fitted(_TASKS, rows, terminal_width()))
@@ -194,7 +196,7 @@ def show(id: str, task: str, store: str | None, as_json: bool) -> None:
         again = retried(session).after.get(whole.task.task_id)
     if as_json:
         content = {"history": whole, "retried_as": again}
-        click.echo(document("task", content))
+        echo(document("task", content))
         return
     _echo_history(whole, again)
 
@@ -215,7 +217,7 @@ def find_task(session: Session, text: str) -> Found:
 
 def _echo_history(whole: TaskHistory, again: str | None) -> None:
     task = whole.task
-    click.echo(click.style(f"Task {task.task_id}", bold=True) + f" (index {task.index})")
+    echo(styled(f"Task {task.task_id}", bold=True), f" (index {task.index})")
     lines = [
         *([f"  Label:      {task.label}"] if task.label else []),
         f"  Call:       {task.call or '-'}",
@@ -226,16 +228,16 @@ def _echo_history(whole: TaskHistory, again: str | None) -> None:
         f"  Function:   {whole.function[:16]}",
         f"  Arguments:  {whole.argument_bytes} bytes",
     ]
-    click.echo("\n".join(lines))
+    echo("\n".join(lines))
     for one in whole.attempts:
-        click.echo(f"  Attempt {one.number}:  {one.worker} {one.how}")
+        echo(f"  Attempt {one.number}:  {one.worker} {one.how}")
         for what, when in (
             ("claimed", one.claimed),
             ("began", one.started),
             ("ended", one.ended),
         ):
             if when is not None:
-                click.echo(f"    {what + ':':<9} {local_moment(when)}")
+                echo(f"    {what + ':':<9} {local_moment(when)}")
     if task.error is not None:
         _echo_section("Error", task.error.traceback or str(task.error))
         _echo_section("End of stderr", task.error.stderr)
@@ -245,8 +247,8 @@ def _echo_history(whole: TaskHistory, again: str | None) -> None:
 
 def _echo_section(title: str, text: str) -> None:
     if text:
-        click.echo(click.style(f"--- {title}", bold=True))
-        click.echo(text.rstrip("\n"))
+        echo(styled(f"--- {title}", bold=True))
+        echo(text.rstrip("\n"))
 
 
 @click.command()
@@ -287,7 +289,7 @@ def logs(
             return
         found: Iterator[Found] = find(session) if only is None else iter([only])
         for line in whole_logs(session, found, as_json, headed=only is None):
-            click.echo(line, nl=False)
+            echo(line, nl=False)
 
 
 def _print_worker_logs(session: Session, worker: str | None, follow: bool, as_json: bool) -> None:
@@ -316,22 +318,22 @@ def errors(id: str, store: str | None, as_json: bool) -> None:
     standing = [task for task in failed if task.task_id not in after]
     groups = group_errors(standing)
     if as_json:
-        click.echo(document("errors", groups))
+        echo(document("errors", groups))
         return
     again = len(failed) - len(standing)
     if again:
-        click.echo(f"{counted(again, 'failure')} left out because they were retried.", err=True)
+        echo(f"{counted(again, 'failure')} left out because they were retried.", err=True)
     elif not groups:
-        click.echo("No task has failed.", err=True)
+        echo("No task has failed.", err=True)
     for group in groups:
         head = f"{group.count} x {one_line(str(group.error))}"
-        click.echo(click.style(head, fg="red", bold=True))
+        echo(styled(head, fg="red", bold=True))
         for name in group.names:
-            click.echo(f"  task {name}")
+            echo(f"  task {name}")
         if group.count > len(group.names):
-            click.echo(f"  and {counted(group.count - len(group.names), 'other')}")
+            echo(f"  and {counted(group.count - len(group.names), 'other')}")
         for part in (group.error.traceback, group.error.stderr):
-            click.echo("".join(f"  {line}\n" for line in part.splitlines()), nl=False)
+            echo("".join(f"  {line}\n" for line in part.splitlines()), nl=False)
 
 
 VERBS: dict[str, click.Command] = {

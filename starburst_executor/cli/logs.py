@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import click
-
-from starburst_executor.cli.output import document
+from starburst_executor.cli.output import Styled, document, echo, styled
+from starburst_executor.formatting import printable
 from starburst_executor.inspection.tasks import Found, Output, find, read_again, read_output
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import SessionState
@@ -29,7 +28,8 @@ def whole_logs(
     for found in tasks:
         text = "".join(map(_ended, _parts(read_output(session, found))))
         if text:
-            yield f"{_heading(found)}\n{text}" if headed else text
+            text = printable(text)
+            yield Styled(f"{_heading(found)}\n{text}" if headed else text)
 
 
 def _log(found: Found, output: Output) -> dict[str, object]:
@@ -50,8 +50,8 @@ def _ended(text: str) -> str:
     return text if not text or text.endswith("\n") else f"{text}\n"
 
 
-def _heading(found: Found) -> str:
-    return click.style(f"--- task {found.task_id} ({found.task.state})", bold=True)
+def _heading(found: Found) -> Styled:
+    return styled(f"--- task {found.task_id} ({found.task.state})", bold=True)
 
 
 def added(before: str, now: str) -> str:
@@ -124,10 +124,10 @@ class Follower:
                 "stream": stream,
                 "text": text,
             }
-            click.echo(document("log", content))
+            echo(document("log", content))
             return
         if found.task_id != self._current:
             self._current = found.task_id
-            click.echo("\n" * self._in_line + _heading(found))
-        click.echo(text, nl=False)
+            echo("\n" * self._in_line, _heading(found))
+        echo(text, nl=False)
         self._in_line = not text.endswith("\n")

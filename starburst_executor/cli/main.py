@@ -7,6 +7,7 @@ shell completion load neither boto3 nor the executor.
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from starburst_executor.errors import (
     StoreDenied,
     StoreMissing,
 )
+from starburst_executor.formatting import printable
 
 __all__ = ["SECTIONS", "main"]
 
@@ -63,6 +65,13 @@ SECTIONS = {
 _VERBS = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
 
 
+class _Printable(logging.Formatter):
+    """Warnings name objects, and what is in them, that anybody may have written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class _Verbs(click.Group):
     """Loads a verb's module when the verb is used, and turns errors into exit codes."""
 
@@ -95,6 +104,8 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            if logging.lastResort is not None:
+                logging.lastResort.setFormatter(_Printable())
             return super().invoke(ctx)
         except StarburstError as error:
             _fail(error)

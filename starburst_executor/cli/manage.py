@@ -18,7 +18,7 @@ from starburst_executor.cli.options import (
     store_option,
     tasks_argument,
 )
-from starburst_executor.cli.output import counted
+from starburst_executor.cli.output import counted, echo
 from starburst_executor.client.resubmit import retry as submit_again
 from starburst_executor.client.resubmit import unhealed
 from starburst_executor.coordination import administration
@@ -55,7 +55,7 @@ def cancel(id: str, task: tuple[str, ...], store: str | None) -> None:
             _cancel(session, batch, positions) for batch, positions in _by_batch(chosen).items()
         )
     ended = len(chosen) - cancelled
-    click.echo(
+    echo(
         f"Cancelled {counted(cancelled, 'task')}."
         + (f" {ended} had ended before." if ended else "")
     )
@@ -114,10 +114,10 @@ def retry(
         _check_final(chosen)
         made = submit_again(session, chosen)
         for old, new in made.items():
-            click.echo(f"{old} -> {new}")
+            echo(f"{old} -> {new}")
         for one in chosen:
             if one.task_id not in made:
-                click.echo(
+                echo(
                     f"{one.task_id}: cancelled before it was stored, so there is nothing to retry",
                     err=True,
                 )
@@ -125,7 +125,7 @@ def retry(
             start_workers(session)
         elif states:
             which = " or ".join(map(str, states))
-            click.echo(f"No task is {which} that was not retried already.", err=True)
+            echo(f"No task is {which} that was not retried already.", err=True)
 
 
 def _check_final(tasks: Iterable[Found]) -> None:
@@ -152,7 +152,7 @@ def extend(id: str, seconds: float, store: str | None) -> None:
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="SECONDS") from error
         status = read_status(session)
-        click.echo(f"Session {session.id} goes on until {status.deadline:%Y-%m-%d %H:%M:%S} UTC.")
+        echo(f"Session {session.id} goes on until {status.deadline:%Y-%m-%d %H:%M:%S} UTC.")
         if manifest.state != "terminated":
             start_workers(session)
 
@@ -184,7 +184,7 @@ def scale(id: str, workers: int | None, store: str | None) -> None:
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="N|auto") from error
         most = counted(manifest.workers, "worker")
-        click.echo(f"Session {session.id} will run at most {most}.")
+        echo(f"Session {session.id} will run at most {most}.")
         if manifest.state != "terminated":
             start_workers(session)
 
@@ -201,10 +201,10 @@ def cleanup(id: str, force: bool, store: str | None) -> None:
     with at_session(store, id) as session:
         if force:
             administration.delete(session, _launcher(session))
-            click.echo(f"Session {session.id} is deleted.")
+            echo(f"Session {session.id} is deleted.")
         else:
             administration.terminate(session, launcher_of(session.load()))
-            click.echo(f"Session {session.id} is terminated; its results stay readable.")
+            echo(f"Session {session.id} is terminated; its results stay readable.")
 
 
 def _launcher(session: Session) -> Launcher:
@@ -239,7 +239,7 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
                 session = Session(opened, session_id, runtime)
                 if idle_seconds(session) > limit:
                     count += 1
-                    click.echo(session_id)
+                    echo(session_id)
                     if not dry_run:
                         administration.delete(session, _launcher(session))
             environments = _prune_environments(opened, runtime, limit, dry_run=dry_run)
@@ -247,7 +247,7 @@ def prune(older_than: str, dry_run: bool, store: str | None) -> None:
             runtime.close()
     done = "would be deleted" if dry_run else "deleted"
     what = f"{counted(count, 'session')} and {counted(environments, 'environment')}"
-    click.echo(f"{what} {done}.", err=True)
+    echo(f"{what} {done}.", err=True)
 
 
 def _prune_environments(store: Store, runtime: Runtime, limit: float, *, dry_run: bool) -> int:

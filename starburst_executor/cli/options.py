@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from starburst_executor.cli.exits import Exit, Failed
+from starburst_executor.formatting import printable
 
 if TYPE_CHECKING:
     from starburst_executor.launchers.base import Launcher
@@ -123,8 +124,8 @@ def _session_id(store: Store, text: str) -> str:
 
     try:
         return resolve(store, text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="ID") from error
+    except ValueError as error:  # it lists what is in the store
+        raise click.BadParameter(printable(str(error)), param_hint="ID") from error
 
 
 def task_name(manifest: Manifest, text: str) -> str:
@@ -158,7 +159,7 @@ def launcher_of(manifest: Manifest) -> Launcher:
 
 def start_workers(session: Session) -> None:
     """Start the workers that a session's unfinished tasks need, and print how many."""
-    from starburst_executor.cli.output import counted
+    from starburst_executor.cli.output import counted, echo
     from starburst_executor.client.codec import python_version
     from starburst_executor.coordination.autoscaler import Autoscaler
     from starburst_executor.inspection.status import read_status
@@ -169,7 +170,7 @@ def start_workers(session: Session) -> None:
     if not unfinished:
         return
     if manifest.python != python_version():
-        click.echo(
+        echo(
             f"No workers were started: the session uses Python {manifest.python} and this is "
             f"{python_version()}. Run with that Python: starburst-executor worker {session.url}"
         )
@@ -179,7 +180,7 @@ def start_workers(session: Session) -> None:
     Autoscaler(session, launcher, manifest, _reraise).need(unfinished)
     started = (launcher.live(session.url) or set()) - before
     if started:
-        click.echo(f"Started {counted(len(started), 'worker')}.")
+        echo(f"Started {counted(len(started), 'worker')}.")
 
 
 def _reraise(error: Exception) -> None:

@@ -11,16 +11,20 @@ from typing import Any
 import click
 import msgspec
 
+from starburst_executor.formatting import UNPRINTABLE, printable
 from starburst_executor.tables import Column, counted, fitted
 
 __all__ = [
+    "Styled",
     "counted",
     "document",
+    "echo",
     "echo_lines",
     "echo_table",
     "local_moment",
     "one_line",
     "status_text",
+    "styled",
     "terminal_width",
 ]
 
@@ -38,7 +42,25 @@ _COLOURS = {
 
 def document(name: str, content: Any) -> str:
     """A one-line JSON document: the schema version, and the content under its name."""
-    return msgspec.json.encode({"schema": SCHEMA, name: content}).decode()
+    text = msgspec.json.encode({"schema": SCHEMA, name: content}).decode()
+    return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class Styled(str):
+    """Text with colours of ours, harmless on a terminal."""
+
+    __slots__ = ()
+
+
+def styled(text: str, **style: Any) -> Styled:
+    """Text of anybody in a colour of ours; for `echo`."""
+    return Styled(click.style(printable(text), **style))
+
+
+def echo(*parts: str, nl: bool = True, err: bool = False) -> None:
+    """Print; whatever could control the terminal is written out, unless it is `Styled`."""
+    text = "".join(part if isinstance(part, Styled) else printable(part) for part in parts)
+    click.echo(text, nl=nl, err=err)
 
 
 def echo_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -57,14 +79,14 @@ def echo_lines(lines: Iterable[Sequence[str]]) -> None:
     """Print a table's lines, with states of tasks and sessions coloured."""
     for number, cells in enumerate(lines):
         line = "".join(cells if not number else map(_coloured_cell, cells)).rstrip()
-        click.echo(line if number else click.style(line, bold=True))
+        echo(Styled(line) if number else styled(line, bold=True))
 
 
 def _coloured_cell(cell: str) -> str:
     word = cell.strip()
     if word not in _COLOURS:
         return cell
-    return cell.replace(word, click.style(word, fg=_COLOURS[word]))
+    return cell.replace(word, styled(word, fg=_COLOURS[word]))
 
 
 def one_line(text: str) -> str:
@@ -77,17 +99,17 @@ def local_moment(moment: datetime) -> str:
     return moment.astimezone().isoformat(" ", "milliseconds")[:23]
 
 
-def status_text(text: str) -> str:
+def status_text(text: str) -> Styled:
     """A printed status with its non-zero counts coloured."""
-    return "\n".join(_coloured(line) for line in text.splitlines())
+    return Styled("\n".join(_coloured(line) for line in text.split("\n")))
 
 
 def _coloured(line: str) -> str:
     label, _, value = line.strip().partition(":")
     if line.startswith("Session "):
-        return click.style(line, bold=True)
+        return styled(line, bold=True)
     words = value.split()
     colour = _COLOURS.get(label.lower()) or (_COLOURS.get(words[0]) if words else None)
     if colour is None or words[0] == "0":
-        return line
-    return click.style(line, fg=colour)
+        return printable(line)
+    return styled(line, fg=colour)

@@ -9,7 +9,7 @@ import click
 
 from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.options import at_session, json_option, session_argument, store_option
-from starburst_executor.cli.output import document
+from starburst_executor.cli.output import document, echo
 from starburst_executor.errors import StarburstError
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def report(id: str, output: Path, store: str | None, as_json: bool) -> None:
             raise Failed(str(error), Exit.OTHER) from error
     sentences = headline(review)
     if as_json:
-        click.echo(document("report", _summary(review, output, sentences)))
+        echo(document("report", _summary(review, output, sentences)))
         return
     for sentence in sentences:
         if sentence:
-            click.echo(sentence)
-    click.echo(f"Written to {output}.")
+            echo(sentence)
+    echo(f"Written to {output}.")
 
 
 def _summary(review: Review, output: Path, sentences: tuple[str, str]) -> dict[str, object]:

@@ -24,7 +24,7 @@ from starburst_executor.cli.options import (
     start_workers,
     store_option,
 )
-from starburst_executor.cli.output import counted, document, echo_table, one_line
+from starburst_executor.cli.output import counted, document, echo, echo_table, one_line
 from starburst_executor.client.codec import PayloadCodec, python_version
 from starburst_executor.client.outcomes import Collector, FinalStateName, TaskOutcome
 from starburst_executor.client.resubmit import healed, retried
@@ -87,7 +87,7 @@ def collect(
         if output is not None:
             _write(output, outcomes)
     if as_json:
-        click.echo(document("outcomes", [_as_json(one) for one in outcomes]))
+        echo(document("outcomes", [_as_json(one) for one in outcomes]))
     elif output is None:
         _echo(outcomes)
     if any(not one.ok for one in outcomes):
@@ -114,7 +114,7 @@ def _check_python(session: Session, manifest: Manifest, *, needed: bool) -> None
         return
     if needed:
         PayloadCodec(session, manifest.python, ()).check_python()
-    click.echo(
+    echo(
         f"This is Python {python_version()} and the session uses Python {manifest.python}: its "
         "values cannot be read here.",
         err=True,
@@ -138,7 +138,7 @@ def _wait(session: Session, timeout: float | None) -> None:
     status = Watch(session, display, timeout).until_finished(keep_workers)
     left = status.total - status.finished
     if left:
-        click.echo(
+        echo(
             f"Session {session.id} was terminated with {counted(left, 'task')} unfinished.",
             err=True,
         )
@@ -212,7 +212,7 @@ _UNREADABLE = _Unreadable()
 
 def _echo(outcomes: list[TaskOutcome]) -> None:
     if not outcomes:
-        click.echo("No task is finished.", err=True)
+        echo("No task is finished.", err=True)
         return
     echo_table(
         ("index", "task", "state", "ran", "value or error"),
@@ -273,7 +273,7 @@ def _write(output: Path, outcomes: list[TaskOutcome]) -> None:
         data = cloudpickle.dumps(outcomes, pickle.DEFAULT_PROTOCOL)
     with appearing(output) as file:
         file.write(data)
-    click.echo(f"Wrote {counted(len(outcomes), 'outcome')} to {output}.", err=True)
+    echo(f"Wrote {counted(len(outcomes), 'outcome')} to {output}.", err=True)
 
 
 def _check_json(output: Path, outcomes: list[TaskOutcome]) -> None:

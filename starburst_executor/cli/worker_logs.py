@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-import click
-
 from starburst_executor.cli.exits import Exit, Failed
 from starburst_executor.cli.logs import added
 from starburst_executor.cli.options import launcher_of
-from starburst_executor.cli.output import document
+from starburst_executor.cli.output import document, echo, styled
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.session import Session
 
@@ -123,16 +121,16 @@ class WorkerPrinter:
                 raise Failed(str(error), Exit.NOT_FOUND) from error
             if worker not in self._without:
                 self._without.add(worker)
-                click.echo(str(error), err=True)
+                echo(str(error), err=True)
 
     def _print(self, worker: str, line: str) -> None:
         if self._as_json:
-            click.echo(document("worker_log", {"worker": worker, "text": line}))
+            echo(document("worker_log", {"worker": worker, "text": line}))
             return
         if worker != self._current:
             self._current = worker
-            click.echo(click.style(f"--- worker {worker}", bold=True))
-        click.echo(line)
+            echo(styled(f"--- worker {worker}", bold=True))
+        echo(line)
 
     def _why_nothing(self, worker: str) -> str:
         live = self._launcher.live(self._session.url) or set()

@@ -96,14 +96,16 @@ class PayloadCodec:
         """Archives of the local modules that a worker needs, stored before this returns."""
         return self._tracker.refresh()
 
-    def open_outcome(self, batch: Batch, position: int, task: Task, data: bytes) -> Settled:
-        """A task's value or exception.
+    def open_outcome(
+        self, batch: Batch, position: int, task: Task, data: bytes, name: str = ""
+    ) -> Settled:
+        """A task's value or exception, which says what task it is of.
 
         Raises:
             StoreError: the store is away, and what the outcome consists of could not be read.
         """
         outcome = decode_outcome(data)
-        where = _where(batch, position, task)
+        where = _where(batch, position, task, name)
         reading = _Reading(self._session, self._defined)
         with definitions(reading.define):
             if outcome.failure is not None:
@@ -187,13 +189,9 @@ class _Reading:
             raise
 
 
-def _where(batch: Batch, position: int, task: Task) -> str:
-    name = task_id(batch.lane, batch.number + position)
-    return (
-        f"task {name}, attempt {task.attempt} on worker {task.worker}"
-        if task.worker
-        else f"task {name}"
-    )
+def _where(batch: Batch, position: int, task: Task, name: str) -> str:
+    text = f"task {task_id(batch.lane, batch.number + position)} {name}".rstrip()
+    return f"{text}, attempt {task.attempt} on worker {task.worker}" if task.worker else text
 
 
 def _without_pickle(failure: Failure) -> Failure:

@@ -40,6 +40,7 @@ from starburst_executor.environment.local_modules import is_local
 from starburst_executor.environment.repository import ship
 from starburst_executor.inspection.status import resolve
 from starburst_executor.launchers.base import Launcher, open_launcher
+from starburst_executor.protocol.bounds import LATEST
 from starburst_executor.protocol.manifest import Lane, Manifest
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.protocol.session import Session
@@ -80,11 +81,11 @@ def create(options: Options) -> OpenSession:
         ValueError: so many workers cost more than is allowed.
     """
     spec = options.spec
-    where = deployment(spec)
     origin = Origin.of_here(is_local)
-    launcher = open_launcher(spec, where, origin)
     store = open_store(options.store)
     with _closed_on_error(store):
+        where = deployment(spec, store.url)
+        launcher = open_launcher(spec, where, origin)
         runtime = SystemRuntime()
         session = Session(store, new_session_id(runtime), runtime)
         codec = PayloadCodec(session, python_version(), options.modules)
@@ -144,7 +145,7 @@ def _store(session: Session, manifest: Manifest, codec: PayloadCodec, options: O
         digest = session.put_content("functions", cargo)
         manifest = replace(manifest, initializer=digest, modules=dict(codec.modules()))
     now = session.store.list(session.prefix, limit=1).now
-    deadline = now + manifest.limits.absolute_timeout
+    deadline = min(now + manifest.limits.absolute_timeout, LATEST)
     manifest = replace(manifest, created=now, deadline=deadline)
     Session.create(session.store, manifest, session.runtime)
     return manifest

@@ -13,6 +13,7 @@ implements them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -86,11 +87,12 @@ class Ending:
         )
         # Wait for threads without the lock: their callbacks may submit.
         with self._lifecycle.admission:
-            self._engine.check_open()
+            self._lifecycle.check_open()
             self._lifecycle.begin_detach(detached)
         try:
             self._engine.flush()
-            self._engine.autoscaler.need(self._engine.watcher.unfinished)
+            with contextlib.suppress(SessionTerminated):  # then nobody is to work for it
+                self._engine.autoscaler.need(self._engine.watcher.unfinished)
         except BaseException:
             self._lifecycle.undo_detach()
             raise
@@ -316,7 +318,8 @@ class Ending:
         """Start workers for the last tasks; fails on Python 3.12, which starts none at exit."""
         try:
             self._engine.flush()
-            self._engine.autoscaler.need(self._engine.watcher.unfinished)
+            with contextlib.suppress(SessionTerminated):  # then nobody is to work for it
+                self._engine.autoscaler.need(self._engine.watcher.unfinished)
         except RuntimeError as error:
             log.warning("no worker could be started, attach will: %s", error)
         self._engine.autoscaler.close()

@@ -32,7 +32,7 @@ from starburst_executor.client.watcher import Watcher
 from starburst_executor.coordination import administration
 from starburst_executor.coordination.autoscaler import Autoscaler
 from starburst_executor.costs.alert import CostAlert
-from starburst_executor.errors import ExecutorBroken, SessionTerminated
+from starburst_executor.errors import ExecutorBroken, ObjectNotFound, SessionTerminated
 from starburst_executor.inspection.terminal import Ticker
 from starburst_executor.protocol import lanes
 from starburst_executor.protocol.keys import Batch
@@ -259,7 +259,12 @@ class Engine:
 
     def _cancel_stored(self, batches: dict[Batch, list[int]], *, running: bool) -> None:
         for batch, positions in batches.items():
-            self.watcher.learn(batch, self.session.cancel(batch, positions, running=running))
+            try:
+                known = self.session.cancel(batch, positions, running=running)
+            except ObjectNotFound:  # somebody removed its tasks: the watcher fails their futures
+                self.watcher.hurry()
+            else:
+                self.watcher.learn(batch, known)
 
     def retry(
         self, tasks: TaskFuture[Any] | Iterable[TaskFuture[Any] | str] | None, *, cancelled: bool

@@ -21,6 +21,7 @@ import msgspec
 
 from starburst_executor import config
 from starburst_executor.environment.capture import Wishes
+from starburst_executor.protocol.bounds import FOREVER
 from starburst_executor.protocol.manifest import Intervals, Limits
 from starburst_executor.protocol.task_names import label_of
 from starburst_executor.protocol.worker_spec import WorkerSpec
@@ -183,10 +184,10 @@ def scaled_workers(value: object) -> int | None:
     return _whole_number("workers", value)
 
 
-def deployment(spec: WorkerSpec) -> dict[str, Any] | None:
+def deployment(spec: WorkerSpec, store_url: str) -> dict[str, Any] | None:
     """Where workers on ECS run, as stored in the session; None if not configured."""
     found = config.load_deployment() if spec.launcher == "ecs" else None
-    return None if found is None else msgspec.structs.asdict(found)
+    return None if found is None else {**msgspec.structs.asdict(found), "store": store_url}
 
 
 def _seconds(name: str, value: object) -> float:
@@ -196,7 +197,7 @@ def _seconds(name: str, value: object) -> float:
     number = float(value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
-    return number
+    return min(number, FOREVER)
 
 
 def cost_limits(max_hourly_cost: object, cost_alert: object) -> tuple[float | None, float | None]:
@@ -215,7 +216,7 @@ def _dollars(name: str, value: object) -> float | None:
     number = float(value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number of US dollars, not {value!r}")
-    return number
+    return min(number, FOREVER)
 
 
 def _check_initializer(initializer: object, initargs: object) -> None:

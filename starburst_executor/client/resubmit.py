@@ -9,14 +9,17 @@ of the last retry can stand for the task.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from starburst_executor.client.outcomes import TaskOutcome
+from starburst_executor.errors import ObjectNotFound
 from starburst_executor.inspection.tasks import Found, find
 from starburst_executor.protocol import codec, lanes
+from starburst_executor.protocol.bounds import LARGEST
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.patience import CALL_SECONDS
 from starburst_executor.protocol.records import State
@@ -28,8 +31,11 @@ from starburst_executor.protocol.tasks_object import (
     Queued,
     encode_tasks,
 )
+from starburst_executor.protocol.vanished import gone
 
 __all__ = ["Retries", "healed", "named", "retried", "retry", "unhealed"]
+
+log = logging.getLogger(__name__)
 
 
 @codec.decodable
@@ -62,10 +68,10 @@ class Retries(NamedTuple):
 
     def chain(self, name: str) -> list[str]:
         """A task followed by its retry, the retry of that, and so on."""
-        names = [name]
-        while names[-1] in self.after:
-            names.append(self.after[names[-1]])
-        return names
+        names = {name: None}
+        while (name := self.after.get(name, "")) and name not in names:
+            names[name] = None
+        return list(names)
 
 
 def retried(session: Session) -> Retries:
@@ -74,7 +80,7 @@ def retried(session: Session) -> Retries:
     made: set[str] = set()
     entries, _ = session.list_all(session.key("retries/"))
     for entry in sorted(entries, key=lambda entry: entry.modified):
-        got = session.store.get(entry.key)
+        got = session.store.get(entry.key, stop=LARGEST)
         assert got is not None
         tasks = codec.decode(got.data, _Retries, entry.key).tasks
         after |= tasks
@@ -132,7 +138,8 @@ def retry(session: Session, tasks: Iterable[Found]) -> dict[str, str]:
 
     Args:
         session: The session; reopened if it was shut down.
-        tasks: Tasks to retry. One cancelled before it was stored has no call and is skipped.
+        tasks: Tasks to retry. One cancelled before it was stored has no call, nor has one whose
+            objects were removed from the store: they are skipped.
 
     Raises:
         SessionTerminated: the session was terminated; no worker would ever run them.
@@ -165,9 +172,11 @@ def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
     tasks: TasksObject | None = None
     names: list[Name] = []
     for found in chosen:
-        if tasks is None or found.batch != batch:
-            batch, tasks = found.batch, session.tasks(found.batch)
-            names = session.names(batch, tasks)
+        if found.batch != batch:
+            batch, tasks = found.batch, _tasks(session, found.batch)
+            names = session.names(batch, tasks) if tasks else []
+        if tasks is None:
+            continue
         header = tasks.header
         call = header.calls[found.position]
         if call.size >= 0:
@@ -175,6 +184,14 @@ def _copies(session: Session, chosen: list[Found]) -> Iterator[_Copy]:
             name = names[found.position]
             queued = Queued(header.functions[call.function], arguments, name)
             yield _Copy(found.task_id, queued, header.modules, header.light)
+
+
+def _tasks(session: Session, batch: Batch) -> TasksObject | None:
+    try:
+        return session.tasks(batch)
+    except ObjectNotFound:
+        log.warning("not submitted again: %s", gone(session, batch))
+        return None
 
 
 def _pack(copies: Iterable[_Copy], size: int) -> Iterator[list[_Copy]]:

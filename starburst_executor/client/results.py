@@ -23,20 +23,21 @@ class ResultReader:
 
     Args:
         session: Where from.
-        open_outcome: Batch, position, task and the outcome's bytes -> how the task ended.
+        open_outcome: Batch, position, task, the outcome's bytes and the task's name -> how the task
+            ended.
     """
 
     def __init__(
         self,
         session: Session,
-        open_outcome: Callable[[Batch, int, Task, bytes], Settled],
+        open_outcome: Callable[[Batch, int, Task, bytes, str], Settled],
     ) -> None:
         self._session = session
         self._open = open_outcome
         self._records: OrderedDict[Batch, Record] = OrderedDict()
         self._lock = threading.Lock()
 
-    def settled(self, batch: Batch, position: int, task: Task) -> Settled:
+    def settled(self, batch: Batch, position: int, task: Task, name: str = "") -> Settled:
         """How a final task ended; one whose outcome is damaged has failed.
 
         Raises:
@@ -45,7 +46,7 @@ class ResultReader:
         assert task.outcome is not None
         try:
             data = self._session.get_piece(batch, task.outcome)
-            return self._open(batch, position, task, data)
+            return self._open(batch, position, task, data, name)
         except StoreError as error:
             if consequence(error) is Consequence.WAIT:
                 raise

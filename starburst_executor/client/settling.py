@@ -289,7 +289,7 @@ class Settling:
             self.run_time = (
                 seconds if self.run_time is None else 0.9 * self.run_time + 0.1 * seconds
             )
-        settled = self._outcomes.settled(batch, position, task)
+        settled = self._outcomes.settled(batch, position, task, future.name)
         future.settle(settled)
         if isinstance(settled[1], InitializerFailed):
             self._broken(settled[1])

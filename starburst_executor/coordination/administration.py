@@ -18,6 +18,7 @@ from starburst_executor.errors import (
 )
 from starburst_executor.inspection.status import SessionSummary, list_summaries
 from starburst_executor.launchers.base import Launcher
+from starburst_executor.protocol.bounds import FOREVER, LATEST
 from starburst_executor.protocol.liveness import possibly_live_workers
 from starburst_executor.protocol.manifest import Intervals, Manifest, SessionState
 from starburst_executor.protocol.session import Session
@@ -49,10 +50,11 @@ def extend(session: Session, seconds: float) -> Manifest:
         )
     now = session.store.list(session.key("session.json"), limit=1).now
     before = session.load()
-    deadline = max(before.deadline, now) + seconds
+    deadline = min(max(before.deadline, now) + seconds, LATEST)
 
     def edit(manifest: Manifest) -> Manifest:
-        limits = replace(manifest.limits, session_timeout=before.limits.session_timeout + seconds)
+        timeout = min(before.limits.session_timeout + seconds, FOREVER)
+        limits = replace(manifest.limits, session_timeout=timeout)
         return replace(manifest, deadline=max(manifest.deadline, deadline), limits=limits)
 
     return session.amend(edit)

@@ -28,6 +28,7 @@ Those beyond `max_workers` notice at their next session check and leave; others 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import threading
@@ -39,13 +40,13 @@ from starburst_executor.costs.limits import affordable_workers
 from starburst_executor.errors import (
     ExecutorBroken,
     LaunchFailed,
-    NewerSchema,
-    StoreError,
+    LocalDiskError,
 )
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.protocol.listing import BatchListing, QueueReader
 from starburst_executor.protocol.liveness import live_workers, possibly_live_workers
 from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState, WorkerState
+from starburst_executor.protocol.patience import Consequence, consequence
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session
 
@@ -53,13 +54,19 @@ __all__ = ["Autoscaler"]
 
 log = logging.getLogger(__name__)
 
-# After this many workers in a row that ended before their first heartbeat, none will ever work.
+# After this many workers in a row that ended before their first heartbeat, or because no task can
+# be run where they are, none will ever work.
 _STILLBORN_MAX = 3
+_LIKELY_CAUSES = (
+    "Most likely they cannot reach the store or import starburst_executor, or have run out of "
+    "memory, disk space or processes."
+)
 # Finding a machine, pulling an image and installing packages take minutes.
 _START_SECONDS = 600.0
 # Length of a lease: the longest that calls take, plus the pace of Fargate, which launchers keep to.
 _LEASE_SECONDS = 20.0
 _LAUNCHES_PER_SECOND = 20.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Most records read to count waiting tasks; the next round counts again.
 _RECORDS_READ = 200
 
@@ -92,7 +99,7 @@ class Autoscaler:
         self._news = news
         self._lock = threading.RLock()  # `broken` may close this again
         self._wake = session.runtime.signal()
-        self._asked: Callable[[], None] | None = None
+        self._asked: Callable[[], object] | None = None
         self._lease = LaunchLease(session)
         self._queue: QueueReader | None = None  # used by one thread only
         # Started here, and not yet known to have ended: when, on the monotonic clock.
@@ -108,18 +115,26 @@ class Autoscaler:
     # --- asking -----------------------------------------------------------------------
 
     def need(self, unfinished: int) -> None:
-        """Start the workers missing for `unfinished` tasks before this returns."""
+        """Start the workers missing for `unfinished` tasks before this returns.
+
+        While it is another process's turn to start some, wait until they are there or its turn is
+        over: the caller may be about to leave, and that process may have died.
+        """
+        while not self._needs_no_more(unfinished):
+            self._session.runtime.signal().wait(self._session.runtime.random.uniform(0.5, 1.0))
+
+    def _needs_no_more(self, unfinished: int) -> bool:
         with self._lock:
             self._next_count = -math.inf
-            self._keep(unfinished)
+            return self._keep(unfinished)
 
-    def _keep(self, unfinished: int) -> None:
+    def _keep(self, unfinished: int) -> bool:
         with self._lock:
             manifest = self.manifest
             wanted = -(-unfinished // manifest.spec.slots)
             most = affordable_workers(manifest)
             wanted = min(most, max(wanted, manifest.min_workers))
-            self._fill(wanted, lambda live, starting: wanted - live)
+            return self._fill(wanted, lambda live, starting: wanted - live)
 
     def grow(self, free: int) -> None:
         """Start the workers missing for waiting tasks before this returns.
@@ -140,7 +155,7 @@ class Autoscaler:
         """Let the thread in `run` do `grow`."""
         self._ask(partial(self.grow, free))
 
-    def _ask(self, call: Callable[[], None]) -> None:
+    def _ask(self, call: Callable[[], object]) -> None:
         self._asked = call
         self._wake.set()
 
@@ -153,16 +168,14 @@ class Autoscaler:
             if asked is not None and not self.closed and not self._done(asked):
                 return
 
-    def _done(self, call: Callable[[], None]) -> bool:
+    def _done(self, call: Callable[[], object]) -> bool:
         """Make the call; return False if another would be pointless."""
         try:
             call()
-        except NewerSchema as error:
-            self._broken(error)
-            return False
-        except StoreError as error:
-            log.warning("session %s: %s", self._session.id, error)
         except Exception as error:
+            if consequence(error) is not Consequence.END:
+                self._session.warn(error)
+                return True
             # Whatever it is (say, the session was terminated): without workers futures would hang.
             log.exception("session %s: no more workers will be started", self._session.id)
             self._broken(error)
@@ -177,15 +190,15 @@ class Autoscaler:
 
     # --- counting ---------------------------------------------------------------------
 
-    def _fill(self, most: int, lacking: Callable[[int, int], int]) -> None:
-        """Start the missing workers.
+    def _fill(self, most: int, lacking: Callable[[int, int], int]) -> bool:
+        """Start the missing workers; False if some are missing and it is another's turn.
 
         Args:
             most: If this many processes are known to be alive, count heartbeats only occasionally.
             lacking: How many workers are missing, given how many are live and, of these, starting.
         """
         if self.closed:
-            return
+            return True
         url = self._session.url
         ended = self._launcher.ended(url)
         self._check_started(ended)
@@ -193,11 +206,11 @@ class Autoscaler:
         known = self._launcher.live(url)
         now = self._session.runtime.monotonic()
         if known is not None and len(known) >= most and now < self._next_count:
-            return
+            return True
         self._next_count = now + self.manifest.intervals.lease / 2
         heartbeats = self._session.beats()
         if heartbeats.now >= self.manifest.deadline or self._stillborn >= _STILLBORN_MAX:
-            return
+            return True
         heard = self._heard(heartbeats, known or set()) - ended
         young = (self._young(ended) if known is None else self._unheard_of(known, heard)) - heard
         if young:
@@ -205,9 +218,9 @@ class Autoscaler:
             young -= self._session.buried()
         live = heard | young
         count = lacking(len(live), len(live - heard))
-        if count > 0:
-            self._launch_with_lease(live | (known or set()), len(live), count)
+        mine = count <= 0 or self._launch_with_lease(live | (known or set()), len(live), count)
         self._lease.note_shortage(self._launcher.shortage(url))
+        return mine
 
     def _tell(self, ended: set[str]) -> None:
         fresh = ended - self.ended
@@ -269,29 +282,39 @@ class Autoscaler:
 
     # --- starting ---------------------------------------------------------------------
 
-    def _launch_with_lease(self, seen: set[str], live: int, count: int) -> None:
-        """Start `count` workers; `seen` are the processes known before, `live` of them live."""
+    def _launch_with_lease(self, seen: set[str], live: int, count: int) -> bool:
+        """Start `count` workers; return whether it was this process's turn.
+
+        Args:
+            seen: The processes known before.
+            live: How many of them are live.
+            count: How many workers are missing.
+        """
         # A session terminated meanwhile needs none: they would only find that out themselves.
         self.manifest = self._session.check_open()
         count = min(count, affordable_workers(self.manifest) - live)
         if count <= 0:
-            return
+            return True
         if not self._lease.take(_LEASE_SECONDS + count / _LAUNCHES_PER_SECOND):
-            return
+            return False
         known = self._launcher.live(self._session.url)
         others = (known or set()) - seen  # started by somebody else since
+        if others:  # or shown late, and gone by now
+            others -= self._session.buried()
         if count <= len(others) or self._launch(count - len(others)):
             self._lease.give_back(self._launcher.lag)
         # Otherwise there is no room at the moment, and this process tries again soon.
+        return True
 
     def _launch(self, count: int) -> bool:
         """Start `count` workers; return whether any were started."""
         try:
             started = self._launcher.launch(self._session.url, count)
         except OSError as error:
-            broken = ExecutorBroken(
-                f"workers of session {self._session.id} cannot be started: {error}"
-            )
+            text = f"workers of session {self._session.id} cannot be started: {error}"
+            if error.errno in _FULL:
+                raise LocalDiskError(f"{text}. Free up space on that file system") from error
+            broken = ExecutorBroken(text)
             broken.__cause__ = error
             self._broken(broken)
             return False
@@ -309,7 +332,7 @@ class Autoscaler:
         """Notice workers that ended before their first heartbeat: no hang may go unexplained."""
         for worker in sorted(self._started.keys() & ended):
             heartbeat = self._last_heartbeat(worker)
-            if heartbeat is not None and not _never_worked(heartbeat):
+            if heartbeat is not None and heartbeat.state is not WorkerState.BROKEN:
                 del self._started[worker]
                 self._stillborn = 0
                 continue
@@ -322,7 +345,7 @@ class Autoscaler:
                 log.info("worker %s was taken away before it started work", worker)
                 continue
             tail = self._launcher.log_tail(self._session.url, worker)
-            self._count_stillborn(worker, f"printed:\n{tail}")
+            self._count_stillborn(worker, f"printed:\n{tail}\n{_LIKELY_CAUSES}")
 
     def _last_heartbeat(self, worker: str) -> Heartbeat | None:
         session = self._session
@@ -330,18 +353,11 @@ class Autoscaler:
 
     def _count_stillborn(self, worker: str, last: str) -> None:
         self._stillborn += 1
-        log.warning("worker %s ended before it started work; it %s", worker, last)
+        log.warning("worker %s could not work; it %s", worker, last)
         if self._stillborn == _STILLBORN_MAX:
             self._broken(
                 ExecutorBroken(
                     f"{_STILLBORN_MAX} workers of session {self._session.id} in a row ended before "
-                    f"they started work; the last, {worker}, {last}\n"
-                    "Most likely they cannot reach the store or import starburst_executor, or "
-                    "have run out of memory, disk space or processes."
+                    f"they started work, or could work no longer; the last, {worker}, {last}"
                 )
             )
-
-
-def _never_worked(heartbeat: Heartbeat) -> bool:
-    """Whether a worker left because it could run no task, and had run none."""
-    return heartbeat.state is WorkerState.BROKEN and not heartbeat.completed + heartbeat.failed

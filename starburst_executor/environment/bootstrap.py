@@ -483,9 +483,15 @@ class S3:
         self.url, _, query = url.partition("?")
         self._bucket, _, prefix = self.url[5:].partition("/")
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        said = dict(urllib.parse.parse_qsl(query)).get("region")
+        said = dict(urllib.parse.parse_qsl(query))
+        self._owner = said.get("owner", "")
         env = os.environ
-        self._region = said or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+        self._region = (
+            said.get("region")
+            or env.get("AWS_REGION")
+            or env.get("AWS_DEFAULT_REGION")
+            or "us-east-1"
+        )
         self._endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
         self._keys: dict[str, str] | None = None
 
@@ -539,7 +545,8 @@ class S3:
         try:
             return self._get(key, start)
         except urllib.error.HTTPError as error:
-            said = error.read(2000).decode(errors="replace")
+            with error:
+                said = error.read(2000).decode(errors="replace")
             if error.code == 404 and "NoSuchBucket" not in said:
                 return None
             raise Failure(
@@ -559,6 +566,7 @@ class S3:
                     self._region = region  # the bucket is elsewhere: sign for there
                 elif (error.code < 500 and error.code != 429) or attempt == _TRIES - 1:
                     raise
+                error.close()
             except (OSError, http.client.HTTPException):
                 if attempt == _TRIES - 1:
                     raise
@@ -570,9 +578,9 @@ class S3:
         if self._endpoint:
             base = "{}/{}".format(self._endpoint.rstrip("/"), self._bucket)
         elif "." in self._bucket:  # no certificate matches more than one label
-            base = f"https://s3.{self._region}.amazonaws.com/{self._bucket}"
+            base = f"https://{_host(self._region)}/{self._bucket}"
         else:
-            base = f"https://{self._bucket}.s3.{self._region}.amazonaws.com"
+            base = f"https://{self._bucket}.{_host(self._region)}"
         url = f"{base}/{path}"
         headers = self._signed(url)
         if start is not None:
@@ -583,10 +591,19 @@ class S3:
     def _signed(self, url: str) -> dict[str, str]:
         if self._keys is None:
             self._keys = credentials()
-        return sign(url, self._region, self._keys, datetime.datetime.now(_UTC))
+        now = datetime.datetime.now(_UTC)
+        return sign(url, self._region, self._keys, now, self._owner)
 
 
-def sign(url: str, region: str, keys: dict[str, str], now: datetime.datetime) -> dict[str, str]:
+def _host(region: str) -> str:
+    """The host name of S3 in a region."""
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return f"s3.{region}.{suffix}"
+
+
+def sign(
+    url: str, region: str, keys: dict[str, str], now: datetime.datetime, owner: str = ""
+) -> dict[str, str]:
     """Headers that sign a GET without a body by AWS Signature Version 4, for S3."""
     parts = urllib.parse.urlsplit(url)
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
@@ -597,6 +614,8 @@ def sign(url: str, region: str, keys: dict[str, str], now: datetime.datetime) ->
     }
     if keys.get("token"):
         headers["x-amz-security-token"] = keys["token"]
+    if owner:  # the account that must own the bucket
+        headers["x-amz-expected-bucket-owner"] = owner
     names = ";".join(sorted(headers))
     lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     asked = "\n".join(("GET", parts.path, "", lines, names, _NOTHING))
@@ -651,6 +670,8 @@ def _of_container() -> dict[str, str] | None:
                 "token": said["Token"],
             }
         except (OSError, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             if attempt == _TRIES - 1:
                 raise Failure(
                     f"the credentials of the task role cannot be had from {url}: {error}"

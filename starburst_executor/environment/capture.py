@@ -104,7 +104,7 @@ def prepare(
         lines = target.resolved(lines, files, found, wishes)
     lines = sorted(line for line in lines if normalized(line) not in out)
     prepared = _locked(target, lines, files)
-    _check_once(prepared, target, cache / "checked")
+    _check_once(prepared, lines, target, cache / "checked")
     _put_on_shelf(prepared, cache / "shelf" / prepared.digest)
     return prepared
 
@@ -161,7 +161,7 @@ def _locked(target: _Target, lines: Sequence[str], files: Mapping[str, Path]) ->
     lock = Lock(
         python=target.python,
         platform=target.platform,
-        requirements=tuple(lines),
+        requirements=tuple(map(package_indexes.without_login, lines)),
         wheels=wheels,
         index_url=at.default,
         extra_index_urls=at.extra,
@@ -170,13 +170,12 @@ def _locked(target: _Target, lines: Sequence[str], files: Mapping[str, Path]) ->
     return Prepared(lock=lock, files={file.name: file for file in files.values()})
 
 
-def _check_once(prepared: Prepared, target: _Target, verdicts: Path) -> None:
+def _check_once(prepared: Prepared, lines: Sequence[str], target: _Target, verdicts: Path) -> None:
     verdict = verdicts / prepared.digest
     if verdict.exists():
         return
-    lock = prepared.lock
     said = check(
-        lock.requirements,
+        lines,  # with the logins that this machine has
         python=target.python,
         platform=target.platform,
         indexes=target.indexes,

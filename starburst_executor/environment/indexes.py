@@ -167,9 +167,10 @@ def _of_uv_file(file: Path) -> Indexes:
 def stripped(url: str) -> str:
     """A URL without user and password; a warning if it had them."""
     parts = urlsplit(url)
-    if "@" not in parts.netloc:
+    login, at, host = parts.netloc.rpartition("@")
+    # The user in git+ssh://git@host is part of the address, and no secret.
+    if not at or (parts.scheme.endswith("ssh") and ":" not in login):
         return url
-    host = parts.netloc.rpartition("@")[2]
     clean = urlunsplit(parts._replace(netloc=host))
     log.warning(
         "packages come from %s with a login, which workers do not get. If it asks them for one, "
@@ -177,3 +178,9 @@ def stripped(url: str) -> str:
         clean,
     )
     return clean
+
+
+def without_login(requirement: str) -> str:
+    """A requirement without user and password in its URL; a warning if it had them."""
+    name, at, url = requirement.partition(" @ ")
+    return f"{name}{at}{stripped(url)}" if at else requirement

@@ -11,16 +11,19 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Literal
 
 from starburst_executor.costs.alert import warning
 from starburst_executor.costs.bill import CostSummary, CostTracker
 from starburst_executor.errors import (
-    DamagedObject,
     SessionNotFound,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
 )
+from starburst_executor.formatting import one_line, printable, utc
 from starburst_executor.inspection.records import read_record
 from starburst_executor.inspection.stuck import Stuck, explain, known_to_have_ended
 from starburst_executor.protocol import vanished
@@ -30,7 +33,6 @@ from starburst_executor.protocol.liveness import live_workers
 from starburst_executor.protocol.manifest import Manifest, SessionState
 from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import HeartbeatListing, Session, VersionedRecord
-from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.base import Store
 from starburst_executor.tables import Column, age, fitted, percent
@@ -50,6 +52,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SessionStateName = Literal["open", "closed", "terminated"]
+
+ListedStateName = Literal["open", "closed", "terminated", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +104,7 @@ class SessionStatus:
 
     def __str__(self) -> str:
         lines = [
-            f"Session {self.session_id}" + (f" ({self.name})" if self.name else ""),
+            f"Session {self.session_id}" + (f" ({one_line(self.name)})" if self.name else ""),
             f"  State:     {self.state}",
             *([f"  Stuck:     {self.stuck}"] if self.stuck else []),
             f"  Progress:  {self.progress:.1%} ({self.finished} of {self.total})",
@@ -122,12 +126,16 @@ class SessionStatus:
                 for label, text in (self.cost.lines() if self.cost else ())
             ),
         ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSummary:
-    """One line of a list of sessions; the counts mean the same as in `SessionStatus`."""
+    """One line of a list of sessions; the counts mean the same as in `SessionStatus`.
+
+    Of a session that cannot be read, the state is "unreadable", `error` says why, and all counts
+    are 0.
+    """
 
     session_id: str
     name: str | None
@@ -141,9 +149,10 @@ class SessionSummary:
     failed: int
     cancelled: int
     workers: int
-    state: SessionStateName
+    state: ListedStateName
     idle: float  # seconds since `last_activity`, by the store's clock
     alert: str | None = None  # the warning, if it has cost more than its `cost_alert`
+    error: str | None = None  # why it cannot be read
 
     @property
     def progress(self) -> float:
@@ -174,7 +183,7 @@ class SessionList(list[SessionSummary]):
         rows = (
             (
                 one.session_id,
-                one_line(one.name or "-"),
+                one.name or "-",
                 one.state,
                 percent(one.progress),
                 *(str(n) for n in (one.total, one.running, one.failed, one.cancelled)),
@@ -244,9 +253,9 @@ def read_status(
         **{str(state): counts[state] for state in State},
         workers=len(live),
         workers_wanted=manifest.workers,
-        created_at=_utc(manifest.created),
-        last_activity=_utc(last_activity),
-        deadline=_utc(manifest.deadline),
+        created_at=utc(manifest.created),
+        last_activity=utc(last_activity),
+        deadline=utc(manifest.deadline),
         cost=reckon(manifest, heartbeats),
         stuck=explain(session, manifest, counts, heartbeats, live, gone, last_activity),
     )
@@ -279,10 +288,6 @@ def _count_lost(session: Session, lost: Collection[Batch], counts: dict[State, i
     for record in session.runtime.gather(calls):
         for state in State:
             counts[state] += record.count(state)
-
-
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def session_ids(store: Store, beginning: str = "") -> Iterator[str]:
@@ -341,6 +346,29 @@ def list_summaries(store: Store) -> SessionList:
     return SessionList(sorted(found, key=lambda summary: summary.created_at))
 
 
+def _unreadable(session: Session, error: StoreError) -> SessionSummary:
+    page = session.store.list(session.prefix, limit=1)
+    written = [utc(entry.modified) for entry in page.entries]
+    since = max(written, default=utc(page.now))
+    return SessionSummary(
+        session_id=session.id,
+        name=None,
+        created_at=since,
+        last_activity=since,
+        total=0,
+        pending=0,
+        claimed=0,
+        running=0,
+        completed=0,
+        failed=0,
+        cancelled=0,
+        workers=0,
+        state="unreadable",
+        idle=max(0.0, page.now - since.timestamp()),
+        error=str(error),
+    )
+
+
 def _summary(session: Session) -> SessionSummary | None:
     def reckon(manifest: Manifest, heartbeats: HeartbeatListing) -> CostSummary | None:
         if manifest.cost_alert is None:
@@ -353,9 +381,10 @@ def _summary(session: Session) -> SessionSummary | None:
         now = read_status(session, queue, reckon=reckon)
     except SessionNotFound:
         return None  # being deleted, or the remains of a deleted one
-    except DamagedObject as error:
-        log.warning("session %s: %s", session.id, error)
-        return None
+    except (StoreUnavailable, StoreDenied):
+        raise
+    except StoreError as error:
+        return _unreadable(session, error)
     return SessionSummary(
         session_id=now.session_id,
         name=now.name,

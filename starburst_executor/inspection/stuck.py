@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from starburst_executor.formatting import utc
 from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.protocol.launching import read_launching
 from starburst_executor.protocol.manifest import Manifest, SessionState
@@ -38,7 +38,7 @@ class Stuck:
 
 def past_limit(manifest: Manifest) -> Stuck:
     """Why nothing moves past the absolute time limit."""
-    since = datetime.fromtimestamp(manifest.deadline, UTC)
+    since = utc(manifest.deadline)
     return Stuck(
         reason=f"past its limit since {since:%Y-%m-%d %H:%M} UTC: extend",
         advice="Workers have left and none are started. Nothing is lost: to continue, call "

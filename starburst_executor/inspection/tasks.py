@@ -9,15 +9,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from typing import Literal
 
-from starburst_executor.errors import DamagedObject, ObjectNotFound, StoreError
+from starburst_executor.errors import (
+    DamagedObject,
+    ObjectNotFound,
+    SessionNotFound,
+    StoreError,
+)
+from starburst_executor.formatting import utc
 from starburst_executor.inspection.records import read_record
+from starburst_executor.protocol import vanished
 from starburst_executor.protocol.keys import Batch, parse_task_id, task_id
 from starburst_executor.protocol.listing import BatchListing
+from starburst_executor.protocol.manifest import SessionState
 from starburst_executor.protocol.outcome import decode_outcome
 from starburst_executor.protocol.records import Piece, Record, State, Task
 from starburst_executor.protocol.session import Session
@@ -182,7 +190,7 @@ class TaskHistory:
     Attributes:
         task: The task, as in a list.
         stored_at: When it was stored.
-        function: Digest of the callable.
+        function: Digest of the callable; "" if its batch was removed from the store.
         argument_bytes: Size of its pickled arguments, without large buffers.
         attempts: First to last; if there are very many, the last eight.
         output: What it has printed.
@@ -316,12 +324,24 @@ def _placed_batches(session: Session) -> tuple[list[_PlacedBatch], float]:
         placed.listing.add(name, entry)
         if name == "tasks":
             placed.stored = entry.modified
-    complete = [placed for placed in found.values() if placed.listing.complete]
+    found |= {batch: _PlacedBatch(listing=BatchListing(batch)) for batch in _gaps(session, found)}
     first = 0
-    for placed in complete:
+    ordered = [found[batch] for batch in sorted(found)]
+    for placed in ordered:
         placed.first = first
         first += placed.batch.size
-    return complete, now
+    return ordered, now
+
+
+def _gaps(session: Session, found: Collection[Batch]) -> Iterable[Batch]:
+    """Batches of which nothing is left."""
+    try:
+        manifest = session.load()
+    except SessionNotFound:  # the remains of a deleted one
+        return ()
+    if manifest.state is SessionState.TERMINATED:  # perhaps it is being deleted
+        return ()
+    return vanished.gaps(found, manifest.lanes)
 
 
 def _may_have(listing: BatchListing, states: Collection[State]) -> bool:
@@ -332,6 +352,8 @@ def _may_have(listing: BatchListing, states: Collection[State]) -> bool:
 
 
 def _read(session: Session, placed: _PlacedBatch) -> Record:
+    if not placed.listing.complete:
+        return vanished.remains(session, placed.batch)
     return read_record(session, placed.listing).record
 
 
@@ -403,9 +425,9 @@ def attempts(task: Task) -> list[Attempt]:
         Attempt(
             number=past.attempt,
             worker=past.worker,
-            claimed=_utc(past.claimed),
-            started=_utc(past.started) if past.started else None,
-            ended=_utc(past.ended),
+            claimed=utc(past.claimed),
+            started=utc(past.started) if past.started else None,
+            ended=utc(past.ended),
             how=past.how.value,
         )
         for past in task.past
@@ -416,9 +438,9 @@ def attempts(task: Task) -> list[Attempt]:
             Attempt(
                 number=task.attempt,
                 worker=task.worker,
-                claimed=_utc(task.claimed),
-                started=_utc(task.started) if task.started else None,
-                ended=_utc(task.ended) if task.ended else None,
+                claimed=utc(task.claimed),
+                started=utc(task.started) if task.started else None,
+                ended=utc(task.ended) if task.ended else None,
                 how=str(task.state),
             )
         )
@@ -445,16 +467,25 @@ def _text(session: Session, batch: Batch, piece: Piece | None) -> str:
 
 def history(session: Session, found: Found) -> TaskHistory:
     """Everything known about one task."""
-    header = session.tasks(found.batch).header
-    call = header.calls[found.position]
+    function, size = _call(session, found)
     return TaskHistory(
         task=view(session, found),
-        stored_at=_utc(found.stored),
-        function=header.functions[call.function],
-        argument_bytes=max(0, call.size),
+        stored_at=utc(found.stored),
+        function=function,
+        argument_bytes=size,
         attempts=attempts(found.task),
         output=read_output(session, found),
     )
+
+
+def _call(session: Session, found: Found) -> tuple[str, int]:
+    """Digest of a task's callable, and size of its arguments; nothing if they were removed."""
+    try:
+        header = session.tasks(found.batch).header
+    except ObjectNotFound:
+        return "", 0
+    call = header.calls[found.position]
+    return header.functions[call.function], max(0, call.size)
 
 
 def group_errors(tasks: Iterable[TaskView]) -> list[TaskGroup]:
@@ -486,7 +517,3 @@ def idle_seconds(session: Session) -> float:
     """Seconds since anything of a session was written, by the store's clock; remains count too."""
     entries, now = session.list_all(session.prefix)
     return now - max((entry.modified for entry in entries), default=now)
-
-
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

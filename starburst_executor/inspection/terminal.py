@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from starburst_executor.costs.bill import CostTracker
 from starburst_executor.errors import SessionError, StoreError
-from starburst_executor.formatting import duration
+from starburst_executor.formatting import duration, one_line
 from starburst_executor.inspection.notebook import open_notebook_display
 from starburst_executor.inspection.status import SessionStatus, read_status
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.session import Session, VersionedRecord
-from starburst_executor.protocol.task_names import one_line
 from starburst_executor.runtime import Runtime
 from starburst_executor.tables import counted, percent
 
@@ -126,7 +125,7 @@ class Progress:
 
     def line(self, width: int | None = None) -> str:
         """Everything on one line, of at most `width` characters if possible."""
-        head = f"{self.status.session_id}: {percent(self.status.progress)}, "
+        head = f"{one_line(self.status.session_id)}: {percent(self.status.progress)}, "
         room = None if width is None else width - len(head)
         return head + ", ".join(text for _, text in self.counts(room))
 
@@ -424,7 +423,7 @@ class Ticker:
         try:
             status = self._gauge.look()
         except StoreError as error:
-            log.warning("the session's progress cannot be read at the moment: %s", error)
+            self._gauge.session.warn(error)
             return
         if status.total:
             self._display.show(self._meter.take_in(status, self._runtime.monotonic()))

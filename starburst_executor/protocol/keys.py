@@ -9,7 +9,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Self
 
-__all__ = ["Batch", "before", "lane_prefix", "parse_task_id", "task_id"]
+__all__ = ["MAX_BATCH_TASKS", "Batch", "before", "lane_prefix", "parse_task_id", "task_id"]
+
+
+# A larger batch would make each compare-and-swap of its record slow; a smaller one would
+# spend a request on fewer tasks.
+MAX_BATCH_TASKS = 256
 
 
 class Batch(NamedTuple):
@@ -53,10 +58,12 @@ class Batch(NamedTuple):
     def parse(cls, name: str) -> Self | None:
         """The batch with that name, or None if it is not a batch's name."""
         match = _BATCH_NAME.fullmatch(name)
-        return cls(*map(int, match.groups())) if match else None
+        batch = cls(*map(int, match.groups())) if match else None
+        return batch if batch and batch.size <= MAX_BATCH_TASKS else None
 
 
-_BATCH_NAME = re.compile(r"(\d{4})-(\d{8})\.(\d+)")
+_BATCH_NAME = re.compile(r"([0-9]{4})-([0-9]{8})\.([1-9][0-9]{0,2})")
+_TASK_ID = re.compile(r"([0-9]{1,4})-([0-9]{1,8})")
 
 
 def task_id(lane: int, number: int) -> str:
@@ -70,10 +77,10 @@ def parse_task_id(text: str) -> tuple[int, int]:
     Raises:
         ValueError: it is not a task id.
     """
-    lane, dash, number = text.partition("-")
-    if not (dash and lane.isdecimal() and number.isdecimal()):
+    match = _TASK_ID.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text!r} is not a task id; one looks like '0-17' (lane 0, task 17)")
-    return int(lane), int(number)
+    return int(match[1]), int(match[2])
 
 
 def lane_prefix(lane: int) -> str:

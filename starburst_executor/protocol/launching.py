@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from starburst_executor.errors import ObjectNotFound
 from starburst_executor.protocol import codec
+from starburst_executor.protocol.bounds import LARGEST, Seconds
 from starburst_executor.protocol.codec import Stored
 from starburst_executor.protocol.session import Session
 
@@ -21,7 +22,7 @@ class Launching(Stored, frozen=True, kw_only=True):
     schema: int = codec.SCHEMA
     nonce: str
     by: str
-    seconds: float
+    seconds: Seconds
     shortage: str = ""  # why fewer workers could be started than wanted; for people
 
 
@@ -36,7 +37,7 @@ class StoredLaunching(NamedTuple):
 def read_launching(session: Session) -> StoredLaunching | None:
     """The object as it is now; None if nobody has ever started workers."""
     try:
-        got = session.store.get(session.key(LAUNCHING_KEY))
+        got = session.store.get(session.key(LAUNCHING_KEY), stop=LARGEST)
     except ObjectNotFound:
         return None
     assert got is not None

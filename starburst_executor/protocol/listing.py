@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,8 +30,14 @@ __all__ = ["BatchListing", "QueueReader", "Totals"]
 
 PAGE = 1000
 
+_DONE = re.compile(r"done\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})")
+_ROUND = re.compile(r"(drained|requeued)\.([0-9]{1,9})")
+
 _KEYS_PER_BATCH = 8  # rarely more: tasks, record, done, and two per round
 _FEW_RUNS = 8
+# Lanes beyond those that are known: each costs a LIST of its own. More clients than that do not
+# come within a session check.
+_LANES_AHEAD = 256
 
 
 @dataclass(slots=True)
@@ -65,17 +72,20 @@ class BatchListing:
         elif name == "tasks":
             self.complete = True
         else:
-            self._add_marker(*name.split(".", 1))
+            self._add_marker(name)
         self.markers.add(name)
 
-    def _add_marker(self, kind: str, rest: str = "") -> None:
-        if kind == "done":
-            completed, failed, cancelled = map(int, rest.split("."))
-            self.done = completed, failed, cancelled
-        elif kind == "drained":
-            self.drained = max(self.drained, int(rest))
-        elif kind == "requeued":
-            self.requeued = max(self.requeued, int(rest))
+    def _add_marker(self, name: str) -> None:
+        if match := _DONE.fullmatch(name):
+            completed, failed, cancelled = map(int, match.groups())
+            if completed + failed + cancelled == self.batch.size:
+                self.done = completed, failed, cancelled
+        elif match := _ROUND.fullmatch(name):
+            number = int(match[2])
+            if match[1] == "drained":
+                self.drained = max(self.drained, number)
+            else:
+                self.requeued = max(self.requeued, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +300,13 @@ class QueueReader:
         listing = cut
         name = str(cut.batch) if cut else ""
         skip = len(self._prefix) + len("queue/")
+        most = len(self._lanes) + _LANES_AHEAD
         for entry in page.entries:
             folder, _, rest = entry.key[skip:].partition("/")
             if folder != name:
                 name, listing = folder, None
                 batch = _batch_of(folder)
-                if batch is not None and not self.done(batch):
+                if batch is not None and batch.lane < most and not self.done(batch):
                     listing = BatchListing(batch)
                     listings.append(listing)
             if listing is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from msgspec import field
+from msgspec import Meta, field
 
+from starburst_executor.protocol.bounds import Amount, Count, Digest, Moment, Seconds
 from starburst_executor.protocol.codec import SCHEMA, Stored, decodable
 from starburst_executor.protocol.origin import Origin
 from starburst_executor.protocol.session_prices import SessionPrices
@@ -54,14 +55,17 @@ class WorkerState(StrEnum):
         return self not in (WorkerState.IDLE, WorkerState.WORKING)
 
 
+Wait: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]  # longer is more than the system can wait
+
+
 class Limits(Stored, frozen=True, kw_only=True):
     """How long things may take, in seconds, and how often to try them."""
 
-    task_timeout: float | None = None
+    task_timeout: Seconds | None = None
     max_attempts: int = 3
-    idle_timeout: float = 300
-    session_timeout: float = 3600
-    absolute_timeout: float = 7 * 86400
+    idle_timeout: Seconds = 300
+    session_timeout: Seconds = 3600
+    absolute_timeout: Seconds = 7 * 86400
     max_tasks_per_child: int | None = None  # None: no such limit
 
 
@@ -71,14 +75,14 @@ class Intervals(Stored, frozen=True, kw_only=True):
     A lost worker is noticed after at least half a `lease`, and at most one and a half.
     """
 
-    lease: float = 120
-    heartbeat: float = 20
-    poll_first: float = 1
-    poll_last: float = 30
-    look_first: float = 0.05
-    look_last: float = 5
-    commit: float = 1
-    session_check: float = 60
+    lease: Wait = 120
+    heartbeat: Wait = 20
+    poll_first: Wait = 1
+    poll_last: Wait = 30
+    look_first: Wait = 0.05
+    look_last: Wait = 5
+    commit: Wait = 1
+    session_check: Wait = 60
 
 
 class Lane(Stored, frozen=True, kw_only=True):
@@ -89,14 +93,14 @@ class Lane(Stored, frozen=True, kw_only=True):
 
     client: str
     taken: bool = True
-    number: int = 0  # the number reached when it was given back
-    finished: int = 0  # every task below this number is final
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
+    number: Count = 0  # the number reached when it was given back
+    finished: Count = 0  # every task below this number is final
+    completed: Count = 0
+    failed: Count = 0
+    cancelled: Count = 0
     # Store requests of the clients that have had it, added up as each gave it back.
-    writes: int = 0
-    reads: int = 0
+    writes: Count = 0
+    reads: Count = 0
 
 
 @decodable
@@ -106,28 +110,28 @@ class Manifest(Stored, frozen=True, kw_only=True):
     schema: int = SCHEMA
     nonce: str = ""
     session_id: str
-    depth: int = 0  # how many sessions it is nested in
+    depth: Count = 0  # how many sessions it is nested in
     name: str | None = None
     owner: str = ""
     python: str
     package: str
-    created: float
-    deadline: float  # by the store's clock
+    created: Moment
+    deadline: Moment  # by the store's clock
     state: SessionState = SessionState.OPEN
-    workers: int  # most at once
-    min_workers: int = 0  # started immediately, and kept even when idle
-    unscaled: int = 0  # `workers` before `scale` changed it; 0: it never did
+    workers: Count  # most at once
+    min_workers: Count = 0  # started immediately, and kept even when idle
+    unscaled: Count = 0  # `workers` before `scale` changed it; 0: it never did
     spec: WorkerSpec
     deployment: dict[str, Any] | None = None  # `config.Deployment` of workers on ECS
     limits: Limits
     intervals: Intervals
-    lanes: tuple[Lane, ...] = ()
-    initializer: str | None = None  # digest under functions/
+    lanes: Annotated[tuple[Lane, ...], Meta(max_length=10_000)] = ()
+    initializer: Digest | None = None  # digest under functions/
     # Of the initializer: name -> digest under modules/
-    modules: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, Digest] = field(default_factory=dict)
     rate: SessionPrices | None = None  # None: it costs nothing, or the prices are unknown
-    max_hourly_cost: float | None = None  # dollars
-    cost_alert: float | None = None  # dollars, for the whole session
+    max_hourly_cost: Amount | None = None  # dollars
+    cost_alert: Amount | None = None  # dollars, for the whole session
     origin: Origin | None = None  # None: created by a version that did not record it
 
 
@@ -138,22 +142,22 @@ class Heartbeat(Stored, frozen=True, kw_only=True):
     schema: int = SCHEMA
     worker: str
     host: str = ""
-    pid: int = 0
+    pid: Count = 0
     python: str = ""
     package: str = ""
     state: WorkerState = WorkerState.IDLE
-    started: float = 0
-    written: float = 0
-    ended: float = 0
-    holding: int = 0
-    completed: int = 0
-    failed: int = 0
-    busy: float = 0  # seconds of task time, all slots together
-    slots: int = 1
+    started: Moment = 0
+    written: Moment = 0
+    ended: Moment = 0
+    holding: Count = 0
+    completed: Count = 0
+    failed: Count = 0
+    busy: Seconds = 0  # seconds of task time, all slots together
+    slots: Count = 1
     reason: str = ""  # why it left
     # Requests to the store so far: PUT, COPY, POST and LIST; GET and HEAD.
-    writes: int = 0
-    reads: int = 0
+    writes: Count = 0
+    reads: Count = 0
     market: str = ""  # "spot" or "on-demand", if its launcher set it
 
 

@@ -1,10 +1,11 @@
-"""What an error of the store means for whoever needed it, and how long the store is waited for.
+"""What an error of the store means for a client, and how long the store is waited for.
 
     WAIT      away for now, or refusing for now      try again, and tell people now and then
     DAMAGE    one object is gone or unreadable       what depends on it fails, and nothing else
     END       it cannot be put right by waiting      whoever needs the store ends
 
-What is not understood counts as away. Every wait has an end.
+What is not understood counts as away. Every wait has an end. What a worker does about an error is
+decided in `worker.faults`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 class Consequence(Enum):
-    """What an error means for whoever needed the store; see the module."""
+    """What an error means; see the module."""
 
     WAIT = auto()
     DAMAGE = auto()
@@ -91,11 +92,13 @@ class Patience:
     Args:
         runtime: Waiting and randomness.
         what: What the calls concern, for warnings.
+        remedy: What to do about a refusal, for warnings.
     """
 
-    def __init__(self, runtime: Runtime, what: str = "the store") -> None:
+    def __init__(self, runtime: Runtime, what: str, remedy: str = "this is put right") -> None:
         self.runtime = runtime
         self._what = what
+        self._remedy = remedy
         self._warned: dict[type[Exception], float] = {}
         self._warning = threading.Lock()
 
@@ -146,7 +149,12 @@ class Patience:
             if now < self._warned.get(type(error), -math.inf) + _WARN_AGAIN:
                 return
             self._warned[type(error)] = now
-        log.warning("%s: %s. %s", self._what, str(error).rstrip("."), _advice(error))
+        text = str(error).rstrip(".")
+        if isinstance(error, StoreDenied):
+            advice = f"Nothing is lost: it goes on by itself once {self._remedy}."
+        else:
+            advice = "Nothing is lost: it is tried again until it succeeds."
+        log.warning("%s: %s. %s", self._what, text, advice)
 
     def _retrying(self, *kinds: type[Exception]) -> Retrying:
         return Retrying(
@@ -206,12 +214,3 @@ class Outage:
             error.add_note(f"It was given up after {duration(self._seconds)}.")
             raise error
         self._patience.warn(error)
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, StoreDenied):
-        return (
-            "Meanwhile nothing is lost. It goes on by itself once the permission is given or the "
-            "credentials are renewed (`aws sso login`, or new keys where the old ones came from)."
-        )
-    return "Meanwhile nothing is lost, and it is tried again."

@@ -40,7 +40,7 @@ Fetch: TypeAlias = Callable[[str, int], Any]
 # The pattern keeps a damaged or forged name from becoming a path.
 _Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
-_Blob: TypeAlias = tuple[_Digest, Annotated[int, msgspec.Meta(ge=0)]]
+_Blob: TypeAlias = tuple[_Digest, Annotated[int, msgspec.Meta(ge=0, le=2**62)]]
 
 _Frame: TypeAlias = tuple[bytes | _Blob, tuple[_Blob, ...]]
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from enum import StrEnum
 from typing import Self
 
+from starburst_executor.protocol.bounds import Count, Moment
 from starburst_executor.protocol.codec import SCHEMA, Stored, decodable
 
 __all__ = ["Interruption", "PastAttempt", "Piece", "Record", "State", "Task"]
@@ -44,8 +45,8 @@ class Piece(Stored, frozen=True, kw_only=True):
 
     inline: bytes = b""
     pack: str = ""
-    start: int = 0
-    size: int = 0
+    start: Count = 0
+    size: Count = 0
 
 
 class Interruption(StrEnum):
@@ -58,11 +59,11 @@ class Interruption(StrEnum):
 class PastAttempt(Stored, frozen=True, kw_only=True):
     """An attempt that was interrupted, so that the task went back to pending."""
 
-    attempt: int
+    attempt: Count
     worker: str
-    claimed: float
-    started: float = 0
-    ended: float
+    claimed: Moment
+    started: Moment = 0
+    ended: Moment
     how: Interruption
 
 
@@ -70,13 +71,13 @@ class Task(Stored, frozen=True, kw_only=True):
     """State of one task. Times are UTC seconds by the clock of the process that made the change."""
 
     state: State = State.PENDING
-    attempt: int = 0  # claims so far
-    lost: int = 0  # times its worker was lost, in any state
-    losses: int = 0  # of these, while running: only these count toward the limit
+    attempt: Count = 0  # claims so far
+    lost: Count = 0  # times its worker was lost, in any state
+    losses: Count = 0  # of these, while running: only these count toward the limit
     worker: str = ""
-    claimed: float = 0
-    started: float = 0
-    ended: float = 0
+    claimed: Moment = 0
+    started: Moment = 0
+    ended: Moment = 0
     past: tuple[PastAttempt, ...] = ()
     outcome: Piece | None = None
     stdout: Piece | None = None
@@ -89,7 +90,7 @@ class Record(Stored, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     nonce: str = ""
-    round: int = 0  # how many times any of its tasks went back to pending
+    round: Count = 0  # how many times any of its tasks went back to pending
     tasks: tuple[Task, ...]
 
     @classmethod

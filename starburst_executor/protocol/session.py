@@ -39,6 +39,7 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.protocol import codec, records, tasks_object, transitions
+from starburst_executor.protocol.bounds import LARGEST
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import QueueReader
 from starburst_executor.protocol.manifest import Heartbeat, Manifest, SessionState
@@ -139,7 +140,7 @@ class Session(SessionObjects):
     def _load(self) -> tuple[Manifest, str]:
         key = "session.json"
         try:
-            got = self.store.get(self.key(key))
+            got = self.store.get(self.key(key), stop=LARGEST)
         except ObjectNotFound as error:
             raise self._not_found(error) from error
         assert got is not None
@@ -267,7 +268,7 @@ class Session(SessionObjects):
         """
         try:
             version = known.version if known else None
-            got = self.store.get(self.key(batch.record_key), unless=version)
+            got = self.store.get(self.key(batch.record_key), stop=LARGEST, unless=version)
         except ObjectNotFound as error:
             if known is None:
                 return self.untouched(batch)
@@ -428,7 +429,7 @@ class Session(SessionObjects):
         """A worker's last heartbeat; None if it left, which moves it to `folder` "ended"."""
         key = f"{folder}/{worker}"
         try:
-            return codec.decode(self.get(key), Heartbeat, key)
+            return codec.decode(self.get(key, 0, LARGEST), Heartbeat, key)
         except ObjectNotFound:
             return None
 

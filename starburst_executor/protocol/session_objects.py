@@ -16,6 +16,7 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.protocol import codec, records
+from starburst_executor.protocol.bounds import LARGEST
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.manifest import LiveLog
 from starburst_executor.protocol.patience import Patience
@@ -26,6 +27,10 @@ from starburst_executor.storage.url import join_url
 
 __all__ = ["SessionObjects"]
 
+_RENEWED = (
+    "the credentials are renewed (`aws sso login`, or new keys where the old ones came from) or "
+    "the permission is given"
+)
 _PART = 16 << 20  # bytes read by one request
 _Content = TypeVar("_Content", bytes, bytearray)
 
@@ -40,7 +45,8 @@ class SessionObjects(Patience):
     """
 
     def __init__(self, store: Store, session_id: str, runtime: Runtime) -> None:
-        super().__init__(runtime, f"session {session_id}")
+        remedy = _RENEWED if store.url.startswith("s3:") else "the folder can be written again"
+        super().__init__(runtime, f"session {session_id}", remedy)
         self.store = store
         self.id = session_id
         self.prefix = f"sessions/{session_id}/"
@@ -165,7 +171,7 @@ class SessionObjects(Patience):
     def live_log(self, batch: Batch, position: int, attempt: int) -> tuple[str, str]:
         """A task's stdout and stderr as of its worker's last heartbeat."""
         try:
-            data = self.get(batch.live_log_key(position, attempt))
+            data = self.get(batch.live_log_key(position, attempt), 0, LARGEST)
         except ObjectNotFound:
             return "", ""
         log = codec.decode(data, LiveLog, batch.live_log_key(position, attempt))

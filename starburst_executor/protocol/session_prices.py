@@ -10,6 +10,8 @@ from datetime import date
 
 import msgspec
 
+from starburst_executor.protocol.bounds import Amount
+
 __all__ = ["SessionPrices"]
 
 
@@ -33,10 +35,10 @@ class SessionPrices(
         taken: The date they were recorded.
     """
 
-    worker_hour: float = 0.0
-    fallback_hour: float = 0.0
-    write: float = 0.0
-    read: float = 0.0
+    worker_hour: Amount = 0.0
+    fallback_hour: Amount = 0.0
+    write: Amount = 0.0
+    read: Amount = 0.0
     market: str = ""
     region: str = ""
     source: str

@@ -26,6 +26,9 @@ from uuid import UUID
 
 import msgspec
 
+from starburst_executor.formatting import one_line
+from starburst_executor.protocol.bounds import Count
+
 __all__ = [
     "NO_NAME",
     "Name",
@@ -34,7 +37,6 @@ __all__ = [
     "function_name",
     "label_of",
     "name_of",
-    "one_line",
 ]
 
 _LONGEST = 80  # characters of a name, and of each of its parts
@@ -123,13 +125,6 @@ def _inner(name: str) -> str:
 def label_of(text: str) -> str:
     """A label as it is stored: one line, not too long."""
     return _cut(one_line(text.strip()))
-
-
-def one_line(text: str) -> str:
-    """The text with line breaks as spaces, and "?" for what could control a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def _cut(text: str, longest: int = _LONGEST) -> str:
@@ -269,7 +264,7 @@ class _Names(msgspec.Struct, frozen=True, omit_defaults=True):
     """The end of a tasks object. Unlike records it may gain fields: nobody rewrites it."""
 
     functions: tuple[str, ...]
-    calls: tuple[tuple[int, str], ...]  # index of the function, arguments
+    calls: tuple[tuple[Count, str], ...]  # index of the function, arguments
     labels: dict[int, str] = {}  # position -> label
 
 
@@ -303,7 +298,7 @@ def decode_names(data: bytes, size: int) -> list[Name]:
     try:
         names = _decoder.decode(data)
         found = [
-            Name(one_line(names.functions[index]), one_line(arguments), one_line(label))
+            Name(*(_cut(one_line(text)) for text in (names.functions[index], arguments, label)))
             for position, (index, arguments) in enumerate(names.calls)
             for label in [names.labels.get(position, "")]
         ]

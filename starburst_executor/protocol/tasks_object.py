@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import field
+from msgspec import Meta, field
 
 from starburst_executor.errors import DamagedObject
+from starburst_executor.protocol.bounds import LARGEST, Count, Digest
 from starburst_executor.protocol.codec import SCHEMA, Stored, decodable, decode, encode
+from starburst_executor.protocol.keys import MAX_BATCH_TASKS
 from starburst_executor.protocol.records import Record
 from starburst_executor.protocol.task_names import NO_NAME, Name, encode_names
 
@@ -24,10 +26,6 @@ __all__ = [
 ]
 
 
-# A larger batch would make each compare-and-swap of its record slow; a smaller one would
-# spend a request on fewer tasks.
-MAX_BATCH_TASKS = 256
-
 MAX_BATCH_BYTES = 4 << 20
 
 _MAGIC = b"SBX1"
@@ -36,9 +34,9 @@ _MAGIC = b"SBX1"
 class Call(NamedTuple):
     """Index of a task's function, offset and size of its arguments; size -1: withdrawn."""
 
-    function: int
-    start: int
-    size: int
+    function: Count
+    start: Count
+    size: Annotated[int, Meta(ge=-1, le=10**12)]
 
 
 @decodable
@@ -46,11 +44,15 @@ class Header(Stored, frozen=True, kw_only=True):
     """Header of a tasks object."""
 
     schema: int = SCHEMA
-    functions: tuple[str, ...]  # digests under functions/
+    functions: tuple[Digest, ...]  # digests under functions/
     # Archives that the pickles need: name -> digest under modules/
-    modules: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, Digest] = field(default_factory=dict)
     calls: tuple[Call, ...]
     light: bool = True  # none of its arguments refer to a blob
+
+    def __post_init__(self) -> None:
+        if any(call.function >= len(self.functions) for call in self.calls):
+            raise ValueError("a call names a function that is not among the header's")
 
     @property
     def withdrawn(self) -> frozenset[int]:
@@ -112,6 +114,8 @@ def read_header(data: bytes, key: str) -> tuple[Header, int] | int:
         raise DamagedObject(f"{key} is not a tasks object ({len(data)} bytes)")
     (length,) = struct.unpack("<I", data[4:8])
     body = 8 + length
+    if body > LARGEST:
+        raise DamagedObject(f"{key} has a header of {length} bytes, far more than 256 tasks need")
     if len(data) < body:
         return int(body)
     return decode(data[8:body], Header, key), int(body)

@@ -87,9 +87,9 @@ class WorkerUpdate:
 def advance(record: Record, worker: str, now: float, update: WorkerUpdate) -> Record:
     """Apply everything that one worker has to write, in one change.
 
-    Each part applies only where the record still names this worker and that attempt, so a worker
-    that was declared lost changes nothing. Updates are idempotent, so a write whose reply was lost
-    may be repeated.
+    Each part applies only where the record still names that attempt, so a worker that was declared
+    lost changes nothing. An attempt's number is given out once, by a claim, so it says whose it is.
+    Updates are idempotent, so a write whose reply was lost may be repeated.
 
     Args:
         record: The record as it is.
@@ -99,11 +99,11 @@ def advance(record: Record, worker: str, now: float, update: WorkerUpdate) -> Re
     """
     tasks = list(record.tasks)
     for finish in update.finishes:
-        _finish(tasks, worker, finish)
+        _finish(tasks, finish)
     for position, (attempt, began) in update.starts.items():
-        if _holds(tasks[position], worker, attempt):
+        if _holds(tasks[position], attempt):
             tasks[position] = replace(tasks[position], state=State.RUNNING, started=began)
-    released = [i for i, a in update.releases.items() if _holds(tasks[i], worker, a)]
+    released = [i for i, a in update.releases.items() if _holds(tasks[i], a)]
     for position in released:
         tasks[position] = _back(tasks[position], now, Interruption.HANDED_BACK)
     if update.claim:
@@ -113,13 +113,13 @@ def advance(record: Record, worker: str, now: float, update: WorkerUpdate) -> Re
     return replace(record, tasks=tuple(tasks), round=record.round + bool(released))
 
 
-def _holds(task: Task, worker: str, attempt: int) -> bool:
-    return task.worker == worker and task.attempt == attempt and task.state.held
+def _holds(task: Task, attempt: int) -> bool:
+    return task.attempt == attempt and task.state.held
 
 
-def _finish(tasks: list[Task], worker: str, finish: AttemptEnd) -> None:
+def _finish(tasks: list[Task], finish: AttemptEnd) -> None:
     task = tasks[finish.position]
-    if not _holds(task, worker, finish.attempt):
+    if not _holds(task, finish.attempt):
         return
     tasks[finish.position] = replace(
         task,

@@ -2,12 +2,12 @@
 
 A batch without its `tasks` is not listed: no worker will claim what is pending in it. Its record
 still tells how its tasks ended, and those that a worker holds may yet end. The numbers of a lane
-have no gaps, so even a batch of which nothing is left is missed once its lane was given back.
+have no gaps, so even a batch of which nothing is left is missed once its client gave the lane back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -18,7 +18,7 @@ from starburst_executor.protocol.manifest import Lane
 from starburst_executor.protocol.records import Piece, Record, State
 from starburst_executor.protocol.session import Session, VersionedRecord, damage
 
-__all__ = ["gone", "is_gone", "lost", "read_again", "remains"]
+__all__ = ["gaps", "gone", "is_gone", "lost", "read_again", "remains"]
 
 
 def is_gone(session: Session, batch: Batch) -> bool:
@@ -97,18 +97,31 @@ def lost(
     Args:
         queue: What listed them.
         shown: What it showed.
-        lanes: The manifest's lanes; only those that were given back have an end to judge by.
+        lanes: The manifest's lanes.
         known: Batches known to be stored.
     """
     torn = {listing.batch for listing in queue.remains}
     missing = {batch for batch in known if batch not in shown and not queue.done(batch)}
     found = torn | missing
+    return found | set(gaps({*shown, *found, *known}, lanes, queue.done_runs))
+
+
+def gaps(
+    shown: Collection[Batch],
+    lanes: Sequence[Lane],
+    done_runs: Callable[[int], list[tuple[int, int]]] = lambda lane: [],
+) -> Iterator[Batch]:
+    """The numbers that were stored and of which nothing is left.
+
+    Args:
+        shown: The batches that are known or listed.
+        lanes: The manifest's lanes; up to the number that each has reached all were stored.
+        done_runs: Numbers of a lane that were seen done, and that listings may leave out.
+    """
     for number, lane in enumerate(lanes):
-        if not lane.taken:
-            listed = [(b.number, b.end) for b in {*shown, *found, *known} if b.lane == number]
-            covered = sorted([*listed, *queue.done_runs(number), (lane.number, lane.number)])
-            found.update(_between(number, covered, lane.number))
-    return found
+        listed = [(batch.number, batch.end) for batch in shown if batch.lane == number]
+        covered = sorted([*listed, *done_runs(number), (lane.number, lane.number)])
+        yield from _between(number, covered, lane.number)
 
 
 def _between(lane: int, covered: list[tuple[int, int]], end: int) -> Iterator[Batch]:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from starburst_executor.protocol.bounds import Amount, Count, Digest
+
 __all__ = ["MARKET_VARIABLE", "WorkerSpec", "memory_mib"]
 
 MARKET_VARIABLE = "STARBURST_MARKET"
@@ -49,17 +51,17 @@ class WorkerSpec(
     """
 
     launcher: Literal["local", "ecs"] = "local"
-    cpu: float = 1
+    cpu: Amount = 1
     memory: str = "2GB"
     launch_type: Literal["FARGATE", "EC2"] = "FARGATE"
     instance_type: str | None = None
     use_spot: bool = False
     spot_fallback: bool = False
     region: str | None = None
-    slots: int = 1
+    slots: Count = 1
     environment: Literal["none", "image", "sync"] = "none"
     image: str | None = None
-    lock: str | None = None
+    lock: Digest | None = None
 
     def __post_init__(self) -> None:
         _check_choice("launcher", self.launcher, ("local", "ecs"))

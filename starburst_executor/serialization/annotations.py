@@ -25,8 +25,6 @@ class AnnotationPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """How to reduce an object that needs special treatment."""
-        if sys.version_info >= (3, 14) and type(obj) is annotationlib.ForwardRef:
-            return _reduced_reference(obj)
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == 6:
             _complete(reduced, obj)  # else it is the name of a builtin class
@@ -81,7 +79,7 @@ if sys.version_info >= (3, 14):
         copy.__annotations__ = annotations_of(function)
         return copy
 
-    def _reduced_reference(reference: annotationlib.ForwardRef) -> Any:
+    def reduce_forward_reference(reference: annotationlib.ForwardRef) -> Any:
         """A reference without its lookup namespaces, which hold entire modules."""
         make = partial(
             annotationlib.ForwardRef,

@@ -8,6 +8,7 @@ from enum import Enum, Flag
 from typing import Any
 
 from starburst_executor.serialization import remote
+from starburst_executor.serialization.annotations import annotations_of
 from starburst_executor.serialization.content_ids import is_code
 from starburst_executor.serialization.known_code import Key
 
@@ -20,7 +21,9 @@ BUILTIN_TYPES = {value for value in vars(types).values() if isinstance(value, ty
 }
 
 # Recreated with the class, or not accessible from outside.
-_LEFT_OUT = {"__dict__", "__weakref__", "__annotate_func__", "__slotnames__"}
+_LEFT_OUT = {"__dict__", "__weakref__", "__slotnames__"}
+# Their values: from Python 3.14 on, only `__annotate_func__` is there until somebody asks.
+_ANNOTATIONS = {"__annotations__", "__annotations_cache__", "__annotate_func__"}
 _ENUM_LEFT_OUT = {
     "_member_names_", "_member_map_", "_value2member_map_", "_hashable_values_",
     "_unhashable_values_", "_unhashable_values_map_", "_member_type_", "_sort_order_",
@@ -30,10 +33,11 @@ _ENUM_LEFT_OUT = {
 
 def class_attributes(cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """A class's attributes: code, and data that a program may change."""
-    left_out = set(_LEFT_OUT)
+    left_out = _LEFT_OUT | _ANNOTATIONS
     if issubclass(cls, Enum):
         left_out |= _ENUM_LEFT_OUT | set(cls.__members__)
-    code: dict[str, Any] = {}
+    annotations = annotations_of(cls)
+    code: dict[str, Any] = {"__annotations__": annotations} if annotations else {}
     data: dict[str, Any] = {}
     for name, value in list(vars(cls).items()):
         if name in left_out or isinstance(value, types.MemberDescriptorType):

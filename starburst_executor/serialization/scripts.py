@@ -49,6 +49,11 @@ from starburst_executor.serialization.known_code import Key
 from starburst_executor.serialization.namespace import Value
 from starburst_executor.serialization.script_modules import is_named, is_script, space_name
 
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    from starburst_executor.serialization.annotations import reduce_forward_reference
+
 __all__ = ["Pickler"]
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -408,6 +413,8 @@ _SPECIAL: dict[type, Callable[[Any], Any]] = {
 }
 if sys.version_info >= (3, 12):
     _SPECIAL[typing.TypeAliasType] = _by_name("__value__", "__type_params__")
+if sys.version_info >= (3, 14):
+    _SPECIAL[annotationlib.ForwardRef] = reduce_forward_reference
 
 
 _DISPATCHER = vars(functools)["singledispatch"](len).__code__

@@ -1,18 +1,17 @@
 """The store in a directory."""
 
 # Listings are taken 20 times a second: plain calls on strings, not Path objects.
-# ruff: noqa: PTH100, PTH102, PTH103, PTH106, PTH108, PTH111, PTH112, PTH113, PTH116, PTH120
+# ruff: noqa: PTH100, PTH102, PTH103, PTH106, PTH108, PTH111, PTH112, PTH116, PTH119, PTH120
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -36,6 +35,12 @@ from starburst_executor.storage.base import (
     check_listing,
     local_disk,
 )
+from starburst_executor.storage.folder_locks import (
+    Displaced,
+    FolderLocks,
+    empty_folder,
+    refuse_links,
+)
 
 __all__ = ["DirectoryStore", "read_range"]
 
@@ -43,9 +48,9 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 20  # bytes copied at a time
 
-_LOCKS = 64  # enough that two keys rarely share a lock
-
 _PLACE_TRIES = 100  # only deleting a folder's last object can interfere
+
+_DISPLACED_TRIES = 20  # each follows a pause of seconds, for which this process was stopped
 
 _STALE_TRIES = 10
 
@@ -64,11 +69,16 @@ _PASSING = (
     errno.ENFILE,
 )
 
+# Never through a link, and without waiting for whoever would write to a pipe.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
 _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class _Staged(NamedTuple):
-    """A file written in `.tmp`, not yet moved into place."""
+    """A file of the store's own, not yet moved into place."""
 
     path: str
     stamp: int  # its modification time, in ns
@@ -77,10 +87,14 @@ class _Staged(NamedTuple):
 class DirectoryStore:
     """A store in a directory, which many processes and, over a network, machines may share.
 
-    An object is a file at its key. It is written in `.tmp` and then linked or renamed into place,
+    An object is a file at its key. It is written elsewhere and then linked or renamed into place,
     so nobody sees it half-written, and a killed process leaves only a temporary file, which is
     swept away a day later. What must not interleave (`replace`, `put`, `delete` of one key) takes
-    `flock` on one of 64 files in `.locks`; `create` needs no lock, because `link` has one winner.
+    a lock, which is broken when its holder was stopped, see `folder_locks`; `create` needs none,
+    because `link` has one winner.
+
+    Only files are objects. Symbolic links are never followed: one in place of an object is not
+    there, one in place of a folder is refused. The root itself may be one.
 
     An object's version is its file's modification time in nanoseconds, which increases with each
     write of the key, however coarse the file system's clock. Times are the file system's own, read
@@ -98,6 +112,7 @@ class DirectoryStore:
         self.url = self._root
         self.tally = RequestCounter()
         self._token = os.urandom(6).hex()
+        self._locks = FolderLocks(self._root)
 
     def get(
         self,
@@ -114,29 +129,30 @@ class DirectoryStore:
     def put(self, key: str, data: Bytes) -> None:
         """Write an object, replacing any that was there."""
         self.tally.wrote()
-        with self._writing(key, [data]) as (staged, path), self._locked(key):
-            self._supersede(staged, path, _stamp_of(path) or 0)
+        self._swap(key, data, lambda previous: None)
 
     def create(self, key: str, data: Bytes) -> str:
         """Write an object that must not exist yet; return its version."""
         self.tally.wrote()
-        with self._writing(key, [data]) as (staged, _):
-            if not self._claim(staged, key):
+        path = self._path(key)
+        with self._writing(key, [data]) as staged:
+            if not self._claim(staged, key, path):
                 raise Conflict(f"{key} already exists in {self.url}")
         return _version(staged.stamp)
 
     def replace(self, key: str, data: Bytes, version: str) -> str:
         """Write an object that must still have `version`; return the new version."""
         self.tally.wrote()
-        with self._writing(key, [data]) as (staged, path), self._locked(key):
-            previous = _stamp_of(path)
+
+        def check(previous: int | None) -> None:
             if previous is None:
                 raise ObjectNotFound(f"{key} is not in {self.url} (any more)")
             if _version(previous) != version:
                 raise Conflict(
                     f"{key} in {self.url} has version {_version(previous)}, not {version}"
                 )
-            return _version(self._supersede(staged, path, previous))
+
+        return _version(self._swap(key, data, check))
 
     def list(
         self, prefix: str, *, after: str = "", limit: int = 1000, delimiter: str = ""
@@ -162,9 +178,12 @@ class DirectoryStore:
         paths = {key: self._path(key) for key in keys}
         if not os.path.isdir(self._root):
             return
+        by_lock: dict[str, list[str]] = {}
         for key, path in paths.items():
-            with self._translating("delete", key), self._locked(key):
-                _unlink(path)
+            by_lock.setdefault(self._locks.folder(key), []).append(path)
+        for lock, some in by_lock.items():
+            with self._translating("delete", some[0][len(self._root) + 1 :]):
+                _persistently(partial(self._delete, lock, some))
         for folder in {os.path.dirname(path) for path in paths.values()}:
             self._prune(folder)
 
@@ -174,7 +193,7 @@ class DirectoryStore:
         Never a hard link to `source`: its owner may go on writing to it.
         """
         self.tally.wrote()
-        if os.path.isfile(self._path(key)):
+        if _is_object(self._path(key)):
             return
         if not isinstance(source, Path):
             self._upload(key, [source])
@@ -205,7 +224,9 @@ class DirectoryStore:
 
     def _path(self, key: str) -> str:
         check_key(key)
-        return f"{self._root}/{key}"
+        path = f"{self._root}/{key}"
+        refuse_links(self._root, path)
+        return path
 
     @contextlib.contextmanager
     def _translating(self, doing: str, key: str) -> Iterator[None]:
@@ -224,12 +245,16 @@ class DirectoryStore:
         path = self._path(key)
         with self._translating("read", key):
             try:
-                file = os.open(path, os.O_RDONLY)
-            except (FileNotFoundError, NotADirectoryError):
+                file = os.open(path, _READ)
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
                 raise ObjectNotFound(f"{key} is not in {self.url}") from None
             try:
-                if stat.S_ISDIR(os.fstat(file).st_mode):
-                    raise ObjectNotFound(f"{key} is a folder, not an object, in {self.url}")
+                mode = os.fstat(file).st_mode
+                if not stat.S_ISREG(mode):
+                    kind = "a folder" if stat.S_ISDIR(mode) else "something else"
+                    raise ObjectNotFound(f"{key} is {kind}, not an object, in {self.url}")
                 yield file
             finally:
                 os.close(file)
@@ -258,6 +283,7 @@ class DirectoryStore:
     ) -> Iterator[tuple[str, os.DirEntry[str] | None]]:
         """Keys with their files, in key order; with `fold`, folders (`name/`) without contents."""
         base = prefix[: prefix.rfind("/") + 1]
+        refuse_links(self._root, f"{self._root}/{base}")
         found = _scan(f"{self._root}/{base}", base, prefix, after, fold)
         for key in sorted(found):
             if not key.endswith("/"):
@@ -270,21 +296,20 @@ class DirectoryStore:
     # Writing
 
     @contextlib.contextmanager
-    def _writing(self, key: str, chunks: Iterable[Bytes]) -> Iterator[tuple[_Staged, str]]:
+    def _writing(self, key: str, chunks: Iterable[Bytes], folder: str = "") -> Iterator[_Staged]:
         """Stage the bytes, and clean up if they were not moved into place."""
-        path = self._path(key)
         with self._translating("write", key):
-            staged = self._stage(chunks)
+            staged = self._stage(chunks, folder or f"{self._root}/.tmp")
             try:
-                yield staged, path
+                yield staged
             except BaseException:
                 _unlink(staged.path)
                 raise
 
-    def _stage(self, chunks: Iterable[Bytes]) -> _Staged:
+    def _stage(self, chunks: Iterable[Bytes], folder: str) -> _Staged:
         noise = os.urandom(12)
-        path = f"{self._root}/.tmp/{noise.hex()}"
-        file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        path = f"{folder}/{noise.hex()}"
+        file = self._locks.open(folder, noise.hex(), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             try:
                 for chunk in chunks:
@@ -296,18 +321,34 @@ class DirectoryStore:
             _unlink(path)
             raise
 
+    def _swap(self, key: str, data: Bytes, check: Callable[[int | None], None]) -> int:
+        """Put an object in the place of what is there, if `check` does not refuse its stamp.
+
+        Returns:
+            The new stamp.
+        """
+        path, lock = self._path(key), self._locks.folder(key)
+
+        def once() -> int:
+            with self._writing(key, [data], lock) as staged, self._locks.held(lock):
+                previous = _stamp_of(path)
+                check(previous)
+                return self._supersede(staged, path, previous or 0)
+
+        return _persistently(once)
+
     def _upload(self, key: str, chunks: Iterable[Bytes]) -> None:
-        with self._writing(key, chunks) as (staged, _):
-            if not self._claim(staged, key):
+        path = self._path(key)
+        with self._writing(key, chunks) as staged:
+            if not self._claim(staged, key, path):
                 _unlink(staged.path)  # someone else was faster, with the same content
 
-    def _claim(self, staged: _Staged, key: str) -> bool:
+    def _claim(self, staged: _Staged, key: str, path: str) -> bool:
         """Give the file its name unless that is taken; return whether it was free.
 
         By `link`, not by a check and a rename: an NFS client may remember for half a minute
         that there was no such file, whereas the server decides `link`.
         """
-        path = self._path(key)
         try:
             self._place(os.link, staged.path, path)
         except FileExistsError:
@@ -315,18 +356,24 @@ class DirectoryStore:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return self._claim_without_link(staged, key)
+            return self._claim_without_link(staged, self._locks.folder(key), path)
         os.unlink(staged.path)
         return True
 
-    def _claim_without_link(self, staged: _Staged, key: str) -> bool:
+    def _claim_without_link(self, staged: _Staged, lock: str, path: str) -> bool:
         """For file systems without hard links, or without links across folders (AFS, exFAT)."""
-        path = self._path(key)
-        with self._locked(key):
-            if _stamp_of(path) is not None:
-                return False
-            self._place(os.rename, staged.path, path)
-            return True
+        ready = f"{lock}/{os.path.basename(staged.path)}"
+        self._place(os.rename, staged.path, ready)
+        try:
+            with self._locks.held(lock):
+                if os.path.lexists(path):
+                    _unlink(ready)
+                    return False
+                self._place(os.rename, ready, path)
+                return True
+        except BaseException:
+            _unlink(ready)
+            raise
 
     def _supersede(self, staged: _Staged, path: str, previous: int) -> int:
         """Move the file over an older one, with a later stamp; call it with the key's lock held."""
@@ -339,28 +386,19 @@ class DirectoryStore:
             try:
                 return move(source, path)
             except FileNotFoundError:
+                _must_be_there(source)
                 # The folder never existed, or became empty and was removed. It may be removed
                 # again while we create it, so neither error of `makedirs` is final.
                 with contextlib.suppress(FileNotFoundError, FileExistsError):
                     os.makedirs(os.path.dirname(path), exist_ok=True)
-        raise StoreUnavailable(
-            f"{path} could not be written: its folder, or {source}, keeps being removed"
-        )
+        raise StoreUnavailable(f"{path} could not be written: its folder keeps being removed")
 
-    @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        # Not by hash(), which differs between processes.
-        number = zlib.crc32(key.encode()) % _LOCKS
-        file = _open(f"{self._root}/.locks/{number:02d}", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                # Closing is not enough: a child forked meanwhile shares the file, and so the lock.
-                fcntl.flock(file, fcntl.LOCK_UN)
-        finally:
-            os.close(file)
+    def _delete(self, lock: str, paths: Iterable[str]) -> None:
+        with self._locks.held(lock) as is_ours:
+            for path in paths:
+                _unlink(path)
+            if not is_ours():  # a replacement that found one may have put it back
+                raise Displaced(f"the lock {lock} was broken; the deletion is repeated")
 
     def _prune(self, folder: str) -> None:
         while len(folder) > len(self._root):
@@ -390,9 +428,11 @@ class DirectoryStore:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)  # without parents: reading does not create a store
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+            refuse_links(self._root, path)
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666))
             now = os.stat(path).st_mtime_ns / 1e9
-            _sweep(folder, now - _ABANDONED_AFTER)
+            for own in (folder, *self._locks.all()):
+                _sweep(own, now - _ABANDONED_AFTER)
             return now
         except OSError:
             # The root is missing or read-only, so nothing this process does depends on the time:
@@ -429,7 +469,7 @@ def _scan(
                     continue  # checked first: most names of a long folder end here
                 if _is_own(item):
                     continue
-                if item.is_dir():
+                if item.is_dir(follow_symlinks=False):
                     key += "/"
                 if key.startswith(prefix) and _reaches(key, after, fold):
                     found[key] = item
@@ -445,8 +485,10 @@ def _is_own(item: os.DirEntry[str]) -> bool:
 
 def _entry(key: str, item: os.DirEntry[str]) -> ListedObject | None:
     try:
-        status = item.stat()
+        status = item.stat(follow_symlinks=False)
     except FileNotFoundError:  # deleted since the folder was read
+        return None
+    if not stat.S_ISREG(status.st_mode):  # a link, a pipe, a device
         return None
     stamp = status.st_mtime_ns
     return ListedObject(key=key, size=status.st_size, version=_version(stamp), modified=stamp / 1e9)
@@ -468,13 +510,16 @@ def _stamp(file: int, noise: bytes) -> int:
 
 
 def _stamp_of(path: str) -> int | None:
-    """A file's modification time, or None; opens it: NFS may answer a plain stat from cache."""
+    """An object's modification time, or None; opens it: NFS may answer a plain stat from cache."""
     try:
-        file = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
+        file = os.open(path, _READ)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
         return None
     try:
-        return os.fstat(file).st_mtime_ns
+        status = os.fstat(file)
+        return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
     finally:
         os.close(file)
 
@@ -482,19 +527,13 @@ def _stamp_of(path: str) -> int | None:
 def _advance(path: str, previous: int) -> int:
     """Set a file's modification time just after `previous`, by the file system's smallest step."""
     for step in (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000):
-        os.utime(path, ns=(previous + step, previous + step))
+        try:
+            os.utime(path, ns=(previous + step, previous + step))
+        except FileNotFoundError:
+            _must_be_there(path)
         if (stamp := os.stat(path).st_mtime_ns) > previous:
             return stamp
     raise StoreError(f"the file system of {path} does not keep modification times that are set")
-
-
-def _open(path: str, flags: int) -> int:
-    """Open one of the store's own files, creating its folder if needed."""
-    try:
-        return os.open(path, flags, 0o666)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return os.open(path, flags, 0o666)
 
 
 def _write(file: int, data: Bytes) -> None:
@@ -530,27 +569,56 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
+def _is_object(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _must_be_there(path: str) -> None:
+    if not os.path.lexists(path):
+        raise Displaced(f"{path} was removed before it was moved into place; the write is repeated")
+
+
+def _persistently(once: Callable[[], T]) -> T:
+    """Begin anew whenever this process was stopped for so long that others broke its lock."""
+    for _ in range(_DISPLACED_TRIES):
+        with contextlib.suppress(Displaced):
+            return once()
+    return once()
+
+
 def _reaches(key: str, after: str, fold: bool) -> bool:
     """Whether a key, or for a folder something in it, comes after `after`."""
     return key > after or (not fold and key.endswith("/") and after.startswith(key))
 
 
 def _holds_object(folder: str) -> bool:
-    """Whether a folder holds more than empty folders, which a killed delete leaves behind."""
+    """Whether there is any object in a folder: a killed delete leaves empty folders behind."""
     try:
         with os.scandir(folder) as items:
-            shown = (item for item in items if not _is_own(item))
-            return any(not item.is_dir() or _holds_object(item.path) for item in shown)
+            return any(_is_or_holds_object(item) for item in items if not _is_own(item))
     except FileNotFoundError:
         return False
 
 
+def _is_or_holds_object(item: os.DirEntry[str]) -> bool:
+    if item.is_dir(follow_symlinks=False):
+        return _holds_object(item.path)
+    return item.is_file(follow_symlinks=False)
+
+
 def _sweep(folder: str, before: float) -> None:
-    """Remove what killed processes left half-written."""
-    with os.scandir(folder) as items:
+    """Remove what killed processes left half-written, or of a lock that they broke."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as items:
         for item in items:
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                if item.stat().st_mtime < before:
+                if item.name == "lock" or item.stat(follow_symlinks=False).st_mtime >= before:
+                    continue
+                if item.is_dir(follow_symlinks=False):
+                    empty_folder(item.path)
+                else:
                     os.unlink(item.path)
 
 

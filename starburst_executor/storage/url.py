@@ -8,11 +8,11 @@ from urllib.parse import unquote
 from starburst_executor.storage.base import Store
 from starburst_executor.storage.directory import DirectoryStore
 
-__all__ = ["join_url", "open_store", "split_session_url"]
+__all__ = ["join_url", "open_store", "split_session_url", "without_owner"]
 
 
 _URL_FORMS = (
-    "s3://bucket/prefix (optionally with ?region=eu-west-1&sse=aws:kms&kms_key_id=...), "
+    "s3://bucket/prefix (optionally with ?region=eu-west-1&sse=aws:kms&kms_key_id=...&owner=...), "
     "file:///a/directory, or the path of a directory"
 )
 
@@ -22,7 +22,8 @@ def open_store(url: str | Path) -> Store:
 
     Args:
         url: `s3://bucket/prefix`, optionally with `?region=..&sse=AES256|aws:kms&kms_key_id=..`
-            (the endpoint comes from the usual AWS settings, such as `AWS_ENDPOINT_URL`);
+            and `owner=..`, the account that must own the bucket (the endpoint comes from the usual
+            AWS settings, such as `AWS_ENDPOINT_URL`);
             `file:///a/directory`; or the path of a directory, which may be relative or use `~`.
 
     Raises:
@@ -61,6 +62,13 @@ def split_session_url(url: str) -> tuple[str, str]:
     if not middle or not session_id or "/" in session_id:
         raise ValueError(f"{url!r} is not a session's URL; expected <store>/sessions/<session id>")
     return f"{base or '/'}{mark}{query}", session_id
+
+
+def without_owner(url: str) -> str:
+    """The same URL without `owner=`, which earlier versions do not know."""
+    base, _, query = _split_query(url)
+    left = "&".join(part for part in query.split("&") if not part.startswith("owner="))
+    return f"{base}?{left}" if left else base
 
 
 def _split_query(url: str) -> tuple[str, str, str]:

@@ -1,15 +1,18 @@
 """What a worker keeps on its own disk: callables, blobs and modules of the session.
 
-Everything here is named by the digest of its content, so that it is fetched once and never
-stale. A callable is small (its large buffers are blobs); blobs may be of any size and are
-fetched on another thread, so that the worker's loop never waits for them.
+Everything here is named by the digest of its content, so that it is never stale. It is fetched
+once, unless it had to make room meanwhile: what no task here needs is deleted, the longest unused
+first. A callable is small (its large buffers are blobs); blobs may be of any size and are fetched
+on another thread, so that the worker's loop never waits for them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +21,7 @@ from starburst_executor.environment import local_modules
 from starburst_executor.errors import DamagedObject, ObjectNotFound
 from starburst_executor.protocol.payload import references
 from starburst_executor.protocol.session import Session
+from starburst_executor.storage.base import local_disk
 
 __all__ = ["DiskCache", "ObjectCache"]
 
@@ -42,6 +46,13 @@ class ObjectCache(Protocol):
     def fetch(self, blobs: Iterable[str]) -> None:
         """Download blobs; this may take long."""
 
+    @property
+    def overfull(self) -> bool:
+        """Whether more is kept than there should be."""
+
+    def evict(self, in_use: Iterable[tuple[str, bytes]]) -> None:
+        """Delete what was not used for longest, except for these callables and arguments."""
+
 
 class DiskCache:
     """An `ObjectCache` in a folder of the worker's own.
@@ -49,23 +60,32 @@ class DiskCache:
     Args:
         session: Where to fetch from.
         folder: Where things are kept; made if necessary, removed by `close`.
+        bytes_max: How much of callables and blobs to keep; what tasks need is kept in any case.
     """
 
-    def __init__(self, session: Session, folder: Path) -> None:
+    def __init__(self, session: Session, folder: Path, bytes_max: float = math.inf) -> None:
         self._session = session
         self._folder = folder
         self.blobs = folder / "blobs"
-        self.blobs.mkdir(parents=True, exist_ok=True)
-        (folder / "functions").mkdir(exist_ok=True)
+        with local_disk(folder):
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            (folder / "functions").mkdir(exist_ok=True)
         self._paths: dict[str, str] = {}
         self._functions: dict[str, tuple[Path, float]] = {}  # and when it was last seen
         self._complete: set[str] = set()  # callables all of whose blobs are here
+        self._pinned: set[str] = set()  # callables that every new child needs
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()  # over what follows
+        self._sizes: OrderedDict[Path, int] = OrderedDict()  # the last was used last
+        self._total = 0
+        self._needed = 0  # what the last eviction left because it was in use
 
     def function(self, digest: str) -> Path:
         """The file of a callable's cargo.
 
         Raises:
             DamagedObject: it is gone from the store, or its content does not match its name.
+            LocalDiskError: it cannot be kept here.
         """
         target, checked = self._functions.get(digest, (None, 0.0))
         now = self._session.runtime.monotonic()
@@ -74,6 +94,7 @@ class DiskCache:
             if not target.exists():
                 self._download(f"functions/{digest}", digest, target)
             self._functions[digest] = (target, now)
+            self._use(target)
         return target
 
     def path(self, archives: dict[str, str]) -> tuple[str, ...]:
@@ -83,7 +104,10 @@ class DiskCache:
     def missing(self, function: str, call: bytes = b"") -> list[str]:
         """Blobs that are named and not here."""
         if function not in self._complete:
-            lacking = self._lacking(self.function(function).read_bytes())
+            file = self.function(function)
+            with local_disk(file):
+                cargo = file.read_bytes()
+            lacking = self._lacking(cargo)
             if not lacking:
                 self._complete.add(function)
         else:
@@ -97,19 +121,61 @@ class DiskCache:
             if not target.exists():
                 self._download(f"blobs/{digest}", digest, target)
 
+    def pin(self, function: str) -> None:
+        """Never delete a callable and its blobs."""
+        self._pinned.add(function)
+
+    @property
+    def overfull(self) -> bool:
+        """Whether more is kept than there should be."""
+        return self._total > self._bytes_max and self._total != self._needed
+
+    def evict(self, in_use: Iterable[tuple[str, bytes]]) -> None:
+        """Delete what was not used for longest, except for these callables and arguments."""
+        used = [*in_use, *((function, b"") for function in self._pinned)]
+        kept = {self.function(function) for function, _ in used}
+        with local_disk(self._folder):
+            cargos = [path.read_bytes() for path in kept] + [call for _, call in used if call]
+        kept |= {self.blobs / digest for cargo in cargos for digest, _ in references(cargo)}
+        self._complete.clear()
+        with self._lock:
+            for path in [path for path in self._sizes if path not in kept]:
+                if self._total <= self._bytes_max:
+                    break
+                self._functions.pop(path.name, None)
+                path.unlink(missing_ok=True)
+                self._total -= self._sizes.pop(path)
+            self._needed = self._total
+
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _lacking(self, cargo: bytes) -> set[str]:
-        return {d for d, _ in references(cargo) if not (self.blobs / d).exists()}
+        return {digest for digest, _ in references(cargo) if not self._has(self.blobs / digest)}
+
+    def _has(self, path: Path) -> bool:
+        self._use(path)
+        return path.exists()
+
+    def _use(self, path: Path) -> None:
+        with self._lock:
+            if path in self._sizes:
+                self._sizes.move_to_end(path)
+
+    def _keep(self, path: Path) -> None:
+        with self._lock:
+            self._total -= self._sizes.pop(path, 0)
+            self._sizes[path] = size = path.stat().st_size
+            self._total += size
 
     def _unpacked(self, digest: str) -> str:
         if digest not in self._paths:
             archive = self._folder / f"{digest}.zip"
             self._download(f"modules/{digest}", digest, archive)
-            self._paths[digest] = str(local_modules.unpack(archive, self._folder / "modules"))
-            archive.unlink()
+            with local_disk(archive):
+                self._paths[digest] = str(local_modules.unpack(archive, self._folder / "modules"))
+                archive.unlink()
         return self._paths[digest]
 
     def _download(self, name: str, digest: str, target: Path) -> None:
@@ -121,11 +187,14 @@ class DiskCache:
             raise DamagedObject(
                 f"{name} of session {self._session.id} is gone, and tasks need it"
             ) from error
-        if _digest_of_file(part) != digest:
-            part.unlink()
-            raise DamagedObject(f"{name} of session {self._session.id} is damaged: its content "
-                                "does not have the digest that is its name")  # fmt: skip
-        part.rename(target)
+        with local_disk(part):
+            if _digest_of_file(part) != digest:
+                part.unlink()
+                raise DamagedObject(f"{name} of session {self._session.id} is damaged: its content "
+                                    "does not have the digest that is its name")  # fmt: skip
+            part.rename(target)
+            if target.parent != self._folder:  # else it is only unpacked
+                self._keep(target)
 
 
 def _digest_of_file(path: Path) -> str:

@@ -30,8 +30,8 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,7 @@ from starburst_executor.serialization.mp_main import new_main
 from starburst_executor.serialization.namespace import Capture, Home
 from starburst_executor.serialization.pickling import dumps, loads, unpack_call
 from starburst_executor.serialization.remote import show_sources
+from starburst_executor.storage.base import STARVED
 from starburst_executor.worker.ipc import (
     ENCODER,
     MESSAGE_MAX,
@@ -57,10 +58,11 @@ from starburst_executor.worker.ipc import (
     Reply,
     Spooled,
     Unable,
+    delete_files,
     frame,
     unspool,
 )
-from starburst_executor.worker.output import Output
+from starburst_executor.worker.output import Output, log_error
 from starburst_executor.worker.process_state import ProcessState
 
 __all__ = ["Child", "main"]
@@ -81,10 +83,8 @@ class _Spool:
         if digest not in self._kept:
             file = self._folder / f"{self._number}.{digest}"
             self._kept[digest] = (digest, str(file), data.nbytes)
-            try:
+            with _own_file(file):
                 file.write_bytes(data)
-            except OSError as error:
-                raise _OwnFault(f"{file} cannot be written: {error}") from error
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -92,8 +92,7 @@ class _Spool:
 
     def discard(self) -> None:
         """Forget what was kept of a result that could not be pickled or written as a whole."""
-        for _, file, _ in self._kept.values():
-            Path(file).unlink(missing_ok=True)
+        delete_files(Path(file) for _, file, _ in self._kept.values())
         self._kept.clear()
 
 
@@ -101,16 +100,34 @@ class _OwnFault(Exception):
     """What failed is this process or the machine, not the task."""
 
     begun = True  # the task's own code was run, and may have to do with it
+    disk = False
 
 
 class _NothingToRun(_OwnFault):
-    """What the worker has put here cannot be read."""
+    """What the worker has put here cannot be opened, for this process has too little left."""
 
     begun = False
 
 
-# There is too little of something, which another process may have.
-_STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+class _DiskFault(_OwnFault):
+    """The disk that the worker keeps its files on is full or gone."""
+
+    disk = True
+
+
+@contextmanager
+def _own_file(path: Path, otherwise: type[_OwnFault] = _OwnFault) -> Iterator[None]:
+    """Tell errors with a file of the worker's from those of the task.
+
+    Args:
+        path: The file.
+        otherwise: What to raise if this process is short of descriptors or memory.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind = otherwise if error.errno in STARVED else _DiskFault
+        raise kind(f"{path} cannot be read or written: {error.strerror or error}") from error
 
 
 class Child:
@@ -158,15 +175,16 @@ class Child:
         spool = _Spool(self._spool, order.number)
         try:
             reply = self._carry_out(order, spool, process)
-            data = frame(reply, self._spool)
+            with _own_file(self._spool):
+                data = frame(reply, self._spool)
         except BaseException as error:  # all that a task raises is in the reply
             if os.getpid() != process:
                 os._exit(0)
             spool.discard()
-            known = isinstance(error, _OwnFault)
-            reason = str(error) if known else repr(error)
-            begun = getattr(error, "begun", True)
-            self._send(ENCODER.encode(Unable(order.number, reason, begun)))
+            if not isinstance(error, _OwnFault):
+                error = _OwnFault(repr(error))
+            unable = Unable(order.number, str(error), error.begun, error.disk)
+            self._send(ENCODER.encode(unable))
             return False
         self._send(data)
         return not reply.unfit and reply.kind != "initializer"
@@ -235,6 +253,8 @@ class Child:
         except _OwnFault:
             raise
         except BaseException as error:  # SystemExit too, as in concurrent.futures
+            if (full := log_error(error)) is not None:
+                raise _DiskFault(f"what it prints cannot be written: {full}") from error
             if kind == "unserializable" and _is_starved(error):
                 raise _OwnFault(str(error)) from error
             return kind, Outcome(failure=self._failure(error, kind, spool))
@@ -266,13 +286,11 @@ class Child:
 
     def _fetch(self, digest: str, size: int) -> mmap.mmap | bytearray:
         """A blob as memory of its own that may be written to and costs nothing until it is."""
-        try:
-            with Path(self._blobs, digest).open("rb") as file:
-                if not os.fstat(file.fileno()).st_size:
-                    return bytearray()  # cannot be mapped; a wrong size is seen in `loads`
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except OSError as error:
-            raise _NothingToRun(f"blob {digest} cannot be read: {error}") from error
+        path = Path(self._blobs, digest)
+        with _own_file(path, _NothingToRun), path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return bytearray()  # cannot be mapped; a wrong size is seen in `loads`
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _send(self, data: bytes) -> None:
         while True:
@@ -289,16 +307,14 @@ class Child:
 
 
 def _read(file: Path) -> bytes:
-    try:
+    with _own_file(file, _NothingToRun):
         return file.read_bytes()
-    except OSError as error:
-        raise _NothingToRun(f"{file} cannot be read: {error}") from error
 
 
 def _is_starved(error: BaseException | None) -> bool:
     """Whether something failed for want of what this process has used up."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _STARVED:
+        if isinstance(error, OSError) and error.errno in STARVED:
             return True
         error = error.__cause__ or error.__context__
     return False

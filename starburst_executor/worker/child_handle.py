@@ -19,12 +19,14 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from starburst_executor.storage.base import local_disk
 from starburst_executor.worker.child_exit import what_became_of
 from starburst_executor.worker.ipc import (
     CHILD_MODULE,
     MESSAGE_MAX,
     TO_CHILD,
     Reply,
+    delete_files,
 )
 from starburst_executor.worker.output import shorten, tail
 
@@ -50,7 +52,7 @@ class Job:
 
 
 # "gone": it closed its end of `life`, most likely by ending.
-Ruling: TypeAlias = Literal["gone", "crashed", "timeout", "killed", "replaced"]
+Ruling: TypeAlias = Literal["gone", "crashed", "unready", "timeout", "killed", "replaced"]
 
 
 class QueuedJob:
@@ -80,6 +82,7 @@ class ChildHandle:
         self.jobs_left = jobs_max
         self.leave_by = math.inf  # set once it is to end, or said that it does
         self.ready = False
+        self.ready_by = math.inf  # monotonic
         self.initialized = False
         self.slow = False  # its job is long: send nothing ahead
         self.verdict: Ruling | None = None  # once set, it is dying of this
@@ -91,7 +94,8 @@ class ChildHandle:
             undo.callback(self._close_files)
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
             for path in outputs:
-                self._files.append(os.open(path, flags, 0o600))
+                with local_disk(path):
+                    self._files.append(os.open(path, flags, 0o600))
             self.channel, self._theirs = _socket_pair()
             undo.callback(self._theirs.close)
             undo.callback(self.channel.close)
@@ -205,8 +209,7 @@ class ChildHandle:
     def _close_files(self) -> None:
         for file in self._files:
             os.close(file)
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        delete_files(self._paths)
 
 
 _MESSAGES = (

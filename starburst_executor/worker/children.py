@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
+from starburst_executor.errors import LocalDiskError
 from starburst_executor.runtime import Runtime
 from starburst_executor.worker.child_handle import ChildHandle, Ruling
 
@@ -17,6 +18,8 @@ __all__ = ["LEAVE", "Children", "SlotsBroken"]
 log = logging.getLogger(__name__)
 
 STARTS_MAX = 5  # children in a row that die before they can read: then it is the machine
+
+READY = 60.0  # seconds in which a child must be able to read; the initializer's time is free
 
 PAUSE = 0.05  # seconds before the second try to start a child, then twice that, ...
 
@@ -86,6 +89,7 @@ class Children:
 
         Raises:
             SlotsBroken: too many in a row could not start.
+            LocalDiskError: the files for its output cannot be made.
         """
         if self._runtime.monotonic() < self.spawn_at:
             return None
@@ -96,10 +100,13 @@ class Children:
         arguments = [str(self._folder), initializer, str(self._memory_max)]
         try:
             child = ChildHandle(outputs, arguments, self._jobs_max)
+        except LocalDiskError:
+            raise
         except OSError as error:  # out of processes, memory or descriptors
             self.count_stillborn(str(error))
             return None
         child.initialized = self._initializer is None
+        child.ready_by = self._runtime.monotonic() + READY
         return child
 
     def add(self, child: ChildHandle) -> None:

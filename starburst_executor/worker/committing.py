@@ -93,7 +93,7 @@ class Committer:
 
         def edit(record: Record) -> Record:
             seen.append(record)
-            return self._apply(record, update)
+            return self._apply(assignment, record, update)
 
         began = self._runtime.monotonic()
         try:
@@ -121,7 +121,9 @@ class Committer:
             begin=min(count, self._starting(assignment)),
         )
         try:
-            known, written = self._change_once(assignment, partial(self._apply, update=update))
+            known, written = self._change_once(
+                assignment, partial(self._apply, assignment, update=update)
+            )
         except StoreError:
             self._planner.assignments[assignment.batch] = assignment
             self._doubt(assignment)
@@ -195,12 +197,15 @@ class Committer:
 
     # --- how --------------------------------------------------------------------------
 
-    def _apply(self, record: Record, update: Callable[..., WorkerUpdate]) -> Record:
+    def _apply(
+        self, assignment: Assignment, record: Record, update: Callable[..., WorkerUpdate]
+    ) -> Record:
+        solo = self._planner.solo(assignment)
         return transitions.advance(
             record,
             self._worker,
             self._runtime.time(),
-            update(last_chance=self._planner.last_chance, solo=not self._planner.queued),
+            update(last_chance=self._planner.last_chance, solo=solo),
         )
 
     def _change_once(

@@ -79,6 +79,7 @@ class Dispatcher:
         self._tally = tally
         self._folder = folder
         self._inbox: deque[JobResult] = deque()
+        self._calls: dict[AttemptKey, bytes] = {}  # arguments that name blobs
         self.paused = False  # heartbeats do not get through: nothing new may start
 
     # --- what ended -------------------------------------------------------------------
@@ -140,10 +141,10 @@ class Dispatcher:
         assert isinstance(key, AttemptKey)
         assignment = self._planner.assignments.get(key.batch)
         if assignment is None or assignment.dispatched.get(key.position) != key:
-            for _, path, _ in result.blobs:
-                path.unlink(missing_ok=True)
+            result.delete_blobs()
             return
         del assignment.dispatched[key.position]
+        self._calls.pop(key, None)
         seconds = max(0.0, result.ended - result.began)
         self._planner.learn_run(assignment, key.position, seconds)
         if result.blobs:
@@ -157,10 +158,25 @@ class Dispatcher:
     def dispatch_waiting(self) -> None:
         """Hand to the pool what is claimed and has everything it needs here."""
         self._take_fetched()
+        if self._cache.overfull:
+            self._cache.evict(self._in_use())
         for assignment in list(self._planner.assignments.values()):
             for key in list(assignment.waiting.values()):
                 if key not in self._transfers.fetching and self._may_start():
                     self._dispatch(assignment, key)
+
+    def _in_use(self) -> list[tuple[str, bytes]]:
+        """Callables and arguments, as far as they name blobs, of all that is held."""
+        held = {
+            key: assignment
+            for assignment in self._planner.assignments.values()
+            for key in assignment.queued
+        }
+        self._calls = {key: call for key, call in self._calls.items() if key in held}
+        return [
+            (assignment.function(key.position), self._calls.get(key, b""))
+            for key, assignment in held.items()
+        ]
 
     def _may_start(self) -> bool:
         """Whether others know that this worker is alive, and it that the session goes on."""
@@ -176,6 +192,8 @@ class Dispatcher:
             digest = assignment.function(key.position)
             function = self._cache.function(digest)
             missing = self._cache.missing(digest, b"" if header.light else call)
+            if not header.light:
+                self._calls[key] = call
             if missing:
                 self._transfers.fetch(key, missing)
                 return

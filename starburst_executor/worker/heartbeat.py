@@ -11,6 +11,7 @@ from starburst_executor.errors import StoreError
 from starburst_executor.protocol.manifest import Heartbeat
 from starburst_executor.protocol.session import Session
 from starburst_executor.worker.pool import JobResult
+from starburst_executor.worker.pulse import Pulse
 
 __all__ = ["HeartbeatThread", "WorkTally"]
 
@@ -42,6 +43,7 @@ class HeartbeatThread:
         interval: Seconds between heartbeats while the worker holds anything.
         content: Makes the heartbeat.
         holding: Whether the worker holds anything. Both are called on this thread.
+        pulse: Whether the worker's loop goes on; without it there is no heartbeat.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class HeartbeatThread:
         interval: float,
         content: Callable[[], Heartbeat],
         holding: Callable[[], bool],
+        pulse: Pulse,
     ) -> None:
         self._session = session
         self._interval = interval
         self._content = content
         self._holding = holding
+        self._pulse = pulse
         self._wake = session.runtime.signal()
         # Set: no heartbeat is in flight, and none will be sent.
         self._quiet = session.runtime.signal()
@@ -103,6 +107,9 @@ class HeartbeatThread:
         self._wake.set()
 
     def _try(self) -> None:
+        if stopped := self._pulse.stopped:
+            log.error("no heartbeat: the worker's loop has not gone on %s", stopped)
+            return
         try:
             self.beat()
         except StoreError as error:

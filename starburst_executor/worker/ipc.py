@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
+
+from starburst_executor.storage.base import local_disk
 
 __all__ = [
     "CHILD_MODULE",
@@ -20,7 +24,9 @@ __all__ = [
     "Spooled",
     "ToChild",
     "Unable",
+    "delete_files",
     "frame",
+    "spool_file",
     "unspool",
 ]
 
@@ -73,6 +79,7 @@ class Unable(msgspec.Struct, frozen=True, array_like=True, tag=True):
     number: int
     reason: str
     begun: bool  # the task's own code may have to do with it
+    disk: bool = False  # the worker's disk is full or gone
 
 
 class Spooled(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -93,18 +100,40 @@ TO_CHILD: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 
 
 def frame(message: JobRequest | Reply, folder: Path) -> bytes:
-    """Encode a message; one too large for the socket goes to a file, which the result names."""
+    """Encode a message; one too large for the socket goes to a file, which the result names.
+
+    Raises:
+        LocalDiskError: the file cannot be written.
+    """
     data = ENCODER.encode(message)
     if len(data) <= MESSAGE_MAX:
         return data
-    file = folder / f"{message.number}.{type(message).__name__.lower()}"
-    file.write_bytes(data)
+    file = spool_file(folder, message.number, type(message))
+    with local_disk(file):
+        file.write_bytes(data)
     return ENCODER.encode(Spooled(message.number, str(file)))
 
 
+def spool_file(folder: Path, number: int, kind: type[JobRequest | Reply]) -> Path:
+    """Where a message goes that is too large for the socket."""
+    return folder / f"{number}.{kind.__name__.lower()}"
+
+
 def unspool(message: Spooled) -> bytes:
-    """The bytes of a message that lies in a file; the file is deleted."""
+    """The bytes of a message that lies in a file; the file is deleted.
+
+    Raises:
+        LocalDiskError: the file cannot be read.
+    """
     file = Path(message.file)
-    data = file.read_bytes()
-    file.unlink()
+    with local_disk(file):
+        data = file.read_bytes()
+        file.unlink()
     return data
+
+
+def delete_files(files: Iterable[Path]) -> None:
+    """Delete spool files as far as that is possible; their folder is removed at the end."""
+    for file in files:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)

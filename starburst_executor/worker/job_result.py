@@ -9,7 +9,7 @@ from typing import Literal
 
 from starburst_executor.protocol.outcome import Failure, Outcome, encode_outcome
 from starburst_executor.worker.child_handle import Job
-from starburst_executor.worker.ipc import Kind, Reply
+from starburst_executor.worker.ipc import Kind, Reply, delete_files
 
 __all__ = ["JobResult", "death_failure", "last_lines", "result_of_failure", "result_of_reply"]
 
@@ -35,8 +35,7 @@ class JobResult:
 
     def delete_blobs(self) -> None:
         """Delete the files of a result that nobody wants."""
-        for _, file, _ in self.blobs:
-            file.unlink(missing_ok=True)
+        delete_files(file for _, file, _ in self.blobs)
 
 
 def result_of_reply(job: Job, reply: Reply, now: float) -> JobResult:

@@ -45,6 +45,7 @@ from starburst_executor.worker.membership import Membership
 from starburst_executor.worker.open_batches import OpenBatches
 from starburst_executor.worker.planner import ClaimPlanner
 from starburst_executor.worker.pool import ChildPool, JobResult, SlotsBroken
+from starburst_executor.worker.pulse import Pulse, WatchedStore
 from starburst_executor.worker.session_check import SessionCheck
 from starburst_executor.worker.stop_request import StopRequest
 from starburst_executor.worker.timers import Timers
@@ -71,6 +72,7 @@ class Worker:
         folder: Its temp folder, for messages; by default the cache's.
 
     Attributes:
+        pulse: Shows whether the loop goes on.
         heartbeats: Sends the heartbeats; its `run` must be under way on another thread.
         batches: The open batches as this worker last saw them.
     """
@@ -88,6 +90,19 @@ class Worker:
         folder: Path | None = None,
     ) -> None:
         self.id = worker_id
+        self.pulse = pulse = Pulse(session.runtime)
+        self.heartbeats = HeartbeatThread(
+            session,
+            manifest.intervals.heartbeat,
+            self._heartbeat,
+            lambda: self._planner.working,
+            pulse,
+        )
+        self._transfers = transfers = Transfers(
+            session, worker_id, cache, aside, pool.signal, self._reaches_store
+        )
+        # From here on the loop's own, each call of which has a deadline.
+        session = Session(WatchedStore(session.store, pulse), session.id, session.runtime)
         self._session = session
         self._runtime = session.runtime
         self._pool = pool
@@ -101,14 +116,8 @@ class Worker:
         )
         self.batches = batches = OpenBatches(session, manifest)
         self._check = check = SessionCheck(session, manifest, batches, timers)
-        self.heartbeats = HeartbeatThread(
-            session, manifest.intervals.heartbeat, self._heartbeat, lambda: planner.working
-        )
         self._committer = committer = Committer(session, worker_id, planner, pool, cache, timers)
         self._folder = folder or cache.blobs.parent
-        self._transfers = transfers = Transfers(
-            session, worker_id, cache, aside, pool.signal, self._reaches_store
-        )
         self._dispatcher = dispatcher = Dispatcher(
             session, planner, pool, cache, committer, transfers,
             self.heartbeats, check, timers, self._stop, self._tally, self._folder,
@@ -122,6 +131,7 @@ class Worker:
         )  # fmt: skip
         self._idle_reason: str | None = None
         self._gone = False  # the session is being deleted: nothing may be written any more
+        self._unreachable = False  # it leaves a store that has been away for too long
         self._accident: Exception | None = None
         self._away_since = math.inf  # monotonic: the first of the steps in a row without the store
         self._endured = 0  # steps in a row in which the machine was short of something
@@ -155,6 +165,7 @@ class Worker:
 
     def step(self) -> str | None:
         """Do what is due and wait for more; a reason if the worker should leave."""
+        self.pulse.beat()
         self._pool.signal.clear()
         if self._stop.reason:
             return self._stop.reason
@@ -182,7 +193,9 @@ class Worker:
                 self._pause_after(error)
                 self._away_since = min(self._away_since, self._timers.now)
                 away = self._timers.now - self._away_since
-                return self._check.time_is_up() or self._membership.gives_up(error, away)
+                reason = self._check.time_is_up() or self._membership.gives_up(error, away)
+                self._unreachable = reason is not None
+                return reason
             case Consequence.TRY_AGAIN if self._endured < ENDURANCE - 1:
                 self._endured += 1
                 self._pause_after(error)
@@ -234,7 +247,10 @@ class Worker:
         A task's end alone is no reason to go on: of tiny tasks there are thousands a second.
         """
         until = self._timers.now + self._until_next()
-        while (left := until - self._timers.now) > 0 and self._pool.signal.wait(left):
+        while (left := until - self._timers.now) > 0:
+            self.pulse.beat(left)
+            if not self._pool.signal.wait(left):
+                return
             self._pool.signal.clear()
             try:
                 ended = self._dispatcher.collect()
@@ -280,7 +296,7 @@ class Worker:
         """Hand back and go; False if an idle worker found work at the last moment and stays."""
         with suppress(SlotsBroken):
             self._dispatcher.stop_all()
-        if not self._gone:
+        if not self._gone and not self._unreachable:
             self._committer.hand_back_all()
         self.heartbeats.pause()
         try:

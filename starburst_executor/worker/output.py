@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import sys
 from typing import Any
 
-__all__ = ["OUTPUT_MAX", "Output", "shorten", "tail"]
+__all__ = ["OUTPUT_MAX", "Output", "log_error", "shorten", "tail"]
 
 OUTPUT_MAX = 1024 * 1024  # bytes of stdout, and of stderr, kept of one task
 SLACK = 4 * OUTPUT_MAX  # more than kept, before it is worth a system call
@@ -68,12 +69,10 @@ class Output:
     def __init__(self) -> None:
         # Copies, so that a task that closes or redirects fd 1 does no harm here.
         self._files = (os.dup(1), os.dup(2))
-        for stream in (sys.stdout, sys.stderr):
-            # By line: whoever looks at a running task sees what it has printed, and a
-            # crash loses none of it. Nothing printed may fail for want of an encoding.
-            stream.reconfigure(  # type: ignore[union-attr]  # TextIO hides it
-                encoding="utf-8", errors="backslashreplace", line_buffering=True
-            )
+        for number, name in (1, "stdout"), (2, "stderr"):
+            stream = _stream(number, f"<{name}>")
+            for attribute in (name, f"__{name}__"):
+                setattr(sys, attribute, stream)
 
     def flush(self) -> None:
         """Have Python's own buffers written."""
@@ -87,6 +86,47 @@ class Output:
         """What was written to stdout and to stderr since the last call; after `flush`."""
         stdout, stderr = map(_emptied, self._files)
         return stdout, stderr
+
+
+class _LogError(OSError):
+    """What a task printed could not be written: no fault of the task's."""
+
+
+class _LogFile(io.FileIO):
+    """A standard stream's file, whose errors are told from those of the task's own files."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno in _DISK:
+                raise _LogError(*error.args) from error
+            raise
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _stream(number: int, name: str) -> io.TextIOWrapper:
+    # By line: whoever looks at a running task sees what it has printed, and a crash loses
+    # none of it. Nothing printed may fail for want of an encoding.
+    file = _LogFile(number, "w", closefd=False)
+    file.name = name
+    buffer = io.BufferedWriter(file)
+    stream = io.TextIOWrapper(buffer, "utf-8", "backslashreplace", line_buffering=True)
+    stream.mode = "w"  # type: ignore[misc]  # as the interpreter's own have it
+    return stream
+
+
+def log_error(error: BaseException | None) -> OSError | None:
+    """What kept a task's output from being written, if that is why the task failed."""
+    seen: set[int] = set()  # a task may tie causes in a circle
+    while error is not None and id(error) not in seen:
+        if isinstance(error, _LogError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _flush(stream: Any) -> None:

@@ -89,6 +89,13 @@ class ClaimPlanner:
         holds = list(self.assignments.values())
         return sum(len(hold.waiting) + len(hold.dispatched) for hold in holds)
 
+    def solo(self, hold: Assignment) -> bool:
+        """Whether it holds nothing but ends of this batch, which go into the same write."""
+        return not any(
+            one.waiting or one.dispatched or one.uploading or (one.ended and one is not hold)
+            for one in self.assignments.values()
+        )
+
     @property
     def running(self) -> bool:
         """Whether any task has begun and not ended."""

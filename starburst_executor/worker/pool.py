@@ -34,8 +34,10 @@ from typing import Protocol
 
 import msgspec
 
+from starburst_executor.errors import LocalDiskError
 from starburst_executor.protocol.outcome import Failure
 from starburst_executor.runtime import Runtime, Signal
+from starburst_executor.storage.base import local_disk
 from starburst_executor.worker.child_handle import (
     REPLIES,
     ChildHandle,
@@ -44,8 +46,16 @@ from starburst_executor.worker.child_handle import (
     death_kind,
     seconds_left,
 )
-from starburst_executor.worker.children import LEAVE, Children, SlotsBroken
-from starburst_executor.worker.ipc import FromChild, Initialized, Reply, Spooled, Unable, unspool
+from starburst_executor.worker.children import LEAVE, READY, Children, SlotsBroken
+from starburst_executor.worker.ipc import (
+    FromChild,
+    Initialized,
+    Reply,
+    Spooled,
+    Unable,
+    delete_files,
+    unspool,
+)
 from starburst_executor.worker.job_result import (
     JobResult,
     death_failure,
@@ -154,11 +164,12 @@ class ProcessPool:
         )
         self._done: list[JobResult] = []
         self._unable = 0  # children in a row that could not even begin a job
-        self._fatal: SlotsBroken | None = None
+        self._fatal: SlotsBroken | LocalDiskError | None = None
         self._woken = False
         self._closing = False
         self._broken: Exception | None = None
-        folder.mkdir(parents=True)
+        with local_disk(folder):
+            folder.mkdir(parents=True)
         self._bell, self._rope = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell, selectors.EVENT_READ, self._hear)
@@ -244,7 +255,8 @@ class ProcessPool:
             while not self._closing:
                 self._step()
         except Exception as error:
-            log.exception("the children are stopped, because of an error around them")
+            known = isinstance(error, SlotsBroken | LocalDiskError)
+            log.error("the children are stopped: %s", error, exc_info=not known)
             with self._lock:
                 self._broken = error
         finally:
@@ -291,6 +303,7 @@ class ProcessPool:
                 return
             with self._lock:
                 self._children.add(child)
+                self._scheduler.look_by(child.ready_by)
             register, kinds = self._selector.register, selectors.EVENT_READ
             register(child.channel, kinds, partial(self._collect, child))
             register(child.life, kinds, partial(self._children.condemn, child, "gone"))
@@ -305,6 +318,9 @@ class ProcessPool:
                     message = REPLIES.decode(unspool(message))
                 self._hear_from(child, message)
         except (msgspec.DecodeError, OSError, LookupError) as error:
+            if isinstance(error, LocalDiskError) and not self._folder.exists():
+                self._fatal = error
+                return
             # The job wrote into our socket or deleted our files: no telling what else.
             log.warning("a child is replaced, for it sent nonsense: %r", error)
             self._children.condemn(child, "crashed")
@@ -354,6 +370,9 @@ class ProcessPool:
         if child.sent[0].number != message.number:
             raise LookupError(f"no reply to order {message.number}")
         entry = child.sent.popleft()
+        if message.disk:  # no other child has a better one
+            self._fatal = LocalDiskError(message.reason)
+            return
         log.warning("a child is replaced at %s: %s", entry.job.label, message.reason)
         self._children.condemn(child, "replaced")
         entry.refusals += message.begun
@@ -377,6 +396,8 @@ class ProcessPool:
         for child in self._children:
             if child.leaving and not child.verdict:
                 self._check_leaving(child, now)
+            if not child.ready and not child.verdict:
+                self._check_ready(child, now)
             if not child.sent or child.verdict:
                 continue
             slow_at = child.sent[0].since + SLOW
@@ -395,6 +416,12 @@ class ProcessPool:
             self._children.condemn(child, "replaced")
         else:
             self._scheduler.look_by(child.leave_by)
+
+    def _check_ready(self, child: ChildHandle, now: float) -> None:
+        if now >= child.ready_by:
+            self._children.condemn(child, "unready")
+        else:
+            self._scheduler.look_by(child.ready_by)
 
     def _shorten_output(self) -> None:
         """Keep what running jobs print from filling the disk."""
@@ -431,8 +458,9 @@ class ProcessPool:
             self._children.remove(child)
             stderr = child.output()[1]
             child.close()
-        if not child.ready and child.verdict in ("gone", "crashed"):
-            self._children.count_stillborn(f"code {code}: {last_lines(stderr)}")
+        if not child.ready and child.verdict in ("gone", "crashed", "unready"):
+            late = f"not ready after {READY:g} s, " if child.verdict == "unready" else ""
+            self._children.count_stillborn(f"{late}code {code}: {last_lines(stderr)}")
 
     def _blame(self, child: ChildHandle, entry: QueuedJob, code: int, fate: str) -> None:
         """Report the job that a child was running when it died."""
@@ -454,8 +482,7 @@ class ProcessPool:
         self._done.append(result_of_failure(entry.job, failure, seconds, now, child.output()))
 
     def _remove_files(self, entry: QueuedJob) -> None:
-        for file in self._folder.glob(f"{entry.number}.*"):
-            file.unlink(missing_ok=True)
+        delete_files(self._folder.glob(f"{entry.number}.*"))
 
     def _end(self) -> None:
         with self._lock:

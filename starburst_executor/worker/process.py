@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import shutil
 import socket
 import sys
 import tempfile
@@ -12,25 +12,30 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from starburst_executor.coordination.autoscaler import Autoscaler
-from starburst_executor.errors import StarburstError, VersionMismatch
+from starburst_executor.errors import LocalDiskError, StarburstError, VersionMismatch
 from starburst_executor.launchers.base import Launcher
 from starburst_executor.launchers.local import LocalLauncher, hold_lock
 from starburst_executor.nesting import hand_down_depth
-from starburst_executor.protocol.manifest import Heartbeat, Manifest
+from starburst_executor.protocol.manifest import Heartbeat, Manifest, WorkerState
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import MARKET_VARIABLE
 from starburst_executor.runtime import SystemRuntime
+from starburst_executor.storage.base import local_disk
 from starburst_executor.storage.url import open_store, split_session_url
 from starburst_executor.worker import memory
 from starburst_executor.worker.cache import DiskCache
+from starburst_executor.worker.faults import reason_to_leave
 from starburst_executor.worker.loop import Worker
 from starburst_executor.worker.pool import ProcessPool
+from starburst_executor.worker.pulse import Watchdog
+from starburst_executor.worker.stop_signals import stopped_by_signals
 
 __all__ = ["serve"]
 
@@ -68,23 +73,63 @@ def serve(session_url: str, worker_id: str | None = None) -> str:
     store_url, session_id = split_session_url(session_url)
     runtime = SystemRuntime(width=4)
     session = Session(open_store(store_url), session_id, runtime)
-    manifest = _when_it_answers(session, session.check_open)
-    _check_python(manifest)
-    hand_down_depth(manifest.depth)
-    launcher: Launcher | None = None
-    if launched_here:
-        launcher = LocalLauncher(origin=manifest.origin)
-    elif in_ecs:
-        launcher = _open_ecs(manifest)
-    with tempfile.TemporaryDirectory(prefix="starburst-") as folder:
-        if manifest.origin is not None:
-            manifest.origin.leave_to_children(Path(folder), same_machine=launched_here)
-        try:
-            name = worker_id or f"w-{runtime.new_id(10)}"
-            return _serve(session, manifest, name, launcher, Path(folder))
-        finally:
-            runtime.close()
-            session.store.close()
+    try:
+        manifest = _when_it_answers(session, session.check_open)
+        _check_python(manifest)
+        hand_down_depth(manifest.depth)
+        launcher: Launcher | None = None
+        if launched_here:
+            launcher = LocalLauncher(origin=manifest.origin)
+        elif in_ecs:
+            launcher = _open_ecs(manifest)
+        name = worker_id or f"w-{runtime.new_id(10)}"
+        return _serve_in_folder(session, manifest, name, launcher, launched_here)
+    finally:
+        runtime.close()
+        session.store.close()
+
+
+def _serve_in_folder(
+    session: Session,
+    manifest: Manifest,
+    worker_id: str,
+    launcher: Launcher | None,
+    launched_here: bool,
+) -> str:
+    folder = None
+    try:
+        with _temp_folder() as folder:
+            if manifest.origin is not None:
+                with local_disk(folder):
+                    manifest.origin.leave_to_children(folder, same_machine=launched_here)
+            return _serve(session, manifest, worker_id, launcher, folder)
+    except LocalDiskError as error:  # before there was anything to hand back
+        reason = reason_to_leave(error, folder or _temp_root())
+        log.error("worker %s: %s", worker_id, reason)
+        last = _describe(worker_id, manifest, session.runtime.time())
+        session.bury(replace(last, state=WorkerState.BROKEN, reason=reason))
+        return reason
+
+
+@contextmanager
+def _temp_folder() -> Iterator[Path]:
+    """The folder for this worker's files, removed at the end as far as it can be.
+
+    Raises:
+        LocalDiskError: it cannot be made.
+    """
+    with local_disk(_temp_root()):
+        made = tempfile.TemporaryDirectory(prefix="starburst-", ignore_cleanup_errors=True)
+    with made as folder:
+        yield Path(folder)
+
+
+def _temp_root() -> Path:
+    """Where temp folders are made, or would be if it were possible."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return Path(os.environ.get("TMPDIR", "/tmp"))
 
 
 def _when_it_answers(session: Session, call: Callable[[], T]) -> T:
@@ -117,19 +162,20 @@ def _serve(
     launcher: Launcher | None,
     folder: Path,
 ) -> str:
-    cache = DiskCache(session, folder / "library")
+    cache = DiskCache(session, folder / "library", _disk_of_a_cache(manifest, folder))
     aside = ThreadPoolExecutor(2, "starburst-transfer")
     aside.submit(int).result()  # start one thread while threads can be started
     pool = ProcessPool(
         manifest.spec.slots,
         folder=folder / "slots",
-        initializer=_when_it_answers(session, partial(_initializer, cache, manifest)),
+        initializer=_initializer(session, cache, manifest),
         runtime=session.runtime,
         signal=session.runtime.signal(),
         jobs_max=manifest.limits.max_tasks_per_child,
         memory_max=_memory_of_a_child(manifest),
     )
     autoscaler = _autoscaler(session, manifest, launcher, pool)
+    watchdog: Watchdog | None = None
 
     def move(call: Callable[[], None]) -> None:
         # If a second thread cannot be started, the first will get to it.
@@ -141,25 +187,34 @@ def _serve(
         worker = Worker(
             session, worker_id, pool, cache, move, manifest, describe, autoscaler, folder
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda n, _: worker.stop(f"it got {signal.Signals(n).name}"))
-        _when_it_answers(session, worker.heartbeats.beat)
-        beating = threading.Thread(target=worker.heartbeats.run, name="starburst-beat", daemon=True)
-        beating.start()
-        if autoscaler is not None:
-            threading.Thread(
-                target=autoscaler.run, name="starburst-autoscaler", daemon=True
-            ).start()
-        log.info("worker %s is at session %s", worker_id, session.id)
-        with _spot_watched(worker, manifest):
-            reason = worker.run()
-        worker.heartbeats.close()
-        return reason
+        watchdog = Watchdog(worker.pulse, session.runtime)
+        with stopped_by_signals(worker.stop):
+            _when_it_answers(session, worker.heartbeats.beat)
+            _start("starburst-beat", worker.heartbeats.run)
+            _start("starburst-watchdog", watchdog.run)
+            if autoscaler is not None:
+                _start("starburst-autoscaler", autoscaler.run)
+            return _work(worker, manifest)
     finally:
         if autoscaler is not None:
             autoscaler.close()
         pool.close()
         aside.shutdown(wait=False, cancel_futures=True)
+        if watchdog is not None:
+            watchdog.close()
+
+
+def _start(name: str, run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def _work(worker: Worker, manifest: Manifest) -> str:
+    """Work until there is no reason to stay; returns the reason to leave."""
+    log.info("worker %s is at session %s", worker.id, manifest.session_id)
+    with _spot_watched(worker, manifest):
+        reason = worker.run()
+    worker.heartbeats.close()
+    return reason
 
 
 @contextmanager
@@ -205,11 +260,24 @@ def _memory_of_a_child(manifest: Manifest) -> float:
     return 0.75 * memory.available() / (here * manifest.spec.slots)
 
 
-def _initializer(cache: DiskCache, manifest: Manifest) -> Path | None:
+def _disk_of_a_cache(manifest: Manifest, folder: Path) -> float:
+    """Bytes that a worker may keep of what tasks need: half of its share of the free disk."""
+    here = manifest.workers if manifest.spec.launcher == "local" else 1
+    with local_disk(folder):
+        return shutil.disk_usage(folder).free / 2 / here
+
+
+def _initializer(session: Session, cache: DiskCache, manifest: Manifest) -> Path | None:
     if manifest.initializer is None:
         return None
-    cache.fetch(cache.missing(manifest.initializer))
-    return cache.function(manifest.initializer)
+    initializer = manifest.initializer
+    cache.pin(initializer)
+
+    def fetch() -> Path:
+        cache.fetch(cache.missing(initializer))
+        return cache.function(initializer)
+
+    return _when_it_answers(session, fetch)
 
 
 def _check_python(manifest: Manifest) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
 from pathlib import Path
 
 from starburst_executor.runtime import Runtime
 from starburst_executor.worker.child_handle import ChildHandle, Job, QueuedJob
-from starburst_executor.worker.ipc import JobRequest, frame
+from starburst_executor.worker.ipc import JobRequest, frame, spool_file
 
 __all__ = ["LOOK_LATER", "LOOK_SOON", "SLOW", "JobScheduler", "job_request"]
 
@@ -90,7 +91,7 @@ class JobScheduler:
                 self._replace_if_needed(child, children)
             return False
         if not child.send(frame(job_request(entry), self._folder)):
-            (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
+            self._remove_request(entry)
             return False
         self._queue.popleft()
         child.path = entry.job.path
@@ -127,8 +128,12 @@ class JobScheduler:
         """Put back into the queue what a child was sent and has not read."""
         recalled = child.recall()
         for entry in recalled:
-            (self._folder / f"{entry.number}.order").unlink(missing_ok=True)
+            self._remove_request(entry)
         self.put_back(recalled)
+
+    def _remove_request(self, entry: QueuedJob) -> None:
+        with suppress(OSError):  # the folder is removed at the end
+            spool_file(self._folder, entry.number, JobRequest).unlink(missing_ok=True)
 
     def put_back(self, entries: list[QueuedJob]) -> None:
         """Queue jobs again, each in its old place."""

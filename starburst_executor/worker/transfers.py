@@ -14,7 +14,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from starburst_executor.runtime import Signal
 from starburst_executor.worker.assignment import AttemptKey
 from starburst_executor.worker.cache import ObjectCache
 from starburst_executor.worker.faults import ENDURANCE, Consequence, consequence
+from starburst_executor.worker.ipc import delete_files
 
 __all__ = ["Blobs", "Fetched", "Transfers", "Uploaded"]
 
@@ -182,9 +182,7 @@ class Transfers:
 
     def _forget(self, transfer: _Transfer) -> None:
         self.fetching.discard(transfer.key)
-        with suppress(OSError):  # the folder is removed at the end
-            for _, path, _ in transfer.blobs:
-                path.unlink(missing_ok=True)
+        delete_files(path for _, path, _ in transfer.blobs)
 
     def _begin(self, transfer: _Transfer) -> None:
         self._aside(partial(self._make, transfer))

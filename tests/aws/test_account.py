@@ -438,6 +438,7 @@ SERVICES = (
     "logs",
     "ec2",
     "sts",
+    "iam",
     "cloudformation",
     "service-quotas",
     "pricing",

@@ -24,7 +24,10 @@ from botocore.exceptions import ParamValidationError
 from starburst_executor.aws.clients import make_client
 from starburst_executor.aws.deployment import policy
 from starburst_executor.aws.deployment.stack import template
+from starburst_executor.aws.ecs.api import EcsApi
+from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from tests.support import together
+from tests.support.ecs_script import DEPLOYMENT, VirtualRuntime
 from tests.support.recorder import call_recorder
 from tests.support.together import WHY_PARTIAL
 
@@ -89,6 +92,7 @@ class Call:
     operation: str
     parameters: tuple[str, ...]
     of_sessions: bool
+    faults: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -118,7 +122,8 @@ def recorded() -> set[Call]:
     files = Path(os.environ[call_recorder.FOLDER]).glob("*.jsonl")
     lines = [line for file in files for line in file.read_text().splitlines()]
     found = (json.loads(line) for line in lines)
-    return {Call(**{**c, "parameters": tuple(c["parameters"])}) for c in found}
+    lists = ("parameters", "faults")
+    return {Call(**{**c, **{name: tuple(c[name]) for name in lists}}) for c in found}
 
 
 def allowed() -> dict[str, set[str]]:
@@ -199,6 +204,19 @@ def test_calls_of_the_package_are_recorded_in_whichever_process(
     [call] = recorded()
     assert (call.role, call.module, call.name) == ("worker", "aws/s3", "s3:GetObject")
     assert call.of_sessions
+    assert call.faults == ()
+
+
+def test_what_aws_would_refuse_is_recorded_with_the_call(
+    fresh_folder: Path, monkeypatch: pytest.MonkeyPatch, aws_keys: None
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
+    api = EcsApi(DEPLOYMENT, PacedRequests(VirtualRuntime()))
+    with pytest.raises(RequestRefused):
+        api.run(taskDefinition="d", startedBy="by whom?")
+    [call] = recorded()
+    assert call.faults == ("ecs .startedBy: 'by whom?' does not match [a-zA-Z0-9\\-_/]*",)
+    api.ecs.close()
 
 
 def test_calls_of_the_tests_themselves_are_not(
@@ -272,6 +290,11 @@ def test_a_process_that_dies_is_not_waited_for_without_end(
 @pytest.mark.usefixtures("after_all_others")
 def test_every_call_that_was_made_is_allowed_to_who_made_it() -> None:
     assert not forbidden(recorded())
+
+
+@pytest.mark.usefixtures("after_all_others")
+def test_every_call_that_was_made_is_one_that_aws_takes() -> None:
+    assert not [f"{fault[:300]} (by {call.module})" for call in recorded() for fault in call.faults]
 
 
 @pytest.mark.usefixtures("after_all_others")

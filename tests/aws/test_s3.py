@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
+from starburst_executor.aws import s3_transfer
 from starburst_executor.aws.s3 import S3Store
 from starburst_executor.errors import (
     ConfigError,
@@ -323,13 +325,13 @@ def test_all_keys_are_tried_before_a_failed_delete_is_reported() -> None:
         (get, "403", 403, StoreDenied, "403, not 404"),
         (put, "AccessDenied", 403, StoreDenied, r"s3:PutObject .*bucket/pre/fix/\*"),
         (replace, "AccessDenied", 403, StoreDenied, "s3:PutObject or s3:GetObject"),
-        (list_, "AccessDenied", 403, StoreDenied, "s3:ListBucket .*:::bucket"),
+        (list_, "AccessDenied", 403, StoreDenied, "s3:ListBucket .*on the bucket bucket"),
         (delete, "AccessDenied", 403, StoreDenied, "s3:DeleteObject"),
         (get, "SignatureDoesNotMatch", 403, StoreDenied, "credentials are wrong"),
-        (get, "ExpiredToken", 400, StoreDenied, "have expired"),
+        (get, "ExpiredToken", 400, StoreDenied, "have expired.*in region eu-west-1"),
         (look, "400", 400, StoreDenied, "have expired"),
         (put, "InternalError", 500, StoreUnavailable, "InternalError"),
-        (get, "SlowDown", 503, StoreUnavailable, "SlowDown"),
+        (get, "SlowDown", 503, StoreUnavailable, "SlowDown.*in region eu-west-1"),
         (put, "RequestTimeout", 400, StoreUnavailable, "RequestTimeout"),
         (put, "NotImplemented", 501, StoreError, "NotImplemented .*eu-west-1"),
         (put, "AuthorizationHeaderMalformed", 400, StoreError, "in region eu-west-1"),
@@ -436,6 +438,30 @@ def test_a_wrong_secret_is_denied(
     store = open_store(seaweedfs.fresh_url())
     with pytest.raises(StoreDenied, match="credentials are wrong"):
         store.put("key", b"x")
+    store.close()
+
+
+def test_credentials_that_are_renewed_are_used_by_a_store_that_was_denied(
+    seaweedfs: S3Server,
+    s3_env: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    s3_env(seaweedfs)
+    monkeypatch.setattr("starburst_executor.aws.s3._RENEW_AFTER", 0)
+    right = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    for name in right:
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    store = open_store(seaweedfs.fresh_url())
+    for keys in ({}, {**right, "AWS_SECRET_ACCESS_KEY": "expired"}):
+        lines = [f"{name.lower()} = {value}" for name, value in keys.items()]
+        file.write_text("\n".join(["[default]", *lines]))
+        with pytest.raises(StoreDenied):
+            store.put("key", b"x")
+    file.write_text(file.read_text().replace("expired", right["AWS_SECRET_ACCESS_KEY"]))
+    store.put("key", b"x")
     store.close()
 
 
@@ -653,3 +679,47 @@ def test_threads_share_one_store(ministack: S3Server, s3_env: Callable[..., None
         thread.join()
     assert len(store.list("q/").entries) == 8
     store.close()
+
+
+# --- whose bucket --------------------------------------------------------------------
+
+
+def every_operation(store: S3Store, file: Path) -> None:
+    version = store.create("a", b"x")
+    store.replace("a", b"y", version)
+    store.put("b", b"z")
+    store.get("a")
+    store.get("a", start=1)  # a look at its size alone
+    store.list("")
+    store.upload("large", bytes(2 * s3_transfer.PART))
+    store.download("large", file)
+    store.delete(["a", "b", "large"])
+
+
+@pytest.mark.parametrize("owner", ["000000000000", None])
+def test_every_request_says_whose_the_bucket_must_be(
+    owner: str | None, ministack: S3Server, s3_env: Callable[..., None], tmp_path: Path
+) -> None:
+    s3_env(ministack)
+    url = ministack.fresh_url()
+    store = S3Store.from_url(f"{url}?owner={owner}" if owner else url)
+    said: set[tuple[str, str]] = set()
+
+    def note(event_name: str, request: Any, **_: Any) -> None:
+        value = request.headers.get("x-amz-expected-bucket-owner", b"")
+        said.add((event_name.rpartition(".")[2], value.decode() or "nobody's"))
+
+    store._s3().meta.events.register("before-send.s3", note)
+    every_operation(store, tmp_path / "file")
+    store.close()
+    operations = {operation for operation, _ in said}
+    assert {"PutObject", "GetObject", "HeadObject", "ListObjectsV2", "DeleteObjects"} < operations
+    assert {"CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"} < operations
+    assert {value for _, value in said} == {owner or "nobody's"}
+
+
+def test_the_owner_is_part_of_the_stores_url() -> None:
+    url = "s3://bucket/p?region=eu-west-1&owner=123456789012"
+    assert S3Store.from_url(url).url == url
+    with pytest.raises(ValueError, match="owner=me is not the id of an AWS account"):
+        S3Store.from_url("s3://bucket/p?owner=me")

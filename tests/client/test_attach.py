@@ -372,6 +372,7 @@ def test_a_session_terminated_by_another_client_ends_the_futures(
     assert third.status().state == "terminated"
     with pytest.raises(SessionTerminated, match="terminated"):
         third.submit(double, 1)
+    assert third.detach() == first.session_id
 
 
 def test_a_client_that_has_not_submitted_yet_does_not_open_a_terminated_session_again(
@@ -658,7 +659,8 @@ def test_another_python_can_read_status_and_logs_but_no_pickles(
         second.futures[0].result()
     [_, failed] = second.collect()
     assert (failed.type, failed.message) == ("ValueError", "hm")
-    second.cleanup(force=True)
+    assert second.detach() == first.session_id
+    attach(first.session_id, directory_url).cleanup(force=True)
     assert keys(directory_url) == []
 
 

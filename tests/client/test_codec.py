@@ -140,7 +140,7 @@ def test_an_exception_shows_the_remote_traceback_and_where_it_was(
     assert "in chained" in str(cause)
     assert "KeyError: 'absent'" in str(cause)
     assert isinstance(cause.__cause__, KeyError)
-    assert future.task_id in error.__notes__[0]
+    assert f"task {future.task_id} chained()" in error.__notes__[0]
     assert "worker w-" in error.__notes__[0]
     assert "in chained" in "".join(traceback.format_exception(error))
 

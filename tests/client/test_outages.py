@@ -168,9 +168,7 @@ def test_a_task_that_cannot_be_stored_for_now_is_stored_later(
     assert fault.left == 0
 
 
-def test_expired_credentials_are_told_of_once_with_how_to_renew_them(
-    fresh: Client, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refusal_is_told_of_once(fresh: Client, caplog: pytest.LogCaptureFixture) -> None:
     one, store = fresh
     store.fault = fault = FirstTries(DENIED, ("create", "list"), "queue/", 6)
     assert one.submit(double, 1).result(60) == 2
@@ -178,7 +176,7 @@ def test_expired_credentials_are_told_of_once_with_how_to_renew_them(
     [text] = warnings(caplog)
     assert one.session_id in text
     assert "ExpiredToken" in text
-    assert "aws sso login" in text
+    assert "goes on by itself once" in text
 
 
 def test_cleanup_in_an_outage_does_not_wait_for_tasks_to_be_stored(fresh: Client) -> None:

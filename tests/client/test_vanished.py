@@ -11,8 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from starburst_executor import DamagedObject, StarburstExecutor, TaskFuture
+from starburst_executor.client.resubmit import retry, unhealed
 from starburst_executor.inspection.status import read_status
+from starburst_executor.inspection.tasks import find_one, group_errors, history, views
 from starburst_executor.protocol.manifest import Lane
+from starburst_executor.protocol.records import State
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
@@ -45,6 +48,7 @@ def test_tasks_that_are_gone_fail_and_all_others_go_on(make: Make, gate: Gate, w
     lost, other = one.submit(double, 1), one.submit(double, 2)
     batch_of(other)
     remove(one.store, one.session_id, f"{batch_of(lost)}{what}")
+    assert not lost.cancel()
     error = lost.exception(60)
     assert isinstance(error, DamagedObject)
     assert lost.task_id in str(error)
@@ -175,7 +179,20 @@ def test_a_session_of_which_all_tasks_are_gone_is_not_taken_for_an_empty_one(
     session.amend(lambda manifest: replace(manifest, lanes=tuple(map(unfinished, manifest.lanes))))
     status = read_status(session)
     assert (status.total, status.completed, status.failed) == (4, 0, 4)
+    [group] = group_errors(views(session))
+    assert group.task_ids == ["0-0", "0-1", "0-2", "0-3"]
+    assert "lifecycle rule" in group.error.message
+    assert retry(session, unhealed(session, [State.FAILED])) == {}
     runtime.close()
+    store.close()
+
+
+def test_a_task_of_which_only_the_record_is_left_is_shown(left: Left) -> None:
+    left.remove(f"{left.batches[1]}tasks")
+    store = open_store(left.store)
+    session = Session(store, left.session_id, SystemRuntime())
+    shown = history(session, find_one(session, "0-1"))
+    assert (shown.task.state, shown.task.index, shown.function) == ("completed", 1, "")
     store.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -206,6 +207,24 @@ def test_a_worker_that_cannot_start_others_goes_on_by_itself() -> None:
         crash(by_id(world)[1:])
         world.run_until(lambda: world.finished, 1000)
         assert len(world.workers) == started
+
+
+def test_a_full_disk_delays_the_start_of_workers_and_breaks_nothing() -> None:
+    with a_world(workers=2) as world:
+        launch, refusals = world.launcher.launch, iter(range(3))
+
+        def refuse_at_first(session_url: str, count: int) -> list[str]:
+            if next(refusals, None) is None:
+                return launch(session_url, count)
+            raise OSError(errno.ENOSPC, "No space left on device", "/home/u/workers/w-1.log")
+
+        world.launcher.launch = refuse_at_first  # type: ignore[method-assign]
+        client = world.client("c", submitting(*[Work(seconds=5)] * 4, then=SimClient.wait))
+        world.run_until(lambda: world.finished, 1000)
+        world.run_until(lambda: client.dead, 1000)
+        assert world.count(State.COMPLETED) == 4
+        assert next(refusals, None) is None
+        assert client.error is None
 
 
 def test_new_work_brings_workers_again_after_all_have_left_for_idleness() -> None:

@@ -40,7 +40,9 @@ from ministack.services import (  # type: ignore[import-untyped]  # noqa: E402
     cloudwatch_logs,
     ec2,
     ecs,
+    s3,
 )
+from ministack.services.cloudformation import provisioners  # type: ignore[import-untyped]  # noqa: E402
 
 Request = dict[str, Any]
 Reply = tuple[Any, ...]
@@ -63,12 +65,16 @@ class Settings:
     start_delay: float = 0.0  # seconds before a task's process starts
     list_delay: float = 0.0  # seconds before ListTasks and DescribeTasks tell of a task
     capacity: dict[str, int] = field(default_factory=dict)  # provider -> tasks at once
+    without_role: int = 0  # clusters that cannot be created yet: ECS is new to the account
     attach_delay: float = 0.0  # seconds for which a cluster's list of providers changes
     shortage: dict[str, str] = field(default_factory=dict)  # market -> why no instance
     unborn: dict[str, int] = field(default_factory=dict)  # provider -> tasks not born
     vcpus: dict[str, float] = field(default_factory=dict)  # provider -> quota
     throttle: dict[str, int] = field(default_factory=dict)  # action -> calls refused
     lose: dict[str, int] = field(default_factory=dict)  # action -> replies lost
+    owners: dict[str, str] = field(default_factory=dict)  # bucket -> another account
+    says: dict[str, Any] = field(default_factory=dict)  # an error of aws_errors.json
+    says_times: int = 0  # how often RunTask, or the next task, answers with it
     task_endpoints: dict[str, str] = field(default_factory=dict)  # variables of tasks
 
 
@@ -125,6 +131,11 @@ class Task:
                 return
         if self.told.wait(settings.start_delay):
             self._end()
+            return
+        with lock:
+            said = _says("start")
+        if said:
+            self._end(said["code"], said["text"])
             return
         problem = _start_problem(self.container)
         if _due(settings.unborn, self.provider):
@@ -226,6 +237,10 @@ def run_task(request: Request) -> Request:
             raise Refusal("ConflictException", f"clientToken {token} was used for another request")
         return reply
     definition, provider = _check_run(request)
+    if said := _says("call"):
+        raise Refusal(said["code"], said["text"], said["status"])
+    if said := _says("failure"):
+        return {"tasks": [], "failures": [{"reason": said["text"]}] * request["count"]}
     each = int(definition["cpu"]) / 1024
     quota = settings.vcpus.get(provider)
     if quota is not None and _used(provider) + each * request["count"] > quota:
@@ -445,6 +460,14 @@ def _due(counts: dict[str, int], name: str) -> bool:
     return True
 
 
+def _says(where: str) -> Request:
+    """The error that a test wants said there now, if any."""
+    if settings.says.get("where") != where or settings.says_times < 1:
+        return {}
+    settings.says_times -= 1
+    return settings.says
+
+
 def _command(request: Request, container: Request) -> list[str]:
     overrides = request.get("overrides", {}).get("containerOverrides", [])
     command = container.get("command", [])
@@ -571,6 +594,42 @@ for _name, _action in {
     "Control": control,
 }.items():
     ecs._ACTION_MAP[_name] = _as_handler(_name, _action)
+
+_ask_s3 = s3.handle_request
+
+
+async def handle_s3(method: str, path: str, headers: Any, *more: Any, **options: Any) -> Reply:
+    """ministack's own, which does not look at whom a bucket is expected to belong to."""
+    expected = {k.lower(): v for k, v in headers.items()}.get("x-amz-expected-bucket-owner")
+    owner = settings.owners.get(path.lstrip("/").partition("/")[0], ACCOUNT)
+    if expected not in (None, owner):
+        refused = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        return 403, {"Content-Type": "application/xml"}, b"" if method == "HEAD" else refused
+    reply: Reply = await _ask_s3(method, path, headers, *more, **options)
+    return reply
+
+
+s3.handle_request = handle_s3
+
+_cluster_handlers = provisioners._RESOURCE_HANDLERS["AWS::ECS::Cluster"]
+_create_cluster = _cluster_handlers["create"]
+
+
+def create_cluster(*about: Any) -> Any:
+    """ministack's own, for CloudFormation; it has that role from the beginning."""
+    with lock:
+        if settings.without_role > 0:
+            settings.without_role -= 1
+            raise RuntimeError(
+                'Resource handler returned message: "Invalid request provided: CreateCluster '
+                "Invalid Request: Unable to assume the service linked role. Please verify that the "
+                "ECS service linked role exists. (Service: AmazonECS; Status Code: 400; Error "
+                'Code: InvalidParameterException)" (HandlerErrorCode: InvalidRequest)'
+            )
+    return _create_cluster(*about)
+
+
+_cluster_handlers["create"] = create_cluster
 
 _INSTANCES = {"c8a.xlarge": (4, 8192, "x86_64"), "c8g.large": (2, 4096, "arm64")}
 _describe_types = ec2._describe_instance_types

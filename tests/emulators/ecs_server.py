@@ -124,7 +124,8 @@ MEASURE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE")
 
 
 @contextlib.contextmanager
-def ecs_server(folder: Path) -> Iterator[EcsServer]:
+def ecs_server(folder: Path, *, new_to_ecs: bool = False) -> Iterator[EcsServer]:
+    """A running server, whose account has had clusters before, unless it is `new_to_ecs`."""
     [port] = _free_ports(1)
     program = Path(__file__).with_name("ecs_emulator.py")
     command = [sys.executable, str(program), str(port), str(folder)]
@@ -153,6 +154,9 @@ def ecs_server(folder: Path) -> Iterator[EcsServer]:
             secret_key="test",
             metadata_port=int((folder / "metadata-port").read_text()),
         )
+        if not new_to_ecs:
+            with contextlib.closing(server.aws("iam")) as client:
+                client.create_service_linked_role(AWSServiceName="ecs.amazonaws.com")
         try:
             yield server
         finally:

@@ -281,6 +281,15 @@ def test_requests_are_signed_as_botocore_signs_them(token: str) -> None:
     assert ours["Authorization"] == request.headers["Authorization"]
 
 
+def test_the_account_that_must_own_the_bucket_is_said_and_signed() -> None:
+    url = "https://bucket.s3.eu-west-1.amazonaws.com/lock.json"
+    keys = {"id": "AK", "secret": "SK", "token": ""}
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    ours = bootstrap.sign(url, "eu-west-1", keys, now, "123456789012")
+    assert ours["x-amz-expected-bucket-owner"] == "123456789012"
+    assert "x-amz-expected-bucket-owner" in ours["Authorization"]
+
+
 class Answers:
     """An HTTP server that gives scripted answers, and notes what it was asked."""
 
@@ -334,6 +343,20 @@ def test_a_server_that_is_away_for_a_moment_is_asked_again(
             assert file.read() == b"here"
     assert pauses == [0.5, 1.0]
     assert {path for path, _ in server.asked} == {"/bucket/some/lock.json"}
+
+
+def test_the_owner_in_the_stores_url_is_said_with_each_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+    with Answers([(200, b"here")]) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        with bootstrap.S3("s3://bucket/some?owner=123456789012").open("lock.json"):
+            pass
+    [(_, headers)] = server.asked
+    said = {name.lower(): value for name, value in headers.items()}
+    assert said["x-amz-expected-bucket-owner"] == "123456789012"
 
 
 def test_what_is_forbidden_says_what_the_role_needs(

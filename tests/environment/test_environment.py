@@ -13,7 +13,7 @@ import pytest
 
 from starburst_executor import StarburstExecutor
 from starburst_executor.client.environment_options import choose_environment, on_launcher
-from starburst_executor.environment import bootstrap, indexes
+from starburst_executor.environment import bootstrap, capture, indexes
 from starburst_executor.environment.capture import Prepared, Wishes, prepare
 from starburst_executor.environment.indexes import Indexes
 from starburst_executor.environment.installed import Package, installed, normalized
@@ -157,6 +157,24 @@ def test_a_login_is_not_stored_and_the_index_is_named(
     assert with_login.without_secrets().default == "https://ours.test:8443/simple?x=1"
     assert "https://ours.test:8443/simple?x=1" in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored"),
+    [
+        ("a @ https://me:secret@ours.test/a-1.0.whl", "a @ https://ours.test/a-1.0.whl"),
+        ("a @ git+https://secret@ours.test/a@v1", "a @ git+https://ours.test/a@v1"),
+        ("a @ git+ssh://git@ours.test/a@v1", "a @ git+ssh://git@ours.test/a@v1"),
+        ("a==1.0", "a==1.0"),
+    ],
+)
+def test_a_login_in_a_packages_url_is_not_stored(
+    asked: str, stored: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = capture._Target(python="3.11", platform="linux-x86_64", indexes=Indexes())
+    assert capture._locked(target, [asked], {}).lock.requirements == (stored,)
+    assert "secret" not in caplog.text
+    assert bool(caplog.text) is ("secret" in asked)
 
 
 # --- wheels -----------------------------------------------------------------------------

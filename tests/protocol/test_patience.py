@@ -22,7 +22,9 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.protocol.patience import Consequence, Outage, Patience, consequence
+from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import Signal, SystemRuntime
+from tests.support.fakes import MemoryStore
 
 
 class VirtualTime(SystemRuntime):
@@ -101,6 +103,18 @@ def test_an_outage_of_hours_is_outlasted_with_a_warning_a_minute(
     texts = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert 100 <= len(texts) <= 120
     assert {text.partition(":")[0] for text in texts} == {"session s"}
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"), [("s3://bucket/prefix", "aws sso login"), ("/mnt/store", "written again")]
+)
+def test_a_refusal_is_told_with_its_remedy(
+    runtime: VirtualTime, caplog: pytest.LogCaptureFixture, url: str, remedy: str
+) -> None:
+    store = MemoryStore(runtime)
+    store.url = url
+    Session(store, "s", runtime).warn(StoreDenied("403"))
+    assert remedy in caplog.text
 
 
 def test_an_outage_without_end_is_given_up_after_a_day(

@@ -68,9 +68,15 @@ def test_pending_tasks_of_an_earlier_version_run(futures: list[TaskFuture[object
 
 
 @pytest.mark.skipif(MANIFEST["python"] == HERE, reason="tests the other Python versions")
-def test_session_of_another_python_is_refused(store: Path) -> None:
-    with pytest.raises(VersionMismatch):
-        StarburstExecutor.attach(SESSION, store=store)
+def test_results_of_a_session_of_another_python_are_refused_and_tasks_too(store: Path) -> None:
+    executor = StarburstExecutor.attach(SESSION, store=store)
+    for future in executor.futures[:2]:
+        with pytest.raises(VersionMismatch, match=HERE):
+            future.result(60)
+    assert "no seat is left" in str(executor.futures[2].exception(60))
+    with pytest.raises(VersionMismatch, match=HERE):
+        executor.submit(print)
+    executor.cleanup(force=True)
 
 
 def test_what_is_stored_names_nothing_of_this_package_but_what_keeps_its_name(

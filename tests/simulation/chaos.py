@@ -1,200 +1,187 @@
-"""Random schedules of the whole protocol, each from one seed; and what must hold in the end."""
+"""Plays random schedules of the whole protocol, and says what must hold in the end."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from starburst_executor.errors import SessionError, StarburstError, StoreError
 from starburst_executor.inspection import status
 from starburst_executor.protocol.manifest import Limits
-from tests.simulation.kernel import (
-    Call,
-    Fault,
-    FaultPlan,
-    random_faults,
-)
-from tests.simulation.world import (
-    BrokenRule,
-    Settings,
-    SimClient,
-    SimWorker,
-    Work,
-    World,
-)
+from tests.simulation.kernel import APPLIES, Call, Fault, FaultPlan, random_faults
+from tests.simulation.ledger import BrokenRule
+from tests.simulation.schedule import Kind, Round, Schedule, Trouble, Visit, What
+from tests.simulation.world import Settings, SimClient, SimWorker, World
+
+__all__ = ["Chaos"]
 
 LATEST = 400.0  # seconds after its call at which a late write has taken effect, with a margin
-PATIENCE = 6 * 3600.0  # virtual seconds in which everything must have come to rest
+PATIENCE = 2 * 3600.0  # seconds from the last trouble, in which everything must come to rest
 
-_GENTLE = (
-    Fault.UNAVAILABLE,
-    Fault.LOST,
-    Fault.RETRIED,
-    Fault.REFUSED,
-    Fault.TORN,
-    Fault.LATE,
-)
 _DEADLY = (Fault.KILLED_BEFORE, Fault.KILLED_AFTER)
 
 
 class Chaos:
-    """One random schedule.
+    """One schedule.
 
     Args:
-        seed: Where every choice comes from.
-        attended: Whether somebody attaches in the end; if not, nobody crashes, and the workers
-            must finish everything that was stored by themselves.
-        cleanup: Whether a client deletes the session in the middle of it all.
+        schedule: What happens.
     """
 
-    def __init__(self, seed: int, *, attended: bool = True, cleanup: bool = False) -> None:
-        self.rng = random.Random(f"chaos/{seed}")
-        self.attended = attended
-        self.cleanup = cleanup
-        rng = self.rng
-        self.quiet_at = rng.choice([20.0, 60.0, 200.0])  # the faults stop
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.fired: list[tuple[str, int, Fault]] = []  # the faults that struck
         settings = Settings(
-            workers=rng.randint(2, 5),
-            slots=rng.choice([1, 1, 1, 2]),
+            workers=schedule.workers,
+            slots=schedule.slots,
             limits=Limits(
-                max_attempts=rng.choice([1, 2, 3]),
-                idle_timeout=rng.choice([30.0, 300.0]),
-                task_timeout=rng.choice([None, None, 20.0]),
+                max_attempts=schedule.max_attempts,
+                idle_timeout=schedule.idle_timeout,
+                task_timeout=schedule.task_timeout,
             ),
-            faults=self._faults(),
-            knows=rng.random() < 0.6,
-            skew=rng.choice([0.0, 0.0, 5.0, 3600.0]),
+            faults=self._recorded(
+                self._by_chance() if schedule.struck is None else self._as_told(schedule.struck)
+            ),
+            knows=schedule.knows,
+            lag=schedule.lag,
+            skew=schedule.skew,
         )
-        self.world = World(seed, settings)
-        self.deaths = rng.randint(0, 4) if attended else 0
+        self.world = World(schedule.seed, settings)
         self.stalled_until = 0.0
         self.stopped: set[str] = set()
-        self.terminated_at: float | None = None
-        self.problem = ""
+        self.broken: set[str] = set()  # clients that broke, as they may
+        self.spared = True  # no worker was taken away that others could do without
+
+    def as_played(self) -> Schedule:
+        """The same schedule, with the faults that struck instead of their chances."""
+        return replace(self.schedule, chances=(), struck=tuple(self.fired))
 
     # --- what goes wrong
 
-    def _faults(self) -> FaultPlan:
-        rng = self.rng
-        kinds = rng.sample(_GENTLE, rng.randint(0, len(_GENTLE)))
-        if not self.attended and Fault.LATE in kinds:
-            kinds.remove(Fault.LATE)
-        chances = {kind: rng.choice([0.003, 0.02, 0.05]) for kind in kinds}
-        if self.attended:
-            chances |= dict.fromkeys(_DEADLY, rng.choice([0.0, 0.002]))
-        plan = random_faults(chances)
+    def _by_chance(self) -> FaultPlan:
+        rng = random.Random(f"faults/{self.schedule.kind}/{self.schedule.seed}")
+        plan = random_faults(dict(self.schedule.chances))
+        deaths = self.schedule.deaths
 
-        def until_quiet(call: Call, source: random.Random) -> Fault | None:
-            if self.world.sim.now > self.quiet_at:
+        def strike(call: Call, _: random.Random) -> Fault | None:
+            nonlocal deaths
+            if self.world.sim.now > self.schedule.quiet_at:
                 return None
-            fault = plan(call, source)
+            fault = plan(call, rng)
             if fault in _DEADLY:
-                if self.deaths <= 0:
-                    return None
-                self.deaths -= 1
+                deaths -= 1
+                return fault if deaths >= 0 else None
             return fault
 
-        return until_quiet
+        return strike
 
-    def _plan_events(self) -> None:
-        rng, sim = self.rng, self.world.sim
-        events: list[Callable[[], None]] = [self._stop_worker, self._jump, self._stall]
-        if self.attended:
-            events += [self._sleep, self._crash_worker, self._crash_client]
-        for _ in range(rng.randint(0, 5)):
-            sim.at(rng.uniform(1, self.quiet_at), rng.choice(events))
+    def _as_told(self, struck: tuple[tuple[str, int, Fault], ...]) -> FaultPlan:
+        faults = {(process, number): fault for process, number, fault in struck}
 
-    def _worker(self) -> SimWorker | None:
-        live = self.world.live_workers()
-        return self.rng.choice(live) if live else None
+        def strike(call: Call, _: random.Random) -> Fault | None:
+            fault = faults.get((call.process, call.number))
+            return fault if fault in APPLIES[call.op] else None
 
-    def _stop_worker(self) -> None:
+        return strike
+
+    def _recorded(self, plan: FaultPlan) -> FaultPlan:
+        def strike(call: Call, rng: random.Random) -> Fault | None:
+            fault = plan(call, rng)
+            if fault is not None:
+                self.fired.append((call.process, call.number, fault))
+            return fault
+
+        return strike
+
+    def _befall(self, trouble: Trouble) -> None:
+        sim, which, seconds = self.world.sim, trouble.which, trouble.seconds
+        workers = self.world.live_workers()
+        clients = [client for client in self.world.clients if not client.dead]
+        there: list[SimWorker | SimClient] = [*workers, *clients]
+        match trouble.what:
+            case What.STOP:
+                self._stop_worker(which)
+            case What.JUMP if there:
+                there[which % len(there)].runtime.jump(seconds)
+            case What.STALL_WORKER if workers:
+                self._stall(workers[which % len(workers)], seconds)
+            case What.STALL_CLIENT if clients:
+                self._stall(clients[which % len(clients)], seconds)
+            case What.SLEEP:
+                rng = random.Random(which)
+                for one in there:
+                    self._stall(one, seconds + rng.choice([0.0, 0.0, 0.1, 10.0]))
+            case What.CRASH_SPARE:
+                self._crash_spare(which)
+            case What.CRASH_WORKER if workers:
+                workers[which % len(workers)].crash()
+            case What.CRASH_CLIENT if clients:
+                sim.kill(clients[which % len(clients)].actor)
+
+    def _stop_worker(self, which: int) -> None:
         """SIGTERM; but where nobody attaches, never to the last: then pending tasks just wait."""
         live = [w for w in self.world.live_workers() if w.id not in self.stopped]
-        if len(live) > (0 if self.attended else 1):
-            worker = self.rng.choice(live)
+        if len(live) > (self.schedule.kind is Kind.UNWATCHED):
+            worker = live[which % len(live)]
             self.stopped.add(worker.id)
             worker.stop("it got SIGTERM")
 
-    def _crash_worker(self) -> None:
-        if worker := self._worker():
-            worker.crash()
-
-    def _crash_client(self) -> None:
-        self.world.sim.kill(self.rng.choice(self.world.clients).actor)
-
-    def _jump(self) -> None:
-        everybody = [w.runtime for w in self.world.live_workers()]
-        everybody += [c.runtime for c in self.world.clients]
-        self.rng.choice(everybody).jump(self.rng.choice([-4000.0, -3.0, 3.0, 4000.0]))
-
-    def _stall(self) -> None:
-        if worker := self._worker():
-            seconds = self.rng.choice([1.0, 30.0, 100.0])
-            self.world.sim.stall(worker.actor, seconds)
-            self._note_stall(seconds)
-
-    def _sleep(self) -> None:
-        """The laptop's lid: clients and workers all sleep."""
-        seconds = self.rng.choice([50.0, 130.0, 3600.0])
-        everybody: list[SimWorker | SimClient] = [
-            *self.world.live_workers(),
-            *self.world.clients,
+    def _crash_spare(self, which: int) -> None:
+        """Kill one worker, once, if two others are well: one of them stays."""
+        well = [
+            worker
+            for worker in self.world.live_workers()
+            if worker.id not in self.stopped
+            and worker.worker is not None
+            and worker.actor.stalled_until <= self.world.sim.now
+            and worker.working.heartbeats.silent() < 30
         ]
-        for one in everybody:
-            if not one.dead:
-                self.world.sim.stall(one.actor, seconds)
-        self._note_stall(seconds)
+        if len(well) > 2 and self.spared:
+            self.spared = False
+            well[which % len(well)].crash()
 
-    def _note_stall(self, seconds: float) -> None:
+    def _stall(self, one: SimWorker | SimClient, seconds: float) -> None:
+        self.world.sim.stall(one.actor, seconds)
         self.stalled_until = max(self.stalled_until, self.world.sim.now + seconds)
 
     # --- what is done
 
-    def _work(self) -> Work:
-        rng = self.rng
-        seconds = rng.choice([0.01, 0.1, 0.1, 1.0, 3.0, 3.0, 30.0])
-        return Work(
-            seconds=seconds,
-            raises=rng.random() < 0.1,
-            poison=self.attended and rng.random() < 0.01,
-            size=rng.choice([0, 0, 300, 20_000]),
-        )
-
-    def _submit_some(self, client: SimClient) -> None:
-        rng = self.rng
-        for _ in range(rng.randint(1, 3)):
-            works = [self._work() for _ in range(rng.randint(1, 12))]
-            futures = client.submit(works)
-            client.runtime.signal().wait(rng.choice([0.0, 0.03, 1.0, 10.0]))
-            if rng.random() < 0.3:
-                chosen = rng.sample(futures, rng.randint(1, len(futures)))
-                client.cancel(chosen, running=rng.random() < 0.5)
-
-    def _script(self, client: SimClient, *, first: bool) -> None:
+    def _script(self, client: SimClient, visit: Visit, *, first: bool) -> None:
         """What a user's program does; the errors of the library end it, as they would."""
         try:
             if first:
                 client.create()
             else:
                 self._attach(client)
-            if first or self.rng.random() < 0.7:
-                self._submit_some(client)
-            if self.rng.random() < (0.4 if self.attended else 1.0):
+            for one in visit.rounds:
+                self._submit(client, one)
+            if visit.detaches:
                 client.detach()
             else:
                 client.wait()
                 client.stop_threads()
-        except StarburstError as error:
+        except (StarburstError, MemoryError) as error:
             self.world.sim.note(client.name, "ends with", repr(error))
-            if not self._may_fail(error):
+            self.broken.add(client.name)
+            if not self._may_fail(client, error):
                 raise
+            client.exit()
 
-    def _may_fail(self, error: StarburstError) -> bool:
+    def _submit(self, client: SimClient, one: Round) -> None:
+        futures = client.submit(one.works)
+        client.runtime.signal().wait(one.pause)
+        if one.cancelled:
+            client.cancel([futures[number] for number in one.cancelled], running=one.running)
+
+    def _may_fail(self, client: SimClient, error: Exception) -> bool:
         if isinstance(error, SessionError):
-            return self.cleanup
-        return isinstance(error, StoreError)
+            return self.schedule.kind is Kind.DELETED
+        return isinstance(error, StoreError | MemoryError) or self._short_of_memory(client.name)
+
+    def _short_of_memory(self, process: str) -> bool:
+        return any(who == process and fault is Fault.NO_MEMORY for who, _, fault in self.fired)
 
     def _attach(self, client: SimClient) -> None:
         """As soon as there is a session."""
@@ -203,7 +190,7 @@ class Chaos:
                 client.attach()
                 return
             except SessionError:
-                if self.terminated_at is not None:
+                if self.schedule.kind is Kind.DELETED and self.world.ledger.terminated_at:
                     raise
                 client.runtime.signal().wait(1)
 
@@ -221,31 +208,32 @@ class Chaos:
 
     # --- the run
 
-    def run(self) -> None:
-        """Run it all.
+    def play(self) -> None:
+        """Run it all, and let the world go.
 
         Raises:
             BrokenRule: something is not as the protocol promises.
         """
-        world, rng = self.world, self.rng
-        world.client("c0", partial(self._script, first=True))
-        for number in range(1, rng.randint(1, 3)):
-            delay = rng.uniform(0, self.quiet_at)
-            world.client(f"c{number}", partial(self._script, first=False), delay=delay)
-        self._plan_events()
-        world.run(self.quiet_at)
-        if not self._begun():
-            return
-        if self.cleanup:
-            self._delete()
-        elif self.attended:
-            self._attend()
-        else:
-            self._leave_alone()
+        with self.world:
+            self._run()
 
-    def _begun(self) -> bool:
-        """Whether there is a session at all: its creator may have died before."""
-        return bool(self.world.ledger.keys("session.json"))
+    def _run(self) -> None:
+        world, schedule = self.world, self.schedule
+        for number, visit in enumerate(schedule.visits):
+            script = partial(self._script, visit=visit, first=not number)
+            world.client(f"c{number}", script, delay=visit.at)
+        for trouble in schedule.troubles:
+            world.sim.at(trouble.at, partial(self._befall, trouble))
+        world.run(schedule.quiet_at)
+        if not world.ledger.keys("session.json"):
+            return  # its creator died before
+        ends: dict[Kind, Callable[[], None]] = {
+            Kind.ATTENDED: self._attend,
+            Kind.WATCHED: self._watch,
+            Kind.UNWATCHED: self._leave_alone,
+            Kind.DELETED: self._delete,
+        }
+        ends[schedule.kind]()
 
     def _attend(self) -> None:
         """Whoever is still there dies; what they sent lands; then somebody comes back."""
@@ -255,27 +243,52 @@ class Chaos:
                 world.sim.kill(client.actor)
         world.run(max(world.sim.now, self.stalled_until) + LATEST)
         end = world.client("finisher", self._finish)
-        world.sim.at(world.sim.now + PATIENCE, lambda: None)
-        while not end.dead and world.sim.now < PATIENCE:
-            world.run(world.sim.now + 60)
+        self._must_come_to_rest(lambda: end.dead)
         self._must_be_finished()
         world.run(world.sim.now + LATEST)
-        world.check()
-        self._delete_all(end)
+        world.check(clean=self._clean)
+        self._delete_all()
+
+    def _watch(self) -> None:
+        """Nobody waits for ever; and if no client broke, everything is done."""
+        world = self.world
+        self._must_come_to_rest(lambda: all(client.dead for client in world.clients))
+        if not self.broken and not any(client.error for client in world.clients):
+            self._must_be_finished()
+        world.check(clean=self._clean)
 
     def _leave_alone(self) -> None:
         world = self.world
-        while world.sim.now < PATIENCE and not (
-            world.finished and all(c.dead for c in world.clients)
-        ):
-            world.run(world.sim.now + 60)
+        self._must_come_to_rest(
+            lambda: world.finished and all(client.dead for client in world.clients)
+        )
         self._must_be_finished()
-        world.check()
+        world.check(clean=self._clean)
+
+    @property
+    def _clean(self) -> bool:
+        """Whether nothing went wrong."""
+        works = [
+            work for visit in self.schedule.visits for one in visit.rounds for work in one.works
+        ]
+        return not (self.fired or self.schedule.troubles or any(work.poison for work in works))
+
+    def _must_come_to_rest(self, reached: Callable[[], bool]) -> None:
+        world = self.world
+        end = max(world.sim.now, self.stalled_until) + PATIENCE
+        while not reached():
+            if world.sim.now >= end:
+                waiting = [client.name for client in world.clients if not client.dead]
+                there = [worker.id for worker in world.live_workers()]
+                raise BrokenRule(
+                    f"not at rest after {world.sim.now:.0f} s: there are {waiting} and {there}, "
+                    f"and unfinished are {world.unfinished()}"
+                )
+            world.run(world.sim.now + 60)
 
     def _must_be_finished(self) -> None:
         world = self.world
-        open_ = {k: t.state for k, t in world.tasks().items() if not t.state.final}
-        if open_:
+        if open_ := world.unfinished():
             raise BrokenRule(f"not finished after {world.sim.now:.0f} s: {open_}")
 
     def _delete(self) -> None:
@@ -284,24 +297,21 @@ class Chaos:
         A request that was on its way for minutes may land after that. What it leaves is found and
         removed by deleting again, as `prune` does with whatever lies about.
         """
-        world = self.world
-        world.run(self.stalled_until)
+        self.world.run(self.stalled_until)
         for name in ("remover", "pruner"):
-            remover = world.client(name, SimClient.delete_session)
-            world.run(world.sim.now + LATEST + 300)
-            if not remover.dead:
-                raise BrokenRule("the deletion has not ended")
+            self._remove(name)
         self._must_be_gone()
 
-    def _delete_all(self, client: SimClient) -> None:
-        world = self.world
-        remover = world.client("remover", SimClient.delete_session)
-        world.run(world.sim.now + 1000)
+    def _delete_all(self) -> None:
+        self._remove("remover")
+        self._must_be_gone()
+
+    def _remove(self, name: str) -> None:
+        remover = self.world.client(name, SimClient.delete_session)
+        self.world.run(self.world.sim.now + LATEST + 600)
         if not remover.dead:
             raise BrokenRule("the deletion has not ended")
-        self._must_be_gone()
 
     def _must_be_gone(self) -> None:
-        left = self.world.ledger.keys()
-        if left:
+        if left := self.world.ledger.keys():
             raise BrokenRule(f"after the deletion there is left: {left}")

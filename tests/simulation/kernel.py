@@ -65,6 +65,7 @@ class Actor:
 
     __slots__ = (
         "cpu",
+        "died_at",
         "dying",
         "ended",
         "error",
@@ -94,6 +95,7 @@ class Actor:
         self.refusal: Exception | None = None
         self.stalled_until = 0.0  # the process, threads included
         self.dying = False
+        self.died_at = math.inf  # of a process: when it ended
         self.ended = False
         self.result: object = None
         self.error: BaseException | None = None
@@ -178,6 +180,7 @@ class Simulation:
         process = actor.process
         self.note("killed", process.name)
         process.stalled_until = 0.0
+        process.died_at = min(process.died_at, self.now)
         for thread in list(process.threads):
             thread.dying = True
             if thread is not self._current:
@@ -311,8 +314,12 @@ class Simulation:
         self._actors.pop(actor, None)
         actor.process.threads.pop(actor, None)
         actor.greenlet = None
+        actor.died_at = min(actor.died_at, self.now)
         error = actor.error
         if error is None or actor.dying:
+            return
+        if isinstance(error, MemoryError):
+            self.note(actor.name, "dies of", repr(error))  # a thread that others may wait for
             return
         if not isinstance(error, Exception):
             raise error  # Ctrl-C, pytest's own
@@ -440,12 +447,21 @@ class Fault(Enum):
     RETRIED = "retried"  # takes effect, then the SDK repeats it and returns what the repetition got
     REFUSED = "refused"  # 409: Conflict, no effect
     TORN = "torn"  # the second half of a listing is as of a later moment
+    NO_MEMORY = "no memory"  # MemoryError, before the request leaves
     KILLED_BEFORE = "killed before"  # the caller's process dies before the request leaves
     KILLED_AFTER = "killed after"  # the caller's process dies when the request takes effect
 
 
-_EVERYWHERE = frozenset({Fault.UNAVAILABLE, Fault.LOST, Fault.KILLED_BEFORE, Fault.KILLED_AFTER})
-_APPLIES = {
+_EVERYWHERE = frozenset(
+    {
+        Fault.UNAVAILABLE,
+        Fault.LOST,
+        Fault.NO_MEMORY,
+        Fault.KILLED_BEFORE,
+        Fault.KILLED_AFTER,
+    }
+)
+APPLIES = {
     "get": _EVERYWHERE,
     "list": _EVERYWHERE | {Fault.TORN},
     "put": _EVERYWHERE | {Fault.LATE, Fault.RETRIED},
@@ -488,7 +504,7 @@ def random_faults(chances: Mapping[Fault, float]) -> FaultPlan:
         for fault, chance in chances.items():
             point -= chance
             if point < 0:
-                return fault if fault in _APPLIES[call.op] else None
+                return fault if fault in APPLIES[call.op] else None
         return None
 
     return plan
@@ -535,6 +551,7 @@ class SimStore:
         self.tally = backing.tally
         self.backing = backing
         self.faults = faults
+        self.writer = ""  # the process whose request took effect last
         self.counts: Counter[str] = Counter()  # requests by operation, each repetition included
         self._sim = sim
         self._latency = latency
@@ -623,7 +640,7 @@ class SimStore:
         process = request.actor.process
         call = Call(process.name, process.requests, request.op, request.key)
         fault = self.faults(call, self._random)
-        if fault is not None and fault not in _APPLIES[request.op]:
+        if fault is not None and fault not in APPLIES[request.op]:
             raise ValueError(f"{fault} does not apply to {call}")
         return fault
 
@@ -682,8 +699,11 @@ class _Request:
     def apply(self) -> tuple[object, Exception | None]:
         sim = self.store._sim
         value, error = None, None
+        self.store.writer = self.actor.process.name
         try:
             value = self.effect()
+        except AssertionError:
+            raise  # a rule is broken: the run ends here, whatever its actors would make of it
         except Exception as e:
             error = e
         outcome = "ok" if error is None else type(error).__name__
@@ -716,6 +736,9 @@ class _Request:
     def _no_answer(self) -> None:
         message = f"{self.op} of {self.key}: no plain answer (simulated)"
         self.answer(None, StoreUnavailable(message))
+
+    def _no_memory(self) -> None:
+        self.answer(None, MemoryError(f"{self.op} of {self.key} (simulated)"))
 
     def _unavailable(self) -> None:
         self._later(self.half, self._no_answer)

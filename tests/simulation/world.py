@@ -1,10 +1,8 @@
 """Clients, workers and launchers of the real protocol code, as actors of the simulator.
 
 What is real: `Session`, `Submitter`, `Watcher`, `FutureRegistry`, `Autoscaler`, `Worker`.
-What is not: time, the store (`Ledger` behind a `SimStore`), the processes that run tasks
+What is not: time, the store (a `Ledger` behind a `SimStore`), the processes that run tasks
 (`SimSlots`), the worker's disk (`SimLibrary`) and what starts workers (`SimLauncher`).
-
-The `Ledger` checks every write against what was there before, at the moment it takes effect.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -35,7 +33,7 @@ from starburst_executor.errors import (
     SessionError,
     StoreError,
 )
-from starburst_executor.protocol import codec, lanes, tasks_object
+from starburst_executor.protocol import lanes
 from starburst_executor.protocol.keys import Batch
 from starburst_executor.protocol.listing import QueueReader
 from starburst_executor.protocol.manifest import (
@@ -48,11 +46,10 @@ from starburst_executor.protocol.manifest import (
 )
 from starburst_executor.protocol.outcome import Failure, Outcome, decode_outcome, encode_outcome
 from starburst_executor.protocol.payload import digest_of
-from starburst_executor.protocol.records import Record, State, Task
+from starburst_executor.protocol.records import State, Task
 from starburst_executor.protocol.session import Session
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Signal
-from starburst_executor.storage.base import Bytes
 from starburst_executor.worker.assignment import AttemptKey
 from starburst_executor.worker.child_handle import Job
 from starburst_executor.worker.loop import Worker
@@ -66,9 +63,8 @@ from tests.simulation.kernel import (
     Simulation,
     s3_latency,
 )
-from tests.support.fakes import MemoryStore
+from tests.simulation.ledger import SESSION_ID, BrokenRule, Ledger
 
-SESSION_ID = "20250615-150640-simula"
 FUNCTION = b"the callable that all simulated tasks call"
 
 
@@ -90,131 +86,6 @@ class Body:
     key: AttemptKey
     worker: str
     began: float  # virtual
-
-
-class BrokenRule(AssertionError):
-    """A write, or the state of things at the end, that must not be."""
-
-
-# --- the store ---------------------------------------------------------------------
-
-
-class Ledger(MemoryStore):
-    """A store in memory that refuses to let a rule of the protocol be broken.
-
-    Args:
-        sim: The world.
-        checked: Whether to check writes; costs time.
-    """
-
-    def __init__(self, sim: Simulation, *, checked: bool = True) -> None:
-        super().__init__(SimRuntime(sim, "the store's clock"))
-        self.prefix = f"sessions/{SESSION_ID}/"
-        self.queues: Callable[[], Iterable[tuple[str, QueueReader]]] = lambda: ()
-        self._checked = checked
-        self._sim = sim
-        self.max_attempts = Limits().max_attempts
-        self.terminated_at: float | None = None  # virtual
-
-    def keys(self, below: str = "") -> list[str]:
-        """Names of the session's objects, in order."""
-        whole = self.prefix + below
-        return [k[len(self.prefix) :] for k in self._keys if k.startswith(whole)]
-
-    def record(self, batch: Batch) -> Record | None:
-        """The record as it is stored, without a request."""
-        data = self._data.get(self.prefix + batch.record_key)
-        return None if data is None else codec.decode(data, Record, batch.record_key)
-
-    def batches(self) -> list[Batch]:
-        """What is stored, in order."""
-        names = [key.split("/")[1] for key in self.keys("queue/") if key.endswith("/tasks")]
-        return sorted(cast(Batch, Batch.parse(name)) for name in names)
-
-    def state(self, batch: Batch) -> Record:
-        """The record; a fresh one from the header where nobody wrote one."""
-        found = self.record(batch)
-        if found is not None:
-            return found
-        head = tasks_object.read_header(self._data[self.prefix + batch.tasks_key], batch.tasks_key)
-        assert not isinstance(head, int)
-        return head[0].fresh_record()
-
-    def markers(self, batch: Batch) -> set[str]:
-        """Names of the markers of a batch."""
-        names = {key.rsplit("/", 1)[1] for key in self.keys(f"queue/{batch}/")}
-        return names - {"tasks", "record"}
-
-    def manifest(self) -> Manifest:
-        """The manifest, without a request."""
-        return codec.decode(self._data[self.prefix + "session.json"], Manifest, "session.json")
-
-    def _write(self, key: str, data: Bytes) -> str:
-        deleted = self.terminated_at is not None  # what lands late lands among nothing
-        if self._checked and not deleted and key.startswith(self.prefix + "queue/"):
-            self._check(key[len(self.prefix) :], bytes(data))
-        if key == self.prefix + "session.json" and self.terminated_at is None:
-            manifest = codec.decode(bytes(data), Manifest, key)
-            if manifest.state is SessionState.TERMINATED:
-                self.terminated_at = self._sim.now
-        return super()._write(key, data)
-
-    def _check(self, name: str, data: bytes) -> None:
-        _, folder, last = name.split("/")
-        batch = Batch.parse(folder)
-        assert batch is not None
-        if last == "tasks":
-            self._check_cursors(batch)
-        elif last == "record":
-            self._check_record(batch, codec.decode(data, Record, name))
-        else:
-            self._check_marker(batch, last, self.record(batch))
-
-    def _check_cursors(self, batch: Batch) -> None:
-        for who, queue in self.queues():
-            progress = queue._lanes.get(batch.lane)
-            if progress and progress.end_of_run(batch.number) > batch.number:
-                raise BrokenRule(f"{batch} appears behind the cursor of {who}")
-
-    def _check_record(self, batch: Batch, new: Record) -> None:
-        old = self.record(batch)
-        if old is None:
-            old = Record.fresh(batch.size)
-        elif new.nonce == old.nonce:
-            raise BrokenRule(f"{batch}: two writes with the same nonce")
-        if new.round < old.round:
-            raise BrokenRule(f"{batch}: round {old.round} -> {new.round}")
-        for position, (was, now) in enumerate(zip(old.tasks, new.tasks, strict=True)):
-            self._check_task(f"{batch}[{position}]", was, now)
-            if now.state is State.PENDING and was.state.held and new.round == old.round:
-                raise BrokenRule(f"{batch}[{position}] went back within a round")
-        for marker in self.markers(batch):
-            self._check_marker(batch, marker, new)
-
-    def _check_task(self, name: str, was: Task, now: Task) -> None:
-        if was.state.final and now != was:
-            raise BrokenRule(f"{name} has a second outcome: {was} -> {now}")
-        if now.attempt < was.attempt or now.losses < was.losses:
-            raise BrokenRule(f"{name}: {was} -> {now}")
-        if now.losses > self.max_attempts:
-            raise BrokenRule(f"{name} was lost while running {now.losses} times")
-        if now.losses == self.max_attempts and now.state is not State.FAILED:
-            raise BrokenRule(f"{name} is {now.state} after its last attempt was lost")
-
-    def _check_marker(self, batch: Batch, marker: str, record: Record | None) -> None:
-        kind, _, rest = marker.partition(".")
-        if record is None:
-            raise BrokenRule(f"{batch}/{marker} without a record")
-        if kind == "drained" and int(rest) == record.round:
-            wrong = record.count(State.PENDING) > 0
-        elif kind in ("drained", "requeued"):
-            wrong = int(rest) > record.round
-        else:
-            finals = (State.COMPLETED, State.FAILED, State.CANCELLED)
-            counts = ".".join(str(record.count(state)) for state in finals)
-            wrong = not record.finished or rest != counts
-        if wrong:
-            raise BrokenRule(f"{batch}/{marker} is wrong: {record}")
 
 
 # --- the worker's side -------------------------------------------------------------
@@ -289,6 +160,7 @@ class SimSlots:
             self._worker.crash()
             return
         del self._running[key]
+        self._world.ledger.ended.add(key)
         failure = None
         if work.seconds > limit:
             failure = Failure(kind="timeout", type="TaskTimeout")
@@ -317,6 +189,7 @@ class SimLibrary:
     """A `Library` without a disk: remembers what was fetched."""
 
     blobs = Path("blobs")
+    overfull = False
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -341,6 +214,9 @@ class SimLibrary:
             self._get(f"blobs/{digest}")
             self._blobs.add(digest)
 
+    def evict(self, in_use: Iterable[tuple[str, bytes]]) -> None:
+        raise AssertionError("it has room for everything")
+
     def _get(self, name: str) -> None:
         try:
             self._session.store.get(self._session.key(name))
@@ -360,6 +236,7 @@ class SimWorker:
         self.worker: Worker | None = None
         self.reason = ""
         self.taken_away = False  # as its launcher would know
+        self.born_at = world.sim.now
         self.actor = world.sim.spawn(worker_id, self._serve, delay=delay)
 
     @property
@@ -391,13 +268,16 @@ class SimWorker:
             worker = self._make(manifest)
             self.session.patiently(worker.heartbeats.beat)
             self.worker = worker
-        except (StoreError, SessionError) as error:
+        except (StoreError, SessionError, MemoryError) as error:
             self.reason = f"it could not begin: {error}"
             return
         self.world.sim.spawn(f"{self.id}/beat", worker.heartbeats.run, of=self.actor)
         if self.staff is not None:
             self.world.sim.spawn(f"{self.id}/staff", self.staff.run, of=self.actor)
-        self.reason = worker.run()
+        try:
+            self.reason = worker.run()
+        except MemoryError as error:
+            self.reason = repr(error)
         self.world.sim.note(self.id, "left:", self.reason)
         self.world.sim.kill(self.actor)  # with all threads that it still has
 
@@ -449,16 +329,22 @@ class SimLauncher:
         world: Where.
         knows: Whether it can tell which workers live and which have ended.
         delay: Seconds until a worker begins, from and to.
+        lag: Seconds until a start shows to others than who asked for it, and an end to anybody.
     """
 
     name = "simulated"
-    lag = 0.0
 
     def __init__(
-        self, world: World, *, knows: bool = True, delay: tuple[float, float] = (0.3, 2)
+        self,
+        world: World,
+        *,
+        knows: bool = True,
+        delay: tuple[float, float] = (0.3, 2),
+        lag: float = 0.0,
     ) -> None:
         self._world = world
         self.knows = knows
+        self.lag = lag
         self._delay = delay
         self._random = world.sim.random_for("launcher")
 
@@ -469,14 +355,22 @@ class SimLauncher:
         ]
 
     def live(self, session_url: str) -> set[str] | None:
-        if not self.knows:
-            return None
-        return {w.id for w in self._world.workers.values() if not w.dead}
+        return self.seen_alive() if self.knows else None
+
+    def seen_alive(self, own: Collection[str] = ()) -> set[str]:
+        """The workers that seem to be alive, to whoever started `own`."""
+        then = self._world.sim.now - self.lag
+        return {
+            worker.id
+            for worker in self._world.workers.values()
+            if worker.actor.died_at > then and (worker.born_at <= then or worker.id in own)
+        }
 
     def ended(self, session_url: str) -> set[str]:
         if not self.knows:
             return set()
-        return {w.id for w in self._world.workers.values() if w.dead}
+        then = self._world.sim.now - self.lag
+        return {w.id for w in self._world.workers.values() if w.actor.died_at <= then}
 
     def stop(
         self,
@@ -525,11 +419,20 @@ class SimView:
     def __init__(self, world: World) -> None:
         self._world = world
         self._halted = False
+        self._own: set[str] = set()
 
     def launch(self, session_url: str, count: int) -> list[str]:
         if self._halted:
             return []
-        return self._world.launcher.launch(session_url, count)
+        started = self._world.launcher.launch(session_url, count)
+        self._own.update(started)
+        return started
+
+    def live(self, session_url: str) -> set[str] | None:
+        launcher = self._world.launcher
+        if not launcher.knows or not launcher.lag:
+            return launcher.live(session_url)
+        return launcher.seen_alive(self._own)
 
     def halt(self) -> None:
         self._halted = True
@@ -745,7 +648,7 @@ class SimClient:
 _NO_MODULES: dict[str, str] = {}
 
 
-def _open_outcome(batch: Batch, position: int, task: Task, data: bytes) -> Settled:
+def _open_outcome(batch: Batch, position: int, task: Task, data: bytes, name: str = "") -> Settled:
     outcome = decode_outcome(data)
     if outcome.failure is not None:
         return False, RuntimeError(outcome.failure.type)
@@ -769,6 +672,7 @@ class Settings:
     latency: Latency = s3_latency
     knows: bool = True
     delay: tuple[float, float] = (0.3, 2)
+    lag: float = 0.0  # seconds by which the launcher's view is late
     skew: float = 0.0  # clocks are off by up to so many seconds
     checked: bool = True
     trace: int = 400
@@ -790,7 +694,15 @@ class World:
         self.ledger.queues = self.queues
         self.ledger.max_attempts = self.settings.limits.max_attempts
         self.store = SimStore(self.sim, self.ledger, self.settings.latency, self.settings.faults)
-        self.launcher = SimLauncher(self, knows=self.settings.knows, delay=self.settings.delay)
+        self.launcher = SimLauncher(
+            self,
+            knows=self.settings.knows,
+            delay=self.settings.delay,
+            lag=self.settings.lag,
+        )
+        self.ledger.writer = lambda: self.store.writer
+        self.ledger.workers = lambda: {w.id: not w.dead for w in self.workers.values()}
+        self.ledger.half_lease = self.settings.intervals.lease / 2
         self.workers: dict[str, SimWorker] = {}
         self.clients: list[SimClient] = []
         self.bodies: list[Body] = []
@@ -838,6 +750,8 @@ class World:
     def began(self, body: Body) -> None:
         """A task body begins."""
         self.sim.note(body.worker, "begins", body.label, "attempt", body.key.attempt)
+        if self.settings.checked:
+            self.ledger.check_execution(body.key, body.worker)
         self.on_began(body)
 
     def queues(self) -> Iterable[tuple[str, QueueReader]]:
@@ -895,8 +809,13 @@ class World:
 
     # --- what must hold in the end
 
-    def check(self) -> None:
-        """Raise `BrokenRule` for whatever is not as the protocol promises, at this moment."""
+    def check(self, *, clean: bool = False) -> None:
+        """Raise `BrokenRule` for whatever is not as the protocol promises, at this moment.
+
+        Args:
+            clean: Whether nothing went wrong on the way.
+        """
+        self.ledger.check_left(clean=clean)
         self._check_cursors()
         self._check_markers()
         for client in self.clients:
@@ -943,11 +862,7 @@ class World:
             return "not fetched" if task.state.final else task.state
         if task.outcome is None or future.batch is None:
             return task.state
-        piece = task.outcome
-        data = piece.inline
-        if piece.pack:
-            whole = self.ledger._data[self.ledger.prefix + future.batch.pack_key(piece.pack)]
-            data = whole[piece.start : piece.start + piece.size]
+        data = self.ledger.piece(future.batch, task.outcome)
         good, value = _open_outcome(future.batch, 0, task, data)
         return value if good else str(value)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +23,15 @@ from starburst_executor.errors import (
     StoreUnavailable,
 )
 from starburst_executor.runtime import SystemRuntime
+from starburst_executor.storage import folder_locks
 from starburst_executor.storage.base import Bytes
 from starburst_executor.storage.directory import DirectoryStore, _translate
 from starburst_executor.storage.probe import probe_conditional
 from starburst_executor.storage.url import join_url, open_store, split_session_url
 from tests.support.fakes import MemoryStore
 from tests.support.tasks import DEADLINE
+
+StoppedChild = Callable[[str, str], "subprocess.Popen[bytes]"]
 
 KMS_ARN = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab"
 
@@ -431,9 +434,13 @@ def test_what_a_killed_writer_left_is_never_seen_and_swept_a_day_later(
     assert not left.exists()
 
 
-def test_a_killed_process_gives_its_lock_back(store: DirectoryStore, root: Path) -> None:
+def test_a_killed_process_gives_its_lock_back(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_locks, "_PATIENCE", 600.0)
     version = store.create("key", b"one")
-    holding = "with store._locked('key'): print(flush=True); sys.stdin.read()"
+    lock = "store._locks.folder('key')"
+    holding = f"with store._locks.held({lock}): print(flush=True); sys.stdin.read()"
     with _child(holding, root) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -449,7 +456,7 @@ def test_a_killed_process_gives_its_lock_back(store: DirectoryStore, root: Path)
 def test_a_child_forked_under_a_lock_does_not_keep_it(store: DirectoryStore) -> None:
     version = store.create("key", b"one")
     read_end, write_end = os.pipe()
-    with store._locked("key"):
+    with store._locks.held(store._locks.folder("key")):
         child = os.fork()
         if child == 0:
             os.close(write_end)
@@ -482,9 +489,208 @@ def test_a_listing_looks_only_at_the_files_it_returns(
     store.close()
 
 
+STOPPED_AT_THE_LAST_STEP = """
+import os, signal
+step = os.{step}
+
+def stopped(*arguments, **options):
+    os.{step} = step
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return step(*arguments, **options)
+
+os.{step} = stopped
+try:
+    {write}
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.fixture
+def stopped_child(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoppedChild]:
+    """A process that is stopped where it holds the lock and has looked at the version."""
+    monkeypatch.setattr(folder_locks, "_PATIENCE", 0.1)
+    made: list[subprocess.Popen[bytes]] = []
+
+    def make(step: str, write: str) -> subprocess.Popen[bytes]:
+        made.append(_child(STOPPED_AT_THE_LAST_STEP.format(step=step, write=write), root))
+        assert os.WIFSTOPPED(os.waitpid(made[-1].pid, os.WUNTRACED)[1])
+        return made[-1]
+
+    yield make
+    for child in made:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize(
+    ("step", "write"),
+    [
+        ("rename", "store.replace('key', b'late', {version!r})"),
+        ("rename", "store.put('key', b'late')"),
+        ("unlink", "store.delete(['key'])"),
+    ],
+)
+def test_whoever_is_stopped_for_ever_with_a_lock_holds_up_nobody(
+    store: DirectoryStore, stopped_child: StoppedChild, step: str, write: str
+) -> None:
+    version = store.create("key", b"one")
+    stopped_child(step, write.format(version=version))
+    version = store.replace("key", b"two", version)
+    store.put("key", b"three")
+    store.delete(["key"])
+    store.create("key", b"four")
+    assert [entry.key for entry in store.list("").entries] == ["key"]
+    assert _leftovers(store) == []
+
+
+def test_a_replacement_that_goes_on_after_its_lock_was_broken_is_refused(
+    store: DirectoryStore, stopped_child: StoppedChild
+) -> None:
+    version = store.create("key", b"one")
+    child = stopped_child("rename", f"store.replace('key', b'late', {version!r})")
+    newer = store.replace("key", b"two", version)
+    child.send_signal(signal.SIGCONT)
+    assert child.communicate(timeout=60)[0] == b"Conflict\n"
+    got = store.get("key")
+    assert got is not None
+    assert (got.data, got.version) == (b"two", newer)
+    assert _leftovers(store) == []
+
+
+def test_a_write_that_goes_on_after_its_lock_was_broken_takes_effect_then(
+    store: DirectoryStore, stopped_child: StoppedChild
+) -> None:
+    version = store.create("key", b"one")
+    child = stopped_child("rename", "store.put('key', b'late')")
+    newer = store.replace("key", b"two", version)
+    child.send_signal(signal.SIGCONT)
+    assert child.communicate(timeout=60)[0] == b""
+    got = store.get("key")
+    assert got is not None
+    assert got.data == b"late"
+    assert int(got.version, 16) > int(newer, 16)
+
+
+def test_a_deletion_that_goes_on_after_its_lock_was_broken_leaves_nothing(
+    store: DirectoryStore, stopped_child: StoppedChild
+) -> None:
+    version = store.create("key", b"one")
+    child = stopped_child("unlink", "store.delete(['key'])")
+    store.replace("key", b"two", version)
+    child.send_signal(signal.SIGCONT)
+    assert child.communicate(timeout=60)[0] == b""
+    assert store.list("").entries == []
+
+
+# Links and other things that are no objects
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Iterator[Path]:
+    """A folder of somebody else's, which stays as it is whatever the test does."""
+    folder = tmp_path / "precious"
+    (folder / "deep").mkdir(parents=True)
+    for file in (folder / "session.json", folder / "deep" / "file"):
+        file.write_bytes(b"precious")
+        os.utime(file, (0, 0))
+    yield folder
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert files == {"session.json": b"precious", "deep/file": b"precious"}
+
+
+def test_a_link_in_place_of_an_object_is_not_followed(
+    store: DirectoryStore, root: Path, precious: Path
+) -> None:
+    store.put("a/b", b"x")
+    (root / "a" / "link").symlink_to(precious / "session.json")
+    (root / "a" / "folder").symlink_to(precious)
+    os.mkfifo(root / "a" / "pipe")
+    assert [entry.key for entry in store.list("").entries] == ["a/b"]
+    assert store.list("a/", delimiter="/").prefixes == []
+    for name in ("link", "folder", "pipe"):
+        with pytest.raises(ObjectNotFound):
+            store.get(f"a/{name}")
+    with pytest.raises(ObjectNotFound):
+        store.replace("a/link", b"y", "0")
+    with pytest.raises(Conflict):
+        store.create("a/link", b"y")
+    store.delete(["a/b", "a/link", "a/folder", "a/pipe"])
+    assert not (root / "a").exists()
+
+
+def test_a_link_that_is_written_to_is_replaced_itself(
+    store: DirectoryStore, root: Path, precious: Path
+) -> None:
+    store.put("a/b", b"x")
+    (root / "a" / "link").symlink_to(precious / "session.json")
+    store.put("a/link", b"y")
+    got = store.get("a/link")
+    assert got is not None
+    assert got.data == b"y"
+
+
+@pytest.mark.parametrize("use", [
+    lambda store: store.get("sessions/x/session.json"),
+    lambda store: store.put("sessions/x/session.json", b"x"),
+    lambda store: store.create("sessions/x/other", b"x"),
+    lambda store: store.upload("sessions/x/session.json", b"x"),
+    lambda store: store.list("sessions/x/"),
+    lambda store: store.delete(["sessions/x/session.json"]),
+    lambda store: store.delete(["sessions/x/deep/file"]),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["sessions", "sessions/x"])
+def test_a_link_in_place_of_a_folder_is_refused(
+    store: DirectoryStore, root: Path, precious: Path, where: str,
+    use: Callable[[DirectoryStore], object],
+) -> None:  # fmt: skip
+    link = root / where
+    link.parent.mkdir(parents=True)
+    link.symlink_to(precious)
+    if where == "sessions":
+        (precious / "x").symlink_to(".")
+    with pytest.raises(StoreError, match=r"symbolic link.*Remove the link") as caught:
+        use(store)
+    assert f"{link} is" in str(caught.value)
+
+
+@pytest.mark.parametrize("own", [".tmp", ".locks"])
+def test_a_link_in_place_of_a_folder_of_the_stores_own_is_refused(
+    store: DirectoryStore, root: Path, precious: Path, own: str
+) -> None:
+    root.mkdir()
+    (root / own).symlink_to(precious)
+    with pytest.raises(StoreError, match=rf"{own} is a symbolic link"):
+        store.list("")
+    with pytest.raises(StoreError, match=rf"{own} is a symbolic link"):
+        {".tmp": store.create, ".locks": store.put}[own]("key", b"x")
+
+
+def test_a_session_of_links_is_deleted_alone(
+    store: DirectoryStore, root: Path, precious: Path
+) -> None:
+    """What a listing shows is what is deleted: nothing behind a link."""
+    store.put("sessions/x/session.json", b"x")
+    (root / "sessions" / "x" / "queue").symlink_to(precious)
+    (root / "sessions" / "y").symlink_to(precious)
+    entries = store.list("sessions/").entries
+    assert [entry.key for entry in entries] == ["sessions/x/session.json"]
+    store.delete(entry.key for entry in entries)
+    assert store.list("sessions/", delimiter="/").prefixes == []
+
+
+def test_the_root_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    store = DirectoryStore(tmp_path / "link")
+    store.put("a/b", b"x")
+    assert [entry.key for entry in DirectoryStore(tmp_path / "real").list("").entries] == ["a/b"]
+
+
 def _leftovers(store: DirectoryStore) -> list[Path]:
-    folder = Path(store.url) / ".tmp"
-    return [file for file in folder.iterdir() if not file.name.startswith("clock-")]
+    own = [Path(store.url) / ".tmp", *Path(store.url).glob(".locks/*")]
+    files = [file for folder in own if folder.is_dir() for file in folder.iterdir()]
+    return [f for f in files if f.name != "lock" and not f.name.startswith("clock-")]
 
 
 def _child(code: str, root: Path) -> subprocess.Popen[bytes]:

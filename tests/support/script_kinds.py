@@ -322,6 +322,20 @@ def nested_pool() -> list[int]:
         return pool.map(helper, [1, 2])
 
 
+def put_helped(answers: Any) -> None:
+    answers.put(helper(2))
+
+
+def nested_process() -> int:
+    context = multiprocessing.get_context("forkserver")
+    answers = context.SimpleQueue()
+    process = context.Process(target=put_helped, args=(answers,))
+    process.start()
+    answer: int = answers.get()
+    process.join()
+    return answer
+
+
 def fails() -> None:
     raise MyError(3)
 
@@ -401,6 +415,7 @@ KINDS: dict[str, tuple[Any, Callable[[], Any] | None, Check]] = {
     "nested fork": (nested, lambda: "fork", lambda r: r == ([2, 4], [1, 2])),
     "nested spawn": (nested, lambda: "spawn", lambda r: r == ([2, 4], [1, 2])),
     "nested Pool": (nested_pool, None, lambda r: r == [2, 4]),
+    "nested Process": (nested_process, None, lambda r: r == 4),
     "main": (main_module, None, lambda r: r),
     "class with state": (
         improve, None, lambda r: Model.best == 0 and type(r[0]) is Model and r[1] == 1,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from starburst_executor import (
     DamagedObject,
@@ -16,10 +18,10 @@ from starburst_executor import (
 )
 from starburst_executor.errors import ObjectNotFound, StoreError
 from starburst_executor.protocol import records
-from starburst_executor.protocol.manifest import WorkerState
+from starburst_executor.protocol.manifest import Manifest, WorkerState
 from starburst_executor.worker import transfers
 from tests.support.shop import PATIENCE, Faults, Shop, raises, task_of
-from tests.support.tasks import double, until
+from tests.support.tasks import Gate, double, until
 
 LENGTH = 1 << 20  # of bytes that are stored beside the record
 
@@ -192,3 +194,58 @@ def test_a_worker_whose_disk_is_full_hands_back_and_leaves_and_says_so(
     task = task_of(lone, future)
     assert (task.state, task.losses) == (records.State.PENDING, 0)
     assert [past.how for past in task.past] in ([], ["handed back"])
+
+
+# --- a store that never returns -----------------------------------------------------
+
+
+def limit(shop: Shop, **limits: float) -> None:
+    """Let workers of the session be patient for less long than usual."""
+
+    def edit(manifest: Manifest) -> Manifest:
+        return replace(manifest, limits=replace(manifest.limits, **limits))
+
+    shop.worker._check.manifest = shop.session.amend(edit)
+
+
+def test_an_idle_worker_leaves_a_store_that_does_not_return(
+    lone: StarburstExecutor, shop: Shop
+) -> None:
+    limit(shop, session_timeout=0.2)
+    future = lone.submit(double, 2)
+    shop.open()
+    assert future.result(PATIENCE) == 4
+    shop.store.fault = Faults(StoreUnavailable("503 at every request"))
+    assert "the store has not been available" in shop.wait()
+    assert "503 at every request" in shop.reason
+
+
+def test_a_worker_leaves_a_store_that_does_not_take_its_results(
+    lone: StarburstExecutor, shop: Shop, tmp_path: Path
+) -> None:
+    limit(shop, session_timeout=0.2)
+    gate = Gate(tmp_path / "gate")
+    lone.submit(gate.hold, 1)
+    shop.open()
+    gate.await_arrivals()
+    shop.store.fault = Faults(StoreDenied("ExpiredToken"))
+    assert shop.worker._membership.gives_up(StoreUnavailable("503"), 1e9) is None  # while it runs
+    gate.open()
+    assert "ExpiredToken" in shop.wait()
+    shop.store.fault = lambda *_: None
+
+
+def test_a_session_ends_at_its_time_also_while_the_store_is_away(
+    lone: StarburstExecutor, shop: Shop, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    lone.submit(gate.hold, 1)
+    shop.open()
+    gate.await_arrivals()
+    shop.store.fault = faults = Faults(StoreUnavailable("503"))
+    until(lambda: any("session.json" in hit for hit in faults.hits), "the manifest is not read")
+    check = shop.worker._check
+    check.manifest = replace(check.manifest, deadline=check.manifest.created)
+    assert "absolute time limit" in shop.wait()
+    shop.store.fault = lambda *_: None
+    gate.open()

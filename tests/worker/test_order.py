@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from starburst_executor.protocol.manifest import Limits
+from tests.simulation.kernel import EPOCH
 from tests.simulation.world import Body, Settings, SimClient, Work, World
 
 
@@ -60,6 +61,19 @@ def test_few_workers_begin_tasks_in_submission_order(workers: int, seconds: floa
         # A worker claims about a second of work at a time, and the next before that has ended.
         held = 2 * (math.ceil(1 / seconds) + 1)
         assert overtaken(begun(world.bodies)) <= held * (workers - 1), seed
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1, 3])
+def test_four_workers_overtake_only_what_another_of_them_has_claimed(seconds: float) -> None:
+    for seed in range(2):
+        world = run([Work(seconds=seconds)] * 24, 4, seed)
+        tasks = [task for _, task in sorted(world.tasks().items())]
+        bodies = [(int(body.label.split("-")[1]), body) for body in world.bodies]
+        for number, body in bodies:
+            for earlier, later in bodies:
+                if earlier < number and later.began > body.began:
+                    assert later.worker != body.worker, seed
+                    assert tasks[earlier].claimed - EPOCH < body.began, seed
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -20,7 +20,7 @@ class Network:
         vpc: Id of the VPC.
         subnets: Ids of the subnets.
         public_ip: Whether workers there need a public address.
-        without_s3: Ids of the route tables that lack a gateway endpoint to S3.
+        without_s3: Ids of the private route tables that lack a gateway endpoint to S3.
         warnings: What may not work, for display.
     """
 
@@ -65,12 +65,14 @@ def find_network(
     chosen = found if subnets or not public else public
     if public_ip is None:
         public_ip = bool(public)
-    used = sorted({_table_of(subnet, tables)["RouteTableId"] for subnet in chosen})
+    # From a public subnet S3 is reached free of charge anyway, and its table serves others too.
+    used = {t["RouteTableId"]: t for t in (_table_of(subnet, tables) for subnet in chosen)}
+    private = sorted(name for name, table in used.items() if not _leads_to(table, "igw-"))
     return Network(
         vpc=vpc,
         subnets=tuple(subnet["SubnetId"] for subnet in chosen),
         public_ip=public_ip,
-        without_s3=_without_s3(clients, vpc, used, own_endpoint),
+        without_s3=_without_s3(clients, vpc, private, own_endpoint),
         warnings=tuple(_warnings(chosen, tables, public_ip=public_ip)),
     )
 

@@ -7,8 +7,10 @@ setup      who runs `setup` and `teardown`: CloudFormation, and what it creates 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from starburst_executor.aws.account import Partition, partition_of
 
 __all__ = [
     "CALLS",
@@ -127,6 +129,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "ecs:ListTaskDefinitions": ("ecs:ListTaskDefinitions",),
         "ecs:ListTasks": ("ecs:ListTasks",),
         "ecs:StopTask": ("ecs:StopTask",),
+        "iam:CreateServiceLinkedRole": ("iam:CreateServiceLinkedRole",),
         "s3:DeleteBucket": ("s3:DeleteBucket",),
         "s3:DeleteObjects": ("s3:DeleteObject",),
         "s3:HeadBucket": ("s3:ListBucket",),
@@ -171,6 +174,8 @@ MADE_BY_STACK: dict[str, tuple[str, ...]] = {
         "iam:DeleteRole",
         "iam:DetachRolePolicy",
         "iam:GetRole",
+        "iam:ListAttachedRolePolicies",
+        "iam:ListRolePolicies",
         "iam:TagRole",
         "iam:UpdateAssumeRolePolicy",
         "iam:UpdateRoleDescription",
@@ -193,6 +198,7 @@ MADE_BY_STACK: dict[str, tuple[str, ...]] = {
         "ec2:CreateSecurityGroup",
         "ec2:CreateTags",
         "ec2:DeleteSecurityGroup",
+        "ec2:DescribeInstances",
         "ec2:DescribeSecurityGroups",
         "ec2:RevokeSecurityGroupEgress",
     ),
@@ -215,30 +221,55 @@ class Scope:
         bucket: The bucket of the store.
         prefix: Prefix of its keys, ending with a slash unless empty.
         stack: Name of the stack, after which cluster and roles are named.
+        partition: The region's partition.
+        cluster: Name of a cluster to use instead of the stack's.
+        roles: ARNs of roles to use instead of the stack's.
+        kms_key: ARN of the key that encrypts the store's objects.
     """
 
-    def __init__(self, *, account: str, region: str, bucket: str, prefix: str, stack: str) -> None:
-        self.bucket = f"arn:aws:s3:::{bucket}"
+    def __init__(
+        self,
+        *,
+        account: str,
+        region: str,
+        bucket: str,
+        prefix: str,
+        stack: str,
+        partition: Partition | None = None,
+        cluster: str | None = None,
+        roles: Sequence[str] = (),
+        kms_key: str | None = None,
+    ) -> None:
+        partition = partition or partition_of("us-east-1")
+        aws = f"arn:{partition.name}"
+        here = f"{region}:{account}"
+        self.bucket = f"{aws}:s3:::{bucket}"
         self.objects = f"{self.bucket}/{prefix}*"
-        self.cluster = f"arn:aws:ecs:{region}:{account}:cluster/{stack}"
-        self.definitions = f"arn:aws:ecs:{region}:{account}:task-definition/starburst-*"
-        self.providers = f"arn:aws:ecs:{region}:{account}:capacity-provider/starburst-*"
+        self.cluster = f"{aws}:ecs:{here}:cluster/{cluster or stack}"
+        self.definitions = f"{aws}:ecs:{here}:task-definition/starburst-*"
+        self.providers = f"{aws}:ecs:{here}:capacity-provider/starburst-*"
         self.groups = (
-            f"arn:aws:autoscaling:{region}:{account}:autoScalingGroup:*:"
-            "autoScalingGroupName/starburst-*"
+            f"{aws}:autoscaling:{here}:autoScalingGroup:*:autoScalingGroupName/starburst-*"
         )
-        self.images = f"arn:aws:ssm:{region}::parameter/aws/service/ecs/optimized-ami/*"
-        self.profiles = f"arn:aws:iam::{account}:instance-profile/{stack}-*"
-        self.tasks = f"arn:aws:ecs:{region}:{account}:task/*"
-        self.roles = f"arn:aws:iam::{account}:role/{stack}-*"
-        self.stack = f"arn:aws:cloudformation:{region}:{account}:stack/{stack}/*"
-        self.logs = f"arn:aws:logs:{region}:{account}:log-group:/starburst-executor/{stack}:*"
+        self.images = f"{aws}:ssm:{region}::parameter/aws/service/ecs/optimized-ami/*"
+        self.profiles = f"{aws}:iam::{account}:instance-profile/{stack}-*"
+        self.tagged = f"{aws}:ecs:{here}:*"
+        self.roles = f"{aws}:iam::{account}:role/{stack}-*"
+        self.passed = (self.roles, *roles)
+        self.stack = f"{aws}:cloudformation:{here}:stack/{stack}/*"
+        # Tags are on the group itself; everything else is asked of what is in it.
+        self.log_group = f"{aws}:logs:{here}:log-group:/starburst-executor/{stack}"
+        self.logs = f"{self.log_group}:*"
+        self.kms_key = kms_key
+        # EC2's own name depends on the partition; those of the other services are the same in all.
+        self.services = ["ecs-tasks.amazonaws.com", f"ec2.{partition.dns_suffix}"]
 
 
 def client_policy(scope: Scope) -> dict[str, Any]:
     """Permissions to create and watch sessions, including `quota` and `estimate`."""
     modules = ("s3", "ecs", "placement", "capacity", "account", "prices")
-    return _document(_actions(*modules), scope)
+    key = _KEY_ACTIONS if scope.kms_key else set()
+    return _document(_actions(*modules) | key, scope)
 
 
 def setup_policy(scope: Scope) -> dict[str, Any]:
@@ -253,9 +284,7 @@ def _actions(*modules: str) -> set[str]:
     return {action for call in calls for actions in call.values() for action in actions}
 
 
-_PASSING = {
-    "StringEquals": {"iam:PassedToService": ["ecs-tasks.amazonaws.com", "ec2.amazonaws.com"]}
-}
+_KEY_ACTIONS = {"kms:Decrypt", "kms:GenerateDataKey"}  # for S3, to read and write
 _LINKED = {
     "StringEquals": {
         "iam:AWSServiceName": [
@@ -284,57 +313,62 @@ _ANYWHERE = {  # AWS cannot restrict these to resources
 
 
 def _document(actions: Iterable[str], scope: Scope) -> dict[str, Any]:
-    groups: dict[tuple[str, str], set[str]] = {}
+    groups: dict[tuple[tuple[str, ...], str], set[str]] = {}
     for action in actions:
         groups.setdefault(_place(action, scope), set()).add(action)
     statements = [
-        _statement(sorted(together), resource, name, scope)
-        for (resource, name), together in sorted(groups.items())
+        _statement(sorted(together), resources, name, scope)
+        for (resources, name), together in sorted(groups.items())
     ]
     return {"Version": "2012-10-17", "Statement": statements}
 
 
-def _place(action: str, scope: Scope) -> tuple[str, str]:
-    """The resource that an action is allowed on, and the name of its condition."""
+def _place(action: str, scope: Scope) -> tuple[tuple[str, ...], str]:
+    """The resources that an action is allowed on, and the name of its condition."""
     service = action.partition(":")[0]
     if action in _ANYWHERE or service in ("ec2", "pricing", "servicequotas"):
-        return "*", ""
+        return ("*",), ""
     if action == "iam:PassRole":
-        return scope.roles, "passing"
+        return scope.passed, "passing"
     if action == "iam:CreateServiceLinkedRole":
-        return "*", "linked"
+        return ("*",), "linked"
     if action in ("ecs:DescribeTasks", "ecs:ListTasks"):
-        return "*", ""  # other clusters' tasks too: they count towards the quota
+        return ("*",), ""  # other clusters' tasks too: they count towards the quota
     if action == "ecs:StopTask":
-        return "*", "cluster"
+        return ("*",), "cluster"
     if action == "ecs:TagResource":
-        return scope.tasks.replace(":task/*", ":*"), ""
+        return (scope.tagged,), ""
     if action in ("ecs:RunTask", "ecs:RegisterTaskDefinition"):
-        return scope.definitions, ""
+        return (scope.definitions,), ""
+    if action in ("logs:ListTagsForResource", "logs:TagResource"):
+        return (scope.log_group,), ""
     if "CapacityProvider" in action and "Cluster" not in action:
-        return scope.providers, ""
+        return (scope.providers,), ""
     if "InstanceProfile" in action:
-        return scope.profiles, ""
+        return (scope.profiles,), ""
     by_service = {
         "autoscaling": scope.groups,
         "ssm": scope.images,
         "s3": scope.objects if action in _OBJECT_ACTIONS else scope.bucket,
         "ecs": scope.cluster,
         "iam": scope.roles,
+        "kms": scope.kms_key or "",
         "logs": scope.logs,
         "cloudformation": scope.stack,
     }
-    return by_service[service], ""
+    return (by_service[service],), ""
 
 
-def _statement(actions: list[str], resource: str, condition: str, scope: Scope) -> dict[str, Any]:
+def _statement(
+    actions: list[str], resources: tuple[str, ...], condition: str, scope: Scope
+) -> dict[str, Any]:
     statement: dict[str, Any] = {
         "Effect": "Allow",
         "Action": actions,
-        "Resource": resource,
+        "Resource": resources[0] if len(resources) == 1 else list(resources),
     }
     conditions: Mapping[str, Any] = {
-        "passing": _PASSING,
+        "passing": {"StringEquals": {"iam:PassedToService": scope.services}},
         "linked": _LINKED,
         "cluster": {"ArnEquals": {"ecs:cluster": scope.cluster}},
     }

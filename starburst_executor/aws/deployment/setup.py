@@ -30,13 +30,14 @@ from starburst_executor.aws.ecs.capacity import Capacity
 from starburst_executor.aws.ecs.instances import InstanceType, describe_instance_type
 from starburst_executor.aws.ecs.requests import PacedRequests, RequestRefused
 from starburst_executor.config import Deployment
-from starburst_executor.errors import AccountError
+from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import Runtime
 
 __all__ = ["DEFAULT_STACK", "Plan", "SetupOptions", "bucket_name", "deploy", "plan"]
 
 DEFAULT_STACK = "starburst-executor"
 
+_ROLE_SECONDS = 10.0  # until ECS can use the role that was just made for it
 _STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,27}[a-z0-9]")
 
 
@@ -46,7 +47,8 @@ class SetupOptions:
 
     Attributes:
         stack: Name of the stack.
-        store: `s3://bucket/prefix` in an existing bucket.
+        store: `s3://bucket/prefix` in an existing bucket; with `?owner=ID` in one of another
+            account.
         vpc: The VPC for workers.
         subnets: Subnets for workers, all in one VPC.
         security_groups: Security groups for workers.
@@ -120,7 +122,7 @@ def plan(clients: Clients, options: SetupOptions) -> Plan:
     _check_idle(found)
     before = dict(found.parameters) if found and not found.is_debris else {}
     made = bucket_name(options.stack, account, clients.region)
-    bucket = _bucket(clients, options.store, made, before)
+    bucket = _bucket(clients, options.store, made, before, account)
     network = find_network(
         clients,
         vpc=options.vpc,
@@ -191,8 +193,8 @@ def _check_stack_name(name: str) -> None:
 def _check_key(arn: str | None) -> None:
     if arn and not re.fullmatch(r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[\w-]+", arn):
         raise ValueError(
-            f"{arn!r} is not the ARN of a KMS key; expected arn:aws:kms:REGION:ACCOUNT:key/ID, not "
-            "an alias"
+            f"{arn!r} is not the ARN of a KMS key; expected "
+            "arn:PARTITION:kms:REGION:ACCOUNT:key/ID, not an alias"
         )
 
 
@@ -214,40 +216,52 @@ def _kept(value: str | None, before: Mapping[str, str], parameter: str) -> str:
 
 
 def _bucket(
-    clients: Clients, store: str | None, made: str, before: Mapping[str, str]
+    clients: Clients, store: str | None, made: str, before: Mapping[str, str], account: str
 ) -> dict[str, str]:
     """The stack's bucket parameters."""
     if store is None and before:
-        return {p: before[p] for p in ("BucketName", "MakeBucket", "KeyPrefix")}
+        kept = {p: before[p] for p in ("BucketName", "MakeBucket", "KeyPrefix")}
+        kept["BucketOwner"] = before.get("BucketOwner") or account
+        _bucket_exists(clients, kept["BucketName"], kept["BucketOwner"])
+        return kept
     if store is None:
         # A bucket left behind by an earlier stack of this name is used again.
-        there = _bucket_exists(clients, made)
-        return _bucket_parameters(made, "", make=not there)
-    match = re.fullmatch(r"s3://([^/?]+)/?([^?]*)", store)
+        there = _bucket_exists(clients, made, account)
+        return _bucket_parameters(made, "", account, make=not there)
+    match = re.fullmatch(r"s3://([^/?]+)/?([^?]*)(?:\?owner=(\d{12}))?", store)
     if match is None:
-        raise ValueError(f"{store!r} is not an S3 URL; expected s3://bucket/prefix")
-    name, prefix = match[1], match[2].strip("/")
+        raise ValueError(
+            f"{store!r} is not an S3 URL; expected s3://bucket/prefix, with ?owner=ACCOUNT_ID if "
+            "the bucket belongs to another account"
+        )
+    name, prefix, owner = match[1], match[2].strip("/"), match[3] or account
     if before.get("BucketName") == name and before.get("MakeBucket") == "true":
-        return _bucket_parameters(name, prefix, make=True)
-    if not _bucket_exists(clients, name):
+        return _bucket_parameters(name, prefix, owner, make=True)
+    if not _bucket_exists(clients, name, owner):
         raise AccountError(
             f"the bucket {name} does not exist; omit --store to have one created, or create it"
         )
-    return _bucket_parameters(name, prefix, make=False)
+    return _bucket_parameters(name, prefix, owner, make=False)
 
 
-def _bucket_parameters(name: str, prefix: str, *, make: bool) -> dict[str, str]:
+def _bucket_parameters(name: str, prefix: str, owner: str, *, make: bool) -> dict[str, str]:
     return {
         "BucketName": name,
         "MakeBucket": "true" if make else "false",
         "KeyPrefix": f"{prefix}/" if prefix else "",
+        "BucketOwner": owner,
     }
 
 
-def _bucket_exists(clients: Clients, name: str) -> bool:
+def _bucket_exists(clients: Clients, name: str, owner: str) -> bool:
+    """Whether there is such a bucket of that account.
+
+    Raises:
+        AccountError: there is one, but of another account or in another region.
+    """
     with asking(f"looking for the bucket {name}"):
         try:
-            clients.get("s3").head_bucket(Bucket=name)
+            clients.get("s3").head_bucket(Bucket=name, ExpectedBucketOwner=owner)
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status == 404:
@@ -256,6 +270,14 @@ def _bucket_exists(clients: Clients, name: str) -> bool:
                 raise AccountError(
                     f"the bucket {name} is not in {clients.region}; workers and bucket must be in "
                     "the same region"
+                ) from error
+            if status == 403:
+                raise AccountDenied(
+                    f"the bucket {name} exists, but does not belong to the account {owner}, or "
+                    "s3:ListBucket on it is missing. Whoever owns the store's bucket can run code "
+                    "on workers and on this machine. If it is meant, name its owner: --store "
+                    f"'s3://{name}/prefix?owner=ACCOUNT_ID'; otherwise use another --stack or "
+                    "--store."
                 ) from error
             raise
     return True
@@ -305,8 +327,8 @@ def _lines(parameters: Mapping[str, str]) -> tuple[list[str], list[str]]:
     if parameters["KmsKeyArn"]:
         uses.append(f"KMS key {parameters['KmsKeyArn']} for the store's objects")
     if parameters["EndpointRouteTableIds"]:
-        tables = parameters["EndpointRouteTableIds"]
-        makes.append(f"gateway endpoint to S3 for {tables}: free of charge")
+        tables = parameters["EndpointRouteTableIds"].replace(",", ", ")
+        makes.append(f"gateway endpoint to S3 in the private route tables {tables}: free of charge")
     return makes, uses
 
 
@@ -328,13 +350,28 @@ def deploy(clients: Clients, plan: Plan, runtime: Runtime, say: Say) -> dict[str
     Raises:
         AccountError: it failed; contains CloudFormation's reasons. Changes are rolled back.
     """
+    if not plan.parameters["ClusterName"] and (plan.found is None or plan.found.is_debris):
+        _make_linked_role(clients, runtime, say)
     stack = put_stack(clients, plan.stack, plan.found, plan.parameters, runtime, say)
-    settings = _settings(stack, plan.region)
+    settings = _settings(stack, plan.region, plan.parameters["BucketOwner"])
     deployment = msgspec.convert({**settings, "image": ""}, Deployment)
     for instance in plan.instances:
         for use_spot in (False, True):
             _make_capacity(clients, deployment, instance, runtime, say, use_spot)
     return settings
+
+
+def _make_linked_role(clients: Clients, runtime: Runtime, say: Say) -> None:
+    """Create the role that ECS has in every account, before its first cluster fails without it."""
+    with asking("creating the service-linked role of ECS"):
+        try:
+            clients.get("iam").create_service_linked_role(AWSServiceName="ecs.amazonaws.com")
+        except ClientError as error:
+            if re.search("has been taken|already exists", str(error)):
+                return
+            raise
+    say("service-linked role of ECS: created, as this account had none")
+    runtime.signal().wait(_ROLE_SECONDS)
 
 
 def _make_capacity(
@@ -362,10 +399,10 @@ def _make_capacity(
     say(f"{capacity.name}: no instances")
 
 
-def _settings(stack: Stack, region: str) -> dict[str, Any]:
+def _settings(stack: Stack, region: str, owner: str) -> dict[str, Any]:
     outputs = stack.outputs
     return {
-        "store": f"{outputs['Store'].rstrip('/')}?region={region}",
+        "store": f"{outputs['Store'].rstrip('/')}?region={region}&owner={owner}",
         "launcher": "ecs",
         "region": region,
         "cluster": outputs["Cluster"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,6 +25,11 @@ __all__ = [
 ]
 
 _LOOK_SECONDS = 3.0
+# ECS makes its service-linked role in an account with its first cluster, and cannot use it for some
+# seconds: what fails with this text succeeds later.
+_NO_ROLE_YET = re.compile(r"unable to assume the service.linked role", re.IGNORECASE)
+_ROLE_TRIES = 4
+_ROLE_SECONDS = 15.0
 _TAGS = [{"Key": "starburst-executor", "Value": "setup"}]
 
 Say = Callable[[str], None]
@@ -112,6 +118,8 @@ def put_stack(
 ) -> Stack:
     """Create or update the stack, and wait until it is done.
 
+    A creation that fails because ECS is new to the account is repeated.
+
     Args:
         clients: Clients for the region.
         name: Name of the stack.
@@ -123,24 +131,43 @@ def put_stack(
     Raises:
         AccountError: it failed; contains CloudFormation's reasons.
     """
-    if found and found.is_debris:
-        say(f"removing what an earlier try left ({found.status})")
-        delete_stack(clients, name, runtime, say)
-    if found is None or found.is_debris:
-        events = _Events(clients, name)
-        _create(clients, name, parameters)
+    for _ in range(_ROLE_TRIES - 1):
+        stack, failures = _put_once(clients, name, found, parameters, runtime, say)
+        if not (stack and stack.is_debris and _NO_ROLE_YET.search(failures)):
+            break
+        say(f"ECS cannot use its service-linked role yet; once more in {_ROLE_SECONDS:.0f} s")
+        runtime.signal().wait(_ROLE_SECONDS)
+        found = stack
     else:
-        events = _Events(clients, name)
-        events.skip()
-        if not _update(clients, name, parameters):
-            say("nothing to change")
-    stack = _await(clients, name, runtime, say, events)
+        stack, failures = _put_once(clients, name, found, parameters, runtime, say)
     if stack is None or stack.status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise AccountError(
             f"the stack {name} could not be created or updated "
-            f"({stack.status if stack else 'it is gone'}):\n{events.failures()}"
+            f"({stack.status if stack else 'it is gone'}):\n{failures}"
         )
     return stack
+
+
+def _put_once(
+    clients: Clients,
+    name: str,
+    found: Stack | None,
+    parameters: Mapping[str, str],
+    runtime: Runtime,
+    say: Say,
+) -> tuple[Stack | None, str]:
+    """Create or update the stack once; return how it ended, and CloudFormation's reasons."""
+    if found and found.is_debris:
+        say(f"removing what an earlier try left ({found.status})")
+        delete_stack(clients, name, runtime, say)
+    events = _Events(clients, name)
+    if found is None or found.is_debris:
+        _create(clients, name, parameters)
+    else:
+        events.skip()
+        if not _update(clients, name, parameters):
+            say("nothing to change")
+    return _await(clients, name, runtime, say, events), events.failures()
 
 
 def _create(clients: Clients, name: str, parameters: Mapping[str, str]) -> None:

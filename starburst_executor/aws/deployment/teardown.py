@@ -60,15 +60,17 @@ def teardown(
     bucket, prefix = parameters["BucketName"], parameters["KeyPrefix"]
     # A bucket left behind by an earlier stack of this name counts as the stack's own, not as a
     # given one.
-    own = bucket == bucket_name(stack.name, account_id(clients), clients.region)
+    account = account_id(clients)
+    own = bucket == bucket_name(stack.name, account, clients.region)
+    bucket_owner = parameters.get("BucketOwner") or account
     if not delete_data:
         hint = "; --delete-data deletes it" if own else ""
         return [f"the bucket s3://{bucket}/{prefix} with its results{hint}"]
     say(f"deleting s3://{bucket}/{prefix}")
-    _delete_objects(clients, bucket, prefix)
+    _delete_objects(clients, bucket, prefix, bucket_owner)
     if not own:
         return [f"the bucket {bucket}, which setup did not create, without s3://{bucket}/{prefix}"]
-    _delete_bucket(clients, bucket)
+    _delete_bucket(clients, bucket, bucket_owner)
     return []
 
 
@@ -135,21 +137,18 @@ def _forget_definitions(clients: Clients, task_role: str, say: Say) -> None:
                     ecs.deregister_task_definition(taskDefinition=arn)
 
 
-def _delete_objects(clients: Clients, bucket: str, prefix: str) -> None:
+def _delete_objects(clients: Clients, bucket: str, prefix: str, owner: str) -> None:
     s3 = clients.get("s3")
+    place = {"Bucket": bucket, "ExpectedBucketOwner": owner}
     with asking(f"deleting the objects of s3://{bucket}/{prefix}"):
-        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for page in s3.get_paginator("list_objects_v2").paginate(**place, Prefix=prefix):
             keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
             if keys:
-                reply = s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+                reply = s3.delete_objects(**place, Delete={"Objects": keys, "Quiet": True})
                 _check_deleted(bucket, reply.get("Errors", ()))
-        for page in s3.get_paginator("list_multipart_uploads").paginate(
-            Bucket=bucket, Prefix=prefix
-        ):
+        for page in s3.get_paginator("list_multipart_uploads").paginate(**place, Prefix=prefix):
             for upload in page.get("Uploads", ()):
-                s3.abort_multipart_upload(
-                    Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
+                s3.abort_multipart_upload(**place, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 def _check_deleted(bucket: str, errors: Sequence[Any]) -> None:
@@ -161,10 +160,10 @@ def _check_deleted(bucket: str, errors: Sequence[Any]) -> None:
         )
 
 
-def _delete_bucket(clients: Clients, bucket: str) -> None:
+def _delete_bucket(clients: Clients, bucket: str, owner: str) -> None:
     with asking(f"deleting the bucket {bucket}"):
         try:
-            clients.get("s3").delete_bucket(Bucket=bucket)
+            clients.get("s3").delete_bucket(Bucket=bucket, ExpectedBucketOwner=owner)
         except ClientError as error:
             if "BucketNotEmpty" not in str(error):
                 raise

@@ -53,7 +53,7 @@ from starburst_executor.costs.prices import worker_hour
 from starburst_executor.errors import AccountError
 from starburst_executor.protocol.worker_spec import WorkerSpec
 from starburst_executor.runtime import Runtime, SystemRuntime
-from starburst_executor.storage.url import split_session_url
+from starburst_executor.storage.url import split_session_url, without_owner
 
 __all__ = ["EcsLauncher", "open_ecs"]
 
@@ -99,7 +99,10 @@ def open_ecs_within(spec: WorkerSpec, given: Mapping[str, Any] | None) -> EcsLau
 
 
 def _deployment(given: Mapping[str, Any]) -> Deployment:
-    return msgspec.convert(given, Deployment)
+    try:
+        return msgspec.convert(given, Deployment)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the session does not say where its workers run: {error}") from error
 
 
 class EcsLauncher:
@@ -247,7 +250,10 @@ class EcsLauncher:
     def _tasks_of(self, session_url: str) -> SessionTasks:
         if session_url not in self._sessions:
             _, session_id = split_session_url(session_url)
-            self._sessions[session_url] = SessionTasks(url=session_url, session_id=session_id)
+            url = session_url
+            if "owner=" not in self._deployment.store:
+                url = without_owner(url)  # the session's workers may be of an earlier version
+            self._sessions[session_url] = SessionTasks(url=url, session_id=session_id)
         return self._sessions[session_url]
 
     def _looked_at(self, session_url: str) -> SessionTasks:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from starburst_executor.formatting import dollars, duration
+from starburst_executor.formatting import dollars, duration, utc
 from starburst_executor.inspection.report.charts import Chart, charts
 from starburst_executor.inspection.report.review import Loss, Review, Stay, observe, review
 from starburst_executor.inspection.tasks import TaskGroup
@@ -459,4 +458,4 @@ def _foot(review: Review) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+    return f"{utc(seconds):%Y-%m-%d %H:%M:%S}"

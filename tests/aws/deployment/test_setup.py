@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -31,6 +33,7 @@ from starburst_executor.cli.main import main
 from starburst_executor.errors import AccountDenied, AccountError
 from starburst_executor.runtime import SystemRuntime
 from tests.support import servers
+from tests.support.cfn import Loader
 from tests.support.scripted import Scripted
 from tests.support.servers import S3Server
 
@@ -42,6 +45,15 @@ BUCKET = f"starburst-executor-{ACCOUNT}-us-east-1"
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An emulator of these tests' own: they look at the whole account."""
     with servers.ministack(tmp_path_factory.mktemp("aws")) as server:
+        iam = boto3.client(
+            "iam",
+            endpoint_url=server.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=server.access_key,
+            aws_secret_access_key=server.secret_key,
+        )
+        iam.create_service_linked_role(AWSServiceName="ecs.amazonaws.com")
+        iam.close()
         yield server
 
 
@@ -89,7 +101,7 @@ def left_over(account: Clients) -> list[str]:
     templates = account.get("ec2").describe_launch_templates()["LaunchTemplates"]
     providers = account.get("ecs").describe_capacity_providers()["capacityProviders"]
     return [
-        *(r["RoleName"] for r in roles),
+        *(r["RoleName"] for r in roles if not r["Path"].startswith("/aws-service-role/")),
         *(g["GroupName"] for g in groups if g["GroupName"] != "default"),
         *(g["logGroupName"] for g in logs),
         *(e["VpcEndpointId"] for e in endpoints),
@@ -106,12 +118,13 @@ def left_over(account: Clients) -> list[str]:
 def test_setup_run_teardown_leaves_nothing(account: Clients) -> None:
     before = buckets(account)
     output = run("setup", "--yes").output
-    for part in ("bucket s3://", "security group", "gateway endpoint"):
+    # The emulator's default VPC has no internet gateway, so its subnets are private.
+    for part in ("bucket s3://", "security group", "gateway endpoint to S3 in the private route"):
         assert part in output
     deployment = config.load_deployment()
     assert deployment is not None
     assert deployment.cluster.endswith(":cluster/starburst-executor")
-    assert deployment.store == f"s3://{BUCKET}?region=us-east-1"
+    assert deployment.store == f"s3://{BUCKET}?region=us-east-1&owner={ACCOUNT}"
     assert all(name.startswith("sg-") for name in deployment.security_groups)
     assert config.load().settings.launcher == "ecs"
 
@@ -400,7 +413,7 @@ def test_public_subnets_of_the_default_vpc_are_taken(scripted: Scripted) -> None
     assert found.vpc == "vpc-1"
     assert found.subnets == ("subnet-1", "subnet-3")
     assert found.public_ip
-    assert found.without_s3 == ("rtb-2",)
+    assert found.without_s3 == ()
     assert found.warnings == ()
 
 
@@ -458,6 +471,24 @@ def test_a_gateway_that_is_there_is_not_made_again_but_the_stacks_own_is_kept(
         ids=("subnet-1", "subnet-2"),
     )
     assert found.without_s3 == ("rtb-2",)
+
+
+def test_the_endpoint_goes_into_private_route_tables_only_and_the_plan_says_which(
+    scripted: Scripted,
+) -> None:
+    subnets = [subnet("subnet-1"), subnet("subnet-2"), subnet("subnet-3")]
+    tables = [
+        table("rtb-1", INTERNET, "subnet-1"),
+        table("rtb-2", NAT, "subnet-2"),
+        table("rtb-3", None, "subnet-3"),
+    ]
+    found = network_of(scripted, subnets, tables, ids=("subnet-1", "subnet-2", "subnet-3"))
+    assert found.without_s3 == ("rtb-2", "rtb-3")
+    parameters = dict.fromkeys(DOCUMENT["Parameters"], "") | aws_setup._placed(found)
+    makes, _ = aws_setup._lines(parameters)
+    assert (
+        "gateway endpoint to S3 in the private route tables rtb-2, rtb-3: free of charge" in makes
+    )
 
 
 def test_what_the_stack_has_holds_unless_something_else_is_said(
@@ -572,23 +603,11 @@ def test_a_missing_permission_is_named_as_such(scripted: Scripted) -> None:
 # --- the template and the policies ---------------------------------------------------
 
 
-class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms as {name: value}."""
-
-
-def _short_form(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.ScalarNode):
-        return {suffix: loader.construct_scalar(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return {suffix: loader.construct_sequence(node, deep=True)}
-    raise AssertionError(node)
-
-
-Loader.add_multi_constructor("!", _short_form)
+DOCUMENT: dict[str, Any] = yaml.load(template(), Loader)
 
 
 def resources() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.load(template(), Loader)["Resources"]
+    found: dict[str, Any] = DOCUMENT["Resources"]
     return found
 
 
@@ -645,6 +664,8 @@ def test_workers_are_kept_to_their_store_their_cluster_and_their_roles() -> None
         names = actions([statement])
         if any(name.startswith("s3:") for name in names):
             assert "${KeyPrefix}sessions/*" in place
+            owner = statement["Condition"]["StringEquals"]["aws:ResourceAccount"]["If"]
+            assert owner == ["HasBucketOwner", {"Ref": "BucketOwner"}, {"Ref": "AWS::AccountId"}]
         elif names & {"ecs:RunTask", "ecs:StopTask"}:
             assert "ecs:cluster" in place
         elif "iam:PassRole" in names:
@@ -683,3 +704,70 @@ def test_a_policy_never_allows_all_actions_and_narrows_what_it_can() -> None:
             services = {action.partition(":")[0] for action in statement["Action"]}
             if services & {"s3", "iam", "cloudformation"}:
                 assert statement["Resource"] != "*" or "Condition" in statement
+
+
+def scope(**more: Any) -> policy.Scope:
+    names = {"account": "1", "region": "r", "bucket": "b", "prefix": "p/", "stack": "s"}
+    return policy.Scope(**{**names, **more})
+
+
+def places(document: dict[str, Any], action: str) -> set[str]:
+    """The resources on which a policy allows an action."""
+    found: set[str] = set()
+    for statement in document["Statement"]:
+        if action in statement["Action"]:
+            named = statement["Resource"]
+            found |= {named} if isinstance(named, str) else set(named)
+    return found
+
+
+def test_tags_of_the_log_group_are_on_the_group_itself() -> None:
+    document = policy.setup_policy(scope())
+    for action in ("logs:TagResource", "logs:ListTagsForResource"):
+        assert places(document, action) == {"arn:aws:logs:r:1:log-group:/starburst-executor/s"}
+    [place] = places(document, "logs:CreateLogGroup")
+    assert place.endswith(":*")
+
+
+def test_the_stack_may_look_at_what_it_deletes() -> None:
+    wanted = {"iam:ListAttachedRolePolicies", "iam:ListRolePolicies", "ec2:DescribeInstances"}
+    assert wanted <= actions(policy.setup_policy(scope())["Statement"])
+
+
+def test_a_cluster_roles_and_a_key_that_are_brought_along_are_in_the_policies() -> None:
+    key, role = "arn:aws:kms:r:1:key/k", "arn:aws:iam::1:role/mine"
+    ours = scope(cluster="shared", kms_key=key, roles=[role])
+    document = policy.client_policy(ours)
+    assert places(document, "ecs:DescribeClusters") == {"arn:aws:ecs:r:1:cluster/shared"}
+    assert places(document, "iam:PassRole") == {"arn:aws:iam::1:role/s-*", role}
+    assert places(document, "kms:Decrypt") == places(document, "kms:GenerateDataKey") == {key}
+    assert not places(policy.client_policy(scope()), "kms:Decrypt")
+
+
+def test_print_policy_takes_what_is_brought_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "cn-north-1")
+    key = "arn:aws-cn:kms:cn-north-1:123456789012:key/k"
+    wish = ("--cluster", "shared", "--kms-key", key, "--task-role-arn", "arn:aws-cn:iam::1:role/r")
+    text = run("setup", "--print-policy", *wish).output
+    for part in ("cluster/shared", key, "arn:aws-cn:iam::1:role/r", "ec2.amazonaws.com.cn"):
+        assert part in text
+    assert "arn:aws:" not in text
+
+
+# These services have the same name in all partitions. The others, such as EC2, do not: see
+# `Default.servicePrincipal` in github.com/aws/aws-cdk, packages/aws-cdk-lib/region-info.
+EVERYWHERE = re.compile(r"\b(ecs|ecs-tasks|autoscaling|spot)\.amazonaws\.com\b")
+FIXED = re.compile(r"amazonaws\.com|arn:aws:")
+PER_PARTITION = '"amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"'
+
+
+def test_no_partition_of_aws_is_taken_for_granted() -> None:
+    root = Path(aws_setup.__file__).parents[2]
+    files = [file for kind in ("*.py", "*.yaml") for file in root.rglob(kind)]
+    fixed = [
+        f"{file.relative_to(root)}: {line.strip()}"
+        for file in files
+        for line in file.read_text().splitlines()
+        if FIXED.search(EVERYWHERE.sub("", line.replace(PER_PARTITION, "")))
+    ]
+    assert not fixed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from botocore.stub import ANY, Stubber
 
@@ -120,8 +121,6 @@ def test_equal_definitions_share_a_family_and_others_do_not() -> None:
         launcher = EcsLauncher(WorkerSpec(launcher="ecs", **spec), deployment)
         return launcher._definition.request["family"]
 
-    import msgspec
-
     other = msgspec.structs.replace(DEPLOYMENT, image="another")
     assert family() == family(use_spot=True)
     assert len({family(), family(cpu=2, memory="4GB"), family(other)}) == 3
@@ -231,7 +230,7 @@ def test_throttling_is_retried_within_a_budget_and_then_later(
         ),
         ("PlatformUnknownException", "The platform version is unknown", "platform"),
         ("BlockedException", "Your account is currently blocked", "Support"),
-        ("ExpiredTokenException", "The security token is expired", "Renew"),
+        ("UnrecognizedClientException", "The security token is invalid", "Renew"),
         ("ClientException", "Something that nobody has seen yet", "nobody has seen"),
     ],
 )  # fmt: skip
@@ -443,7 +442,7 @@ def test_an_image_that_is_not_found_is_an_error_at_the_next_launch(
 
 
 def test_a_start_that_may_have_failed_by_accident_is_tried_three_times() -> None:
-    text = "Timeout waiting for network interface provisioning to complete."
+    text = "Something that nobody has seen yet."
     with launched(1) as (launcher, script):
         for number in (1, 2, 3):
             script.later(6)
@@ -455,12 +454,12 @@ def test_a_start_that_may_have_failed_by_accident_is_tried_three_times() -> None
                 script.look()
                 script.run(1, number + 1)
                 assert launcher.launch(URL, 1) == [worker(number + 1)]
-        with pytest.raises(LaunchFailed, match="Timeout waiting for network"):
+        with pytest.raises(LaunchFailed, match="nobody has seen"):
             launcher.launch(URL, 1)
 
 
 def test_a_worker_that_runs_gives_hope_again() -> None:
-    text = "Timeout waiting for network interface provisioning to complete."
+    text = "Something that nobody has seen yet."
     with launched(1, 2) as (launcher, script):
         script.later()
         script.look(2)
@@ -719,3 +718,22 @@ def test_a_worker_starts_others_of_its_own_definition_and_registers_none() -> No
         ecs.add_response("run_task", started, {**RUN, "taskDefinition": "mine:7"})
         assert launcher.launch(URL, 1) == [worker(1)]
         ecs.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        ("s3://bucket/starburst?owner=123456789012", f"{URL}?region=eu-west-1&owner=123456789012"),
+        ("s3://bucket/starburst", f"{URL}?region=eu-west-1"),  # made by an earlier version
+    ],
+)
+def test_workers_are_told_the_buckets_owner_if_their_session_has_one(store: str, told: str) -> None:
+    session_url = f"{URL}?region=eu-west-1&owner=123456789012"
+    with scripted() as (launcher, script):
+        launcher._deployment = msgspec.structs.replace(DEPLOYMENT, store=store)
+        script.first_look()
+        script.definition()
+        [override] = RUN["overrides"]["containerOverrides"]
+        command = [told, "--id", "@ecs-task"]
+        script.run(1, 1, overrides={"containerOverrides": [{**override, "command": command}]})
+        assert launcher.launch(session_url, 1) == [worker(1)]

@@ -3,11 +3,12 @@
 botocore loads it where BOTOCORE_EXPERIMENTAL__PLUGINS names it, for every client. It needs nothing
 but the standard library, so that a worker in an environment of its own can load it from this folder
 alone. Calls that the tests make themselves are told from the package's by who is on the stack, and
-left out.
+left out. Each call is checked too: emulators take what AWS refuses.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -23,6 +24,9 @@ FOLDER = (
 _PACKAGE = "starburst_executor"
 _ON_BEHALF = f"{os.sep}requests.py"  # makes calls for other modules
 _OF_SESSIONS = re.compile(r"(^|/)(sessions|environments)/")
+
+# In a worker, this folder is where modules are looked for, and no package.
+_constraints: Any = importlib.import_module(f"{__package__}.call_constraints".lstrip("."))
 
 _lock = threading.Lock()
 _noted: set[str] = set()
@@ -45,6 +49,9 @@ def _note(params: dict[str, Any], model: Any, **_: Any) -> None:
         "operation": model.name,
         "parameters": sorted(params),
         "of_sessions": bool(_OF_SESSIONS.search(place)),
+        "faults": sorted(
+            _constraints.faults(params, model.input_shape, model.service_model.service_name)
+        ),
     }
     line = json.dumps(call)
     with _lock:
