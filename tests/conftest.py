@@ -32,11 +32,11 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.register_profile(
-    "long", max_examples=5000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    "long", max_examples=1500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("usual")
 
-_USUAL = "not aws and not chaos"
+_USUAL = "not aws and not chaos and not soak"
 
 _LEAK_GRACE = 5.0  # seconds for what is already ending to end
 
@@ -53,6 +53,8 @@ LONGEST = (
     "test_integrations.py",
     "test_attach.py",
     "test_autoscaler.py",
+    "test_outages.py",
+    "test_soak.py",
 )
 """Begun first, so that no process is left with one of them when the others have ended."""
 

@@ -87,7 +87,12 @@ def _shown(value: Any) -> str:
 @_profile_option
 @_region_option
 @_stack_option
-@click.option("--store", metavar="URL", help="A prefix in your own bucket: s3://bucket/prefix.")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="A prefix in your own bucket: s3://bucket/prefix; with ?owner=ACCOUNT_ID in that of "
+    "another account.",
+)
 @click.option(
     "--vpc", metavar="ID", help="The VPC for workers; defaults to the account's default VPC."
 )

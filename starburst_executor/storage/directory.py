@@ -437,8 +437,17 @@ class DirectoryStore:
         except OSError:
             # The root is missing or read-only, so nothing this process does depends on the time:
             # that of this machine's own temporary files will do.
+            return self._time_of_a_temporary_file()
+
+    def _time_of_a_temporary_file(self) -> float:
+        try:
             with tempfile.TemporaryFile() as file:
                 return os.fstat(file.fileno()).st_mtime_ns / 1e9
+        except OSError as error:
+            raise LocalDiskError(
+                f"the time cannot be told: neither {self._root} nor this machine's temporary "
+                f"folder can be written ({error}). Free up space there, or set TMPDIR"
+            ) from error
 
 
 def _until_fresh(read: Callable[[], T]) -> T:

@@ -218,8 +218,8 @@ class Claimer:
 
     def _claim_from(self, assignment: Assignment) -> bool:
         """Claim, giving up after a few conflicts; whether anything was claimed."""
+        self._dispatcher.take_ended()  # or what ended during the look would seem still to do
         for _ in range(CONFLICTS_OF_FEW if self._few else CONFLICTS):
-            self._dispatcher.take_ended()  # or what ended meanwhile would seem still to do
             count = self._planner.wanted(assignment)
             if not count:
                 return False

@@ -138,7 +138,7 @@ def use(value: Any) -> None:
     if isinstance(value, Manifest):
         utc(value.created), str(past_limit(value)), str(value.rate)
     if isinstance(value, Record):
-        assert [tasks.attempts(task) for task in value.tasks]
+        assert len([tasks.attempts(task) for task in value.tasks]) == len(value.tasks)
     if isinstance(value, Heartbeat):
         duration(value.busy), utc(value.written)
     if isinstance(value, Header):

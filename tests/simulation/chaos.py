@@ -167,13 +167,15 @@ class Chaos:
             self.broken.add(client.name)
             if not self._may_fail(client, error):
                 raise
-            client.exit()
+            if isinstance(error, MemoryError):
+                client.exit()
 
     def _submit(self, client: SimClient, one: Round) -> None:
         futures = client.submit(one.works)
         client.runtime.signal().wait(one.pause)
         if one.cancelled:
-            client.cancel([futures[number] for number in one.cancelled], running=one.running)
+            chosen = [futures[number] for number in one.cancelled]
+            client.patiently(partial(client.cancel, chosen, running=one.running))
 
     def _may_fail(self, client: SimClient, error: Exception) -> bool:
         if isinstance(error, SessionError):

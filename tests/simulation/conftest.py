@@ -5,14 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.seed import SEED
-
 
 @pytest.fixture(autouse=True)
 def quiet_log() -> Iterator[None]:
     """Formatting the warnings of thousands of failures takes longer than the failures do."""
     logger = logging.getLogger("starburst_executor")
     level = logger.level
-    logger.setLevel(logging.NOTSET if SEED else logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL)
     yield
     logger.setLevel(level)

@@ -180,6 +180,8 @@ class Ledger(MemoryStore):
         return max(self._silence.get(worker, 0.0), since)
 
     def _check_record(self, batch: Batch, new: Record) -> None:
+        if self.prefix + batch.tasks_key not in self._data:
+            raise BrokenRule(f"{batch} gets a record, but is gone")
         stored = self.record(batch)
         old = self.state(batch) if stored is None else stored
         if stored is not None and new.nonce == stored.nonce:

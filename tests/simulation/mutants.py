@@ -1,4 +1,4 @@
-"""The rules of the protocol, each with the mutant that does without it, and the test that notices.
+"""The rules of the protocol, each with the mutant that does without it and the test that notices.
 
 `python -m tests.simulation.mutate` plays them all; `test_mutants` does so in the suite. Whoever
 adds a rule adds its mutant here.
@@ -110,6 +110,14 @@ CLAIMS = (
         "for key in self._pool.withdraw(list(assignment.dispatched.values())):",
         "for key in ():",
         "test_what_waits_in_a_child_does_not_begin_while_no_heartbeat_gets_through",
+    ),
+    mutant(
+        "a worker that has enough to do looks on, at later batches",
+        "worker.claiming:Claimer._look_and_claim",
+        "if assignment is not None and self._planner.full():",
+        "if False:",
+        "test_four_workers_overtake_only_what_another_of_them_has_claimed",
+        ((1,), (0.3,)),
     ),
     mutant(
         "what waits behind a long task is never handed back",

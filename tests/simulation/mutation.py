@@ -113,7 +113,7 @@ class Mutant:
     Attributes:
         name: What the rule's absence comes to.
         edits: How to take the rule out.
-        killer: Name of the test that fails then, in `test_rules` or `test_protocol`.
+        killer: Name of the test that fails then, in `test_rules`, `test_protocol` or `test_order`.
         cases: The arguments for a test that takes some; it must fail for one of these.
     """
 
@@ -143,10 +143,9 @@ class Mutant:
         return Verdict(False, "", len(self.cases))
 
     def _test(self) -> Callable[..., object]:
-        for module in ("test_rules", "test_protocol"):
-            found = getattr(
-                importlib.import_module(f"tests.simulation.{module}"), self.killer, None
-            )
+        for name in ("simulation.test_rules", "simulation.test_protocol", "worker.test_order"):
+            module = importlib.import_module(f"tests.{name}")
+            found = getattr(module, self.killer, None)
             if found is not None:
                 return found  # type: ignore[no-any-return]
         raise StaleMutant(f"{self.name}: there is no test {self.killer}")

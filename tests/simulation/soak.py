@@ -22,11 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--schedules", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=10_000, help="the seed to begin with")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--kind", choices=[str(kind) for kind in Kind], help="only of this kind")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
     options = parser.parse_args(arguments)
     logging.getLogger("starburst_executor").setLevel(logging.CRITICAL)
     began, failures = time.perf_counter(), 0
-    kinds = list(Kind)
+    kinds = [Kind(options.kind)] if options.kind else list(Kind)
     for number in range(options.schedules):
         failures += not _holds(options.first + number // len(kinds), kinds[number % len(kinds)])
         seconds = time.perf_counter() - began

@@ -1,9 +1,9 @@
 """The protocol under attack: the real code of clients and workers, in virtual time.
 
-Every schedule follows from a seed. A random one that fails is printed with the command that plays
-it again:
+Every schedule follows from a seed. A random one that fails is shrunk, and printed with the command
+that plays it again:
 
-    STARBURST_SEED=1234 python -m pytest tests/simulation/test_protocol.py -k attended
+    python -m tests.simulation.soak --kind watched --first 1234 --schedules 1
 """
 
 from __future__ import annotations
@@ -41,18 +41,16 @@ from tests.simulation.kernel import Call, Fault
 from tests.simulation.schedule import Kind, Schedule, drawn
 from tests.simulation.shrink import failure_of, shrink
 from tests.simulation.world import SimClient, Work, World
-from tests.support.seed import SEED
 
 # --- random schedules --------------------------------------------------------------
 
 
 def play(kind: Kind, seeds: range) -> None:
     """Play random schedules; a failure says how to play it again."""
-    for seed in [int(SEED)] if SEED else seeds:
+    for seed in seeds:
         error, chaos = failure_of(drawn(seed, kind))
         if error is not None:
-            tests = "tests/simulation/test_protocol.py"
-            again = f"STARBURST_SEED={seed} python -m pytest {tests} -k {kind}"
+            again = f"python -m tests.simulation.soak --kind {kind} --first {seed} --schedules 1"
             small = shrink(drawn(seed, kind))
             pytest.fail(f"{error!r}\n\n{again}\n\n{small}\n\n{chaos.world.sim.report()}")
 

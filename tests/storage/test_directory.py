@@ -16,6 +16,7 @@ import pytest
 from starburst_executor.aws.s3 import S3Store
 from starburst_executor.errors import (
     Conflict,
+    LocalDiskError,
     ObjectNotFound,
     StoreDenied,
     StoreError,
@@ -400,6 +401,14 @@ def test_closing_leaves_nothing_but_the_objects(store: DirectoryStore, root: Pat
     store.list("")
     store.close()
     assert list((root / ".tmp").iterdir()) == []
+
+
+def test_a_missing_store_without_a_temporary_folder_names_the_latter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(LocalDiskError, match=r"temporary folder.*TMPDIR"):
+        DirectoryStore(tmp_path / "missing").list("")
 
 
 def test_the_clock_starts_again_when_its_file_was_removed(

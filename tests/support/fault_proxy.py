@@ -1,7 +1,7 @@
 """A proxy before an S3 server that gives some requests a faulty reply.
 
     with fault_proxy(server) as proxy:
-        proxy.plan = FirstOfEach(Fault.UNAVAILABLE, 6)
+        proxy.plan = everything(Fault.UNAVAILABLE)
         s3_env(server, proxy.endpoint)
 
 A plan looks at a request and names the fault, or None. It may be replaced at any time. With one
@@ -86,17 +86,17 @@ def matching(fault: Fault, under: str = "", operations: Collection[str] = ()) ->
 
 
 class FirstOfEach:
-    """A fault for the first `times` requests of each operation on each kind of object."""
+    """Faults for the first requests of each operation on each kind of object, in this order."""
 
-    def __init__(self, fault: Fault, times: int) -> None:
-        self._fault = fault
-        self._times = times
+    def __init__(self, *faults: Fault) -> None:
+        self._faults = faults
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, request: S3Request) -> Fault | None:
-        self._seen[request.operation, request.kind] += 1
-        early = self._seen[request.operation, request.kind] <= self._times
-        return self._fault if early else None
+        what = (request.operation, request.kind)
+        self._seen[what] += 1
+        early = self._seen[what] <= len(self._faults)
+        return self._faults[self._seen[what] - 1] if early else None
 
 
 class Share:
@@ -125,7 +125,7 @@ class FaultProxy:
     Attributes:
         plan: Which requests get which fault.
         seen: Requests so far, by operation and kind of object.
-        faulty: Those that got a fault.
+        faulty: Those that got a fault, by fault, operation and kind.
     """
 
     def __init__(self, server: S3Server) -> None:
@@ -134,7 +134,7 @@ class FaultProxy:
         self.endpoint = ""
         self.plan: Plan = nothing
         self.seen: Counter[tuple[str, str]] = Counter()
-        self.faulty: Counter[tuple[str, str]] = Counter()
+        self.faulty: Counter[tuple[Fault, str, str]] = Counter()
 
     def fault(self, request: S3Request) -> Fault | None:
         """Decide about a request, and count it."""
@@ -142,7 +142,8 @@ class FaultProxy:
         with self._lock:
             fault = self.plan(request)
             self.seen[what] += 1
-            self.faulty[what] += fault is not None
+            if fault is not None:
+                self.faulty[fault, *what] += 1
         return fault
 
     def ask(
