@@ -16,7 +16,7 @@ from starburst_executor.launchers.local import LocalLauncher
 from starburst_executor.worker.ipc import MESSAGE_MAX
 from starburst_executor.worker.pool import ProcessPool, SlotsBroken
 from tests.support.bench import PATIENCE, Bench, same
-from tests.support.sessions import QUICK
+from tests.support.shop import UNHURRIED
 
 pytestmark = pytest.mark.usefixtures("functions_travel_by_value")
 
@@ -147,7 +147,7 @@ def test_a_worker_that_cannot_make_its_temp_folder_says_so_to_the_client(
     directory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(creation, "open_launcher", lambda *_: LocalLauncher(command=NO_TEMP))
-    one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
+    one = StarburstExecutor(1, store=directory_url, intervals=UNHURRIED)
     future = one.submit(same, 1)
     with pytest.raises(ExecutorBroken, match=r"(?s)3 workers .* left: this worker's temp folder"):
         future.result(PATIENCE)
@@ -166,7 +166,7 @@ def test_workers_whose_temp_folder_goes_break_the_executor_and_fail_no_task(
     root = tmp_path / "temp"
     root.mkdir()
     monkeypatch.setenv("TMPDIR", str(root))
-    one = StarburstExecutor(1, store=directory_url, intervals=QUICK)
+    one = StarburstExecutor(1, store=directory_url, intervals=UNHURRIED)
     assert one.submit(same, 1).result(PATIENCE) == 1
     future = one.submit(remove_temp_folders, str(root))
     with pytest.raises(ExecutorBroken, match=r"left: this worker's temp folder .*starburst-"):
