@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import urllib3.exceptions
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -23,6 +22,10 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
+from botocore.response import (  # type: ignore[attr-defined]  # its stubs lack them
+    URLLib3ProtocolError,
+    URLLib3ReadTimeoutError,
+)
 
 from starburst_executor.errors import (
     ConfigError,
@@ -54,7 +57,8 @@ NO_ANSWER = (
     HTTPClientError,
     IncompleteReadError,
     ResponseParserError,
-    urllib3.exceptions.HTTPError,  # botocore lets pass an error's own body that breaks off
+    URLLib3ProtocolError,  # botocore lets pass the body of an error that breaks off
+    URLLib3ReadTimeoutError,
 )
 _BAD_CREDENTIALS = {
     "ExpiredToken",

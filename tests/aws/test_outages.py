@@ -115,7 +115,6 @@ def test_a_short_outage_leaves_no_trace(
     tally = Tally(tmp_path / "tally")
     data = os.urandom(2 << 20)
     executor = StarburstExecutor(2, store=scene.url, intervals=INTERVALS)
-    scene.use("worker")
     scene.plan(lambda: FirstOfEach(*faults))
     try:
         assert [*executor.map(partial(square, tally), range(4))] == [0, 1, 4, 9]
@@ -133,7 +132,6 @@ def test_a_short_outage_leaves_no_trace(
         assert held.result(PATIENCE) == "held"
         assert {kind_of(name) for name in scene.stored()} <= OBJECTS.keys()
     finally:
-        scene.use("client")
         until(lambda: told_or_done(partial(executor.cleanup, force=True)), "cleaned up")
     assert scene.stored() == []
     once = {str(n): 1 for n in range(4)} | {"digest": 1, "words": 1}

@@ -49,7 +49,6 @@ def test_all_results_come_once_over_a_bad_connection_with_an_outage(
     tally = Tally(tmp_path / "tally")
     large = os.urandom(LARGE)
     executor = StarburstExecutor(2, store=scene.url, intervals=INTERVALS)
-    scene.use("worker")
     scene.plan(partial(Share, BAD, [*Fault], SEED))
     try:
         given = [large if number % 50 == 0 else b"%d" % number for number in range(TASKS)]
@@ -64,7 +63,6 @@ def test_all_results_come_once_over_a_bad_connection_with_an_outage(
                 given[number][:: number or 1],
             )
     finally:
-        scene.use("client")
         until(lambda: told_or_done(partial(executor.cleanup, force=True)), "cleaned up")
     assert tally.counts() == {str(number): 1 for number in range(TASKS)}
     assert scene.stored() == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from starburst_executor.errors import SessionNotFound, StoreError
+from starburst_executor.launchers import local
 from tests.support import quick_retries
 from tests.support.fault_proxy import FaultProxy, Plan, fault_proxy
 from tests.support.servers import S3Server
@@ -44,20 +45,11 @@ class Scene:
         sides: The proxies, "client" and "worker".
     """
 
-    def __init__(
-        self, server: S3Server, sides: dict[str, FaultProxy], patch: pytest.MonkeyPatch
-    ) -> None:
+    def __init__(self, server: S3Server, sides: dict[str, FaultProxy]) -> None:
         self.url = server.fresh_url()
         self.sides = sides
         self._server = server
-        self._patch = patch
         self._bucket, _, self._prefix = self.url.removeprefix("s3://").partition("/")
-        self.use("client")
-
-    def use(self, side: str) -> None:
-        """What is started from now on uses this side's connection."""
-        for name, value in self._server.environment(self.sides[side].endpoint).items():
-            self._patch.setenv(name, value)
 
     def plan(self, make: Callable[[], Plan]) -> None:
         """Give each side a plan of its own."""
@@ -86,7 +78,12 @@ def scene_at(server: S3Server, patch: pytest.MonkeyPatch) -> Iterator[Scene]:
     patch.setenv("BOTOCORE_EXPERIMENTAL__PLUGINS", plugins)
     patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", quick_retries.pause)
     with fault_proxy(server) as client, fault_proxy(server) as workers:
-        yield Scene(server, {"client": client, "worker": workers}, patch)
+        for name, value in server.environment(client.endpoint).items():
+            patch.setenv(name, value)
+        inherited = local._worker_environment
+        elsewhere = server.environment(workers.endpoint)
+        patch.setattr(local, "_worker_environment", lambda fd: {**inherited(fd), **elsewhere})
+        yield Scene(server, {"client": client, "worker": workers})
 
 
 def told_or_done(call: Callable[[], object]) -> bool:
