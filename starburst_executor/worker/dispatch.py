@@ -243,11 +243,12 @@ class Dispatcher:
         """Hand back those of the attempts that have not started."""
         for assignment, unstarted in found:
             keys = [key for key in unstarted if key not in self._transfers.fetching]
-            withdrawn = self._pool.withdraw(keys)
+            # They wait here again: it may be that they cannot be handed back now.
+            self._withdraw(assignment, keys)
             releases = {
                 key.position: key.attempt
                 for key in keys
-                if key in withdrawn or assignment.waiting.get(key.position) == key
+                if assignment.waiting.get(key.position) == key
             }
             if releases:
                 self._committer.commit(assignment, releases=releases)
@@ -263,9 +264,12 @@ class Dispatcher:
         if not self.paused:
             self.paused = True
             for assignment in self._planner.assignments.values():
-                for key in self._pool.withdraw(list(assignment.dispatched.values())):
-                    assert isinstance(key, AttemptKey)
-                    assignment.waiting[key.position] = assignment.dispatched.pop(key.position)
+                self._withdraw(assignment, list(assignment.dispatched.values()))
+
+    def _withdraw(self, assignment: Assignment, keys: list[AttemptKey]) -> None:
+        for key in self._pool.withdraw(keys):
+            assert isinstance(key, AttemptKey)
+            assignment.waiting[key.position] = assignment.dispatched.pop(key.position)
 
     def stop_all(self) -> None:
         """Stop every task, running or not, and note those that had just ended."""

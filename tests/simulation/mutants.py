@@ -6,6 +6,7 @@ adds a rule adds its mutant here.
 
 from __future__ import annotations
 
+from tests.simulation.kernel import Fault
 from tests.simulation.mutation import Edit, Mutant
 
 __all__ = ["MUTANTS"]
@@ -107,8 +108,8 @@ CLAIMS = (
     mutant(
         "what a child has not begun stays with it while no heartbeat gets through",
         "worker.dispatch:Dispatcher.check_lease",
-        "for key in self._pool.withdraw(list(assignment.dispatched.values())):",
-        "for key in ():",
+        "self._withdraw(assignment, list(assignment.dispatched.values()))",
+        "pass",
         "test_what_waits_in_a_child_does_not_begin_while_no_heartbeat_gets_through",
     ),
     mutant(
@@ -125,6 +126,14 @@ CLAIMS = (
         "if self.free:",
         "if True:",
         "test_what_waits_behind_a_task_that_turned_out_long_is_handed_back",
+    ),
+    mutant(
+        "what was taken from a child counts as being there",
+        "worker.dispatch:Dispatcher._withdraw",
+        "assignment.waiting[key.position] = assignment.dispatched.pop(key.position)",
+        "pass",
+        "test_what_could_not_be_handed_back_at_once_is_handed_back_later",
+        ((Fault.UNAVAILABLE,), (Fault.NO_MEMORY,)),
     ),
 )
 

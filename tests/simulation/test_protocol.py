@@ -503,6 +503,30 @@ def test_what_waits_behind_a_task_that_turned_out_long_is_handed_back() -> None:
         assert max(task.losses for task in world.tasks().values()) == 0
 
 
+@pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.LOST, Fault.NO_MEMORY])
+def test_what_could_not_be_handed_back_at_once_is_handed_back_later(fault: Fault) -> None:
+    struck: list[float] = []
+
+    def strike(call: Call) -> Fault | None:
+        long = any(body.label == "0-20" for body in world.bodies)
+        if long and call.process == "w-a" and call.op == "replace" and len(struck) < 2:
+            struck.append(world.sim.now)
+            return fault
+        return None
+
+    with a_world(striking(strike), workers=1) as world:
+        without_launcher(world)
+        works = [Work(seconds=0.1)] * 40
+        works[20] = Work(seconds=3600)
+        world.client("c", submitting(*works, then=outlasting))
+        world.start_worker("w-a", delay=0.5)
+        world.run_until(lambda: any(b.label == "0-20" for b in world.bodies), 60)
+        world.start_worker("w-b")
+        world.run_until(lambda: world.count(State.COMPLETED) == 39, world.sim.now + 60)
+        assert len(struck) == 2
+        assert max(task.losses for task in world.tasks().values()) == 0
+
+
 def test_a_straggler_before_thousands_of_finished_batches_costs_a_short_listing() -> None:
     with a_world() as world:
         ledger = world.ledger
