@@ -182,8 +182,8 @@ LOSSES = (
     ),
     mutant(
         "whoever requeues leaves the marker to readers",
-        "coordination.recovery:Recovery._mend",
-        "self._session.mark(sight.batch, known.record)",
+        "coordination.recovery:Recovery._requeue",
+        "self._session.mark(batch, known.record)",
         "pass",
         "test_what_was_requeued_is_claimed_with_the_next_look",
     ),
@@ -397,15 +397,15 @@ ENDS = (
     mutant(
         "a session is deleted without waiting for its workers",
         "coordination.administration:delete",
-        "_await_workers(session, manifest, launcher)",
+        "_await_workers(session, intervals, launcher)",
         "pass",
         "test_a_deletion_waits_for_workers_that_nobody_can_stop",
     ),
     mutant(
         "a session is deleted before it is marked terminated",
         "coordination.administration:delete",
-        "terminate(session, launcher)",
-        "pass",
+        "session.amend(_terminated).intervals",
+        "session.check_open().intervals",
         "test_a_deletion_waits_for_workers_that_nobody_can_stop",
     ),
     mutant(
