@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -100,6 +101,7 @@ class _Verbs(click.Group):
             return super().main(*args, **kwargs)
         except OSError as error:
             click.echo(f"Error: {_what_failed(error)}", err=True)
+            _write_no_more()
             sys.exit(Exit.OTHER)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -112,6 +114,16 @@ class _Verbs(click.Group):
         except KeyboardInterrupt:
             click.echo(err=True)
             ctx.exit(Exit.INTERRUPTED)
+
+
+def _write_no_more() -> None:
+    """Let what is still buffered go nowhere: Python would try it again at exit, and exit with 120.
+
+    See the note on SIGPIPE in the documentation of Python's `signal`.
+    """
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _what_failed(error: OSError) -> str:

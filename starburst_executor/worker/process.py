@@ -43,8 +43,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# A role that was just made is refused for a while; one that lacks a permission is soon told so.
-_REFUSED_SECONDS = 60.0
+# A role that was just made is refused for a while, and an outage may be over in a minute or two; a
+# worker that can never reach its store must say so before it has cost much.
+_START_SECONDS = 120.0
 _ECS_TASK = "@ecs-task"  # what `aws.ecs` gives to each of the tasks that it starts at once
 
 
@@ -134,7 +135,7 @@ def _temp_root() -> Path:
 
 def _when_it_answers(session: Session, call: Callable[[], T]) -> T:
     """Do what a worker cannot start without, through a short outage or refusal of the store."""
-    return session.outlast(lambda: session.patiently(call), _REFUSED_SECONDS)
+    return session.outlast(call, _START_SECONDS)
 
 
 def _open_standard_files() -> None:

@@ -136,13 +136,15 @@ def test_an_output_that_is_full_is_one_line(
 
 
 @full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_process_whose_output_is_full_says_nothing_more_when_it_exits(
-    finished: Finished,
+    finished: Finished, unbuffered: str
 ) -> None:
+    settings = {"STARBURST_STORE": finished.store, "PYTHONUNBUFFERED": unbuffered}
     with FULL.open("w") as output:
         done = subprocess.run(
             [sys.executable, "-m", "starburst_executor", "status", finished.id],
-            env={**os.environ, "STARBURST_STORE": finished.store},
+            env=os.environ | settings,
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,

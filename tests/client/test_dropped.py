@@ -25,8 +25,19 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate.open()
 
 
+@pytest.fixture(autouse=True)
+def before() -> None:
+    """Notes the threads of others, such as of an executor that a whole file of tests shares."""
+    _others.clear()
+    _others.update(threading.enumerate())
+
+
+_others: set[threading.Thread] = set()
+
+
 def _threads() -> set[str]:
-    return {t.name for t in threading.enumerate() if t.name.startswith("starburst-")}
+    new = set(threading.enumerate()) - _others
+    return {t.name for t in new if t.name.startswith("starburst-")}
 
 
 def _ended(store: str) -> None:

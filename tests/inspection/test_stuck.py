@@ -23,7 +23,7 @@ from starburst_executor.protocol.manifest import Manifest
 from starburst_executor.protocol.session import Session
 from starburst_executor.runtime import SystemRuntime
 from starburst_executor.storage.url import open_store
-from tests.support.sessions import QUICK, is_alive, run_python, worker_pids
+from tests.support.sessions import QUICK, run_python, worker_pids
 from tests.support.tasks import Gate, until
 
 RARELY_READ = replace(QUICK, session_check=3600)
@@ -59,7 +59,9 @@ def _kill_workers(session: Session) -> None:
     for beat in beats:
         assert beat is not None
         os.kill(beat.pid, signal.SIGKILL)
-        until(lambda pid=beat.pid: not is_alive(pid), "killed")  # type: ignore[misc]
+    killed = {beat.worker for beat in beats if beat is not None}
+    # A process is a zombie before its last thread has let go of what it had open.
+    until(lambda: killed <= LocalLauncher().ended(session.url), "seen to have ended")
 
 
 def _edit(session: Session, **changes: object) -> None:

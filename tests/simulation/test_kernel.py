@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from starburst_executor.errors import Conflict, ObjectNotFound, StoreUnavailable
+from starburst_executor.errors import Conflict, LocalDiskError, ObjectNotFound, StoreUnavailable
 from starburst_executor.runtime import Runtime
 from starburst_executor.storage.base import ListingPage, Store
 from tests.simulation import kernel as simulator
@@ -585,7 +585,7 @@ def test_error_that_is_no_store_error_reaches_the_caller() -> None:
         sim.spawn("w", lambda: store.upload("a", Path("/no/such/file")))
         with pytest.raises(SimulationFailed) as failure:
             sim.run()
-    assert isinstance(failure.value.__cause__, FileNotFoundError)
+    assert isinstance(failure.value.__cause__, LocalDiskError)
 
 
 def test_writes_are_counted_per_prefix_and_window() -> None:
@@ -667,7 +667,7 @@ def test_late_write_that_finds_the_world_changed_is_refused_unheard() -> None:
 
 
 def test_bug_in_an_effect_that_nobody_hears_of_fails_the_run() -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LocalDiskError):
         run_alone(lambda store: store.upload("a", Path("/no/such/file")), Fault.LOST)
 
 

@@ -565,7 +565,7 @@ def test_no_worker_is_started_for_a_session_terminated_meanwhile() -> None:
 
 
 def test_a_lane_in_doubt_is_never_taken_again() -> None:
-    away = striking(lambda call: Fault.UNAVAILABLE if call.key.endswith("/tasks") else None)
+    away = striking(lambda call: Fault.NO_MEMORY if call.key.endswith("/tasks") else None)
     with a_world(away) as world:
 
         def script(client: SimClient) -> None:

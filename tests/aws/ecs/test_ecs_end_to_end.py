@@ -312,13 +312,13 @@ def test_cleanup_stops_what_is_starting_and_what_runs(
 def test_workers_that_cannot_work_are_an_error_with_what_they_printed(
     ecs: EcsServer, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ecs.set(task_endpoints={"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"})
+    ecs.set(task_endpoints={"AWS_ENDPOINT_URL_S3": "127.0.0.1:9"})
     executor = StarburstExecutor(max_workers=3, intervals=QUICK)
     futures = [executor.submit(square, n) for n in range(3)]
-    with pytest.raises(ExecutorBroken, match="Could not connect to the endpoint"):
+    with pytest.raises(ExecutorBroken, match="AWS_ENDPOINT_URL_S3"):
         futures[0].result(timeout=100)
     said = run("logs", executor.session_id, "--workers")
-    assert said.count("Could not connect to the endpoint") >= 3
+    assert said.count("AWS_ENDPOINT_URL_S3") >= 3
     executor.shutdown()
 
 
