@@ -92,7 +92,7 @@ def _lifted_call(call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return tuple(map(lifted, args)), {k: lifted(v) for k, v in kwargs.items()}
 
 
-def pickle_out_of_band(obj: object) -> tuple[memoryview, list[memoryview]]:
+def pickle_out_of_band(obj: object) -> tuple[bytes, list[memoryview]]:
     buffers: list[memoryview] = []
 
     def goes_inline(buffer: pickle.PickleBuffer) -> bool:
@@ -104,7 +104,7 @@ def pickle_out_of_band(obj: object) -> tuple[memoryview, list[memoryview]]:
 
     stream = io.BytesIO()
     Pickler(stream, goes_inline).dump(obj)
-    return stream.getbuffer(), buffers
+    return stream.getvalue(), buffers
 
 
 def loads(cargo: Data, fetch: Fetch, what: str = "object") -> Any:

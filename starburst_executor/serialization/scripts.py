@@ -339,10 +339,10 @@ def _pickled_content(value: Any) -> str:
 
     stream = io.BytesIO()
     _Identity(stream, buffer_callback=hashed).dump(value)
-    return summary(_digest(stream.getbuffer()), tuple(buffers))
+    return summary(_digest(stream.getvalue()), tuple(buffers))
 
 
-def _digest(data: memoryview) -> str:
+def _digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
